@@ -1,0 +1,62 @@
+//! 128-bit ids of things trackers keep, and the random id of a request.
+
+use crate::hash::fixed_bytes;
+use crate::peer_id::PeerId;
+
+fixed_bytes! {
+    /// Drawn by a client for every write; a repeat with the same id changes nothing.
+    RequestId, 16
+}
+
+fixed_bytes! {
+    /// A group; its name may change, this does not.
+    GroupId, 16
+}
+
+fixed_bytes! {
+    /// One user's time in one group: made when accepted, ended by leave, kick or disable.
+    MembershipId, 16
+}
+
+fixed_bytes! {
+    /// A request to join a group.
+    JoinRequestId, 16
+}
+
+fixed_bytes! {
+    /// One user's share of one content under one name in one group.
+    ShareId, 16
+}
+
+impl RequestId {
+    /// A fresh id out of `rng`.
+    pub fn random(rng: &mut fastrand::Rng) -> Self {
+        Self(rng.u128(..).to_le_bytes())
+    }
+
+    /// The id of the object this request creates: BLAKE3 of the actor's peer id and the request
+    /// id, cut to 128 bits. A repeat on any tracker creates the same object.
+    pub fn created(self, actor: PeerId) -> [u8; 16] {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(actor.as_bytes());
+        hasher.update(&self.0);
+        let mut id = [0; 16];
+        hasher.finalize_xof().fill(&mut id);
+        id
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn created_ids_depend_on_actor_and_request() {
+        let mut rng = fastrand::Rng::with_seed(1);
+        let (a, b) = (RequestId::random(&mut rng), RequestId::random(&mut rng));
+        let (p, q) = (PeerId([1; 32]), PeerId([2; 32]));
+        assert_eq!(a.created(p), a.created(p));
+        assert_ne!(a.created(p), b.created(p));
+        assert_ne!(a.created(p), a.created(q));
+    }
+}

@@ -1,0 +1,223 @@
+//! Every bound of mtq in one place, each with its reason.
+//!
+//! Anything a stranger can make grow (a frame, a queue, a map, a stream count) has its limit here.
+//! Nothing here is measured at run time and nothing here is configurable.
+
+use std::time::Duration;
+
+/// Bytes in a piece; the last piece of a file may be shorter. Fixed by the format.
+pub const PIECE_LEN: u32 = 524_288;
+
+/// Pieces a hash page describes: 4,096 × 52 B = 208 KiB, one comfortable frame.
+pub const PAGE_PIECES: u32 = 4_096;
+
+/// Pieces in the largest file: 2 TiB. Its bitfield is 512 KiB and still fits one frame.
+pub const MAX_PIECE_COUNT: u32 = 4 * 1024 * 1024;
+
+/// Bytes of a user or group name: fits a table column and a DNS-like label.
+pub const MAX_NAME_LEN: usize = 32;
+
+/// UTF-8 bytes of a file name: 255 on common filesystems, less room for ` (999)`.
+pub const MAX_FILE_NAME_LEN: usize = 240;
+
+/// Bytes of a password: Argon2 reads all of it, so it must end somewhere.
+pub const MAX_PASSWORD_LEN: usize = 1_024;
+
+/// Shortest password accepted. Low on purpose: the operator's policy is a later matter, an empty
+/// password is always a mistake.
+pub const MIN_PASSWORD_LEN: usize = 4;
+
+/// Bytes of a metafile we read: the largest file's hashes in hex (104 B a piece) and some room.
+pub const MAX_METAFILE_LEN: u64 = 448 * 1024 * 1024;
+
+/// Bytes of a `tracker_info.txt`: a few hundred links.
+pub const MAX_TRACKER_INFO_LEN: u64 = 64 * 1024;
+
+/// Trackers in one network. Every one syncs with every other.
+pub const MAX_TRACKERS: usize = 16;
+
+/// Addresses a roster entry or a peer may carry (DESIGN: at most 8).
+pub const MAX_ADDRESSES: usize = 8;
+
+/// Bytes of one frame on any stream: a page (208 KiB) and the largest bitfield (512 KiB) fit.
+pub const MAX_FRAME_LEN: usize = 1024 * 1024;
+
+/// Bytes of the first frame of a connection, read before anything is known of its sender.
+pub const MAX_HELLO_LEN: usize = 4 * 1024;
+
+/// Bytes of a piece-request frame or a piece header with its NACK bitfield.
+pub const MAX_REQUEST_LEN: usize = 64;
+
+/// Bytes of a signed ticket: names, ids, key and signature take under 300.
+pub const MAX_TICKET_LEN: usize = 1_024;
+
+/// Bytes of the agent string in a hello, shown in logs only.
+pub const MAX_AGENT_LEN: usize = 64;
+
+/// Tagged extensions in a hello; unknown ones are ignored.
+pub const MAX_EXTENSIONS: usize = 16;
+
+/// Rows in one page of a listing answer: keeps it under `MAX_FRAME_LEN` with the longest names.
+pub const MAX_LIST_ROWS: usize = 500;
+
+/// Bytes of a search pattern.
+pub const MAX_PATTERN_LEN: usize = 256;
+
+/// Candidates named when a file name is ambiguous: what a person reads.
+pub const MAX_CANDIDATES: usize = 20;
+
+/// Peers in one answer: more sources than this do not make a download faster.
+pub const MAX_PEERS_PER_ANSWER: usize = 50;
+
+/// Devices of one user in one peer answer: answers count users, not devices.
+pub const MAX_DEVICES_PER_USER_IN_SAMPLE: usize = 2;
+
+/// Devices enrolled for one user.
+pub const MAX_DEVICES_PER_USER: usize = 16;
+
+/// Accounts on a tracker. About 300 B each in memory.
+pub const MAX_USERS: usize = 1_000_000;
+
+/// Groups on a tracker.
+pub const MAX_GROUPS: usize = 100_000;
+
+/// Groups one user may be a member of.
+pub const MAX_GROUPS_PER_USER: usize = 1_000;
+
+/// Members of one group.
+pub const MAX_MEMBERS_PER_GROUP: usize = 10_000;
+
+/// Requests waiting for one group's owner.
+pub const MAX_REQUESTS_PER_GROUP: usize = 1_000;
+
+/// Shares one user may hold over all groups.
+pub const MAX_SHARES_PER_USER: usize = 100_000;
+
+/// Remembered outcomes of writes (for repeats of the same request id). Oldest go first; a client
+/// repeats within seconds, never after a hundred thousand other writes.
+pub const MAX_REMEMBERED_REQUESTS: usize = 100_000;
+
+/// Bytes of hash pages a user's shares may keep on a tracker: 10 TB worth of files.
+pub const PAGE_QUOTA_PER_USER: u64 = 1024 * 1024 * 1024;
+
+/// Shares a connection may have begun whose pages are not complete: one at a time is normal, a
+/// few when several files are shared at once.
+pub const MAX_UNFINISHED_SHARES: usize = 4;
+
+/// A rejected user may ask again after this.
+pub const REJECTED_WAIT: Duration = Duration::from_secs(24 * 3600);
+
+/// Life of a ticket in tracker time.
+pub const TICKET_LIFE: Duration = Duration::from_secs(600);
+
+/// Clock disagreement a ticket's verifier tolerates.
+pub const TICKET_LEEWAY: Duration = Duration::from_secs(60);
+
+/// Password hashes computed at once: each takes 19 MiB and 20 ms of a core.
+pub const ARGON2_PARALLEL: usize = 2;
+
+/// Callers waiting for a password hash; one more is told `busy`. 64 × 20 ms / 2 = 0.6 s of wait.
+pub const ARGON2_QUEUE: usize = 64;
+
+/// What a failed login costs the caller before the answer, and again as much for each further
+/// failure on that connection, up to `LOGIN_DELAY_MAX`.
+pub const LOGIN_DELAY_STEP: Duration = Duration::from_millis(250);
+
+/// The longest a failed login is held back.
+pub const LOGIN_DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// Connections a tracker holds at once; an idle one costs about 54 KiB.
+pub const MAX_TRACKER_CONNECTIONS: usize = 20_000;
+
+/// Connections a client's agent holds with peers.
+pub const MAX_PEER_CONNECTIONS: usize = 200;
+
+/// Handshakes begun and not yet finished at an endpoint; a mutual Ed25519 handshake costs 0.2 ms.
+pub const MAX_INCOMING: usize = 1_024;
+
+/// Bytes buffered for one handshake not yet accepted, and for all of them.
+pub const INCOMING_BUFFER: u64 = 64 * 1024;
+/// See [`INCOMING_BUFFER`].
+pub const INCOMING_BUFFER_TOTAL: u64 = 16 * 1024 * 1024;
+
+/// A handshake that takes longer is dropped: five round trips of the worst satellite link.
+pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// The first frame must be here this long after the handshake.
+pub const FIRST_FRAME_DEADLINE: Duration = Duration::from_secs(10);
+
+/// A request frame must be complete this long after its stream was opened (one byte a second is
+/// not a request).
+pub const REQUEST_FRAME_DEADLINE: Duration = Duration::from_secs(15);
+
+/// A connection without any packet for this long is gone (DESIGN: presence is the connection).
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Sent when nothing else is: three chances within `IDLE_TIMEOUT`.
+pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// Client to tracker: one request waits at most this long for its answer.
+pub const TRACKER_REQUEST_DEADLINE: Duration = Duration::from_secs(20);
+
+/// Dialling one candidate address of a tracker or a peer.
+pub const DIAL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// A shutdown lets work in flight finish for this long.
+pub const DRAIN: Duration = Duration::from_secs(3);
+
+/// Streams a client may have open at a tracker at once.
+pub const TRACKER_STREAMS: u32 = 64;
+
+/// Piece requests a peer may have open on one connection. The same number bounds our pipeline to
+/// one peer: 32 × 512 KiB = 16 MiB fills 1 Gbit/s at 130 ms.
+pub const PEER_STREAMS: u32 = 32;
+
+/// Room kept above the piece bytes in both windows, so that control frames are never blocked by
+/// bulk whatever their priority.
+pub const WINDOW_HEADROOM: u64 = 1024 * 1024;
+
+/// Bytes of a piece stream in flight: a whole piece and its header, so that no stream ever stalls
+/// on its own window.
+pub const STREAM_WINDOW: u64 = PIECE_LEN as u64 + 64 * 1024;
+
+/// Bytes a peer may have in flight to us, or we queue to a peer, on one connection.
+pub const PEER_WINDOW: u64 = PEER_STREAMS as u64 * PIECE_LEN as u64 + WINDOW_HEADROOM;
+
+/// Bytes in flight on one tracker connection: a few pages.
+pub const TRACKER_WINDOW: u64 = 4 * 1024 * 1024;
+
+/// Piece buffers an agent fills for uploads at once, over all peers: 64 × 512 KiB = 32 MiB. More
+/// requests wait, told QUEUED.
+pub const UPLOAD_SLOTS: usize = 64;
+
+/// Piece buffers an agent fills by downloads at once, over all files: 32 MiB.
+pub const DOWNLOAD_SLOTS: usize = 64;
+
+/// Pieces one download has in flight over all its peers.
+pub const MAX_IN_FLIGHT: usize = 64;
+
+/// Pieces asked of a new peer before its rate is known.
+pub const PIPELINE_START: usize = 4;
+
+/// Pieces always asked of a useful peer, so that one arrives while the next is on its way.
+pub const PIPELINE_MIN: usize = 2;
+
+/// Swarms one connection may have open at once.
+pub const MAX_SWARMS_PER_CONNECTION: usize = 10_000;
+
+/// Piece indexes in one HAVE.
+pub const MAX_HAVE_BATCH: usize = 1_024;
+
+/// Messages waiting to be written to one peer's control stream, and pushes to one client. A side
+/// that does not read for so long is cut off.
+pub const CONTROL_QUEUE: usize = 1_024;
+
+/// Events waiting for one download's scheduler; senders wait.
+pub const DOWNLOAD_QUEUE: usize = 1_024;
+
+/// A piece asked for and not begun nor finished after this long is given up, and its peer with
+/// it: at 64 KiB/s a piece takes 8 s, 32 of them four minutes.
+pub const PIECE_DEADLINE: Duration = Duration::from_secs(300);
+
+/// A line of a script: a path, a name and their quotes.
+pub const MAX_LINE_LEN: usize = 64 * 1024;

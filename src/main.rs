@@ -1,0 +1,1 @@
+fn main() { mtq::cli::main() }

@@ -1,1 +1,21 @@
+//! mtq: move large files inside a group, over encrypted QUIC, with every member a source.
+//!
+//! The modules stand in order, from the ground up: each may use what is declared above it and
+//! nothing below. ARCHITECTURE.md is the map.
 
+// Ground: pure nouns.
+pub mod limits;
+pub mod clock;
+pub mod wire;
+pub mod hash;
+pub mod piece;
+pub mod bitfield;
+pub mod manifest;
+pub mod peer_id;
+pub mod name;
+pub mod id;
+pub mod tracker_link;
+pub mod roster;
+pub mod ticket;
+pub mod metainfo;
+pub mod error_code;

@@ -19,3 +19,5 @@ pub mod roster;
 pub mod ticket;
 pub mod metainfo;
 pub mod error_code;
+
+pub mod transport;

@@ -1,0 +1,143 @@
+//! An authenticated QUIC connection: who is at the other end is known.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use quinn::{RecvStream, SendStream};
+
+use super::frame::quic_code;
+use super::tls::public_key_of;
+use crate::error_code::ErrorCode;
+use crate::peer_id::{PeerId, PublicKey};
+
+/// Priority of control streams: above every piece.
+pub const CONTROL_PRIORITY: i32 = i32::MAX;
+
+/// A connection whose other end proved its key.
+#[derive(Clone, Debug)]
+pub struct Connection {
+    quic: quinn::Connection,
+    remote_key: PublicKey,
+    remote: PeerId,
+    dialled: bool,
+}
+
+impl Connection {
+    /// Wraps a finished handshake; nothing when it carries no Ed25519 certificate.
+    pub(super) fn new(quic: quinn::Connection, dialled: bool) -> Option<Self> {
+        let certificates = quic
+            .peer_identity()?
+            .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
+            .ok()?;
+        let remote_key = public_key_of(certificates.first()?)?;
+        Some(Self { quic, remote: remote_key.peer_id(), remote_key, dialled })
+    }
+
+    /// The device at the other end.
+    pub fn remote(&self) -> PeerId {
+        self.remote
+    }
+
+    /// Its key.
+    pub fn remote_key(&self) -> PublicKey {
+        self.remote_key
+    }
+
+    /// Where it is seen from here; IPv4 even on a dual-stack socket.
+    pub fn remote_address(&self) -> SocketAddr {
+        canonical(self.quic.remote_address())
+    }
+
+    /// Whether this side began the connection.
+    pub fn dialled(&self) -> bool {
+        self.dialled
+    }
+
+    /// A number no other living connection of this process has.
+    pub fn stable_id(&self) -> usize {
+        self.quic.stable_id()
+    }
+
+    /// The smoothed round-trip time.
+    pub fn rtt(&self) -> Duration {
+        self.quic.rtt()
+    }
+
+    /// Opens a bidirectional stream; waits while the other side's stream limit is reached.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn open_bi(&self) -> Result<(SendStream, RecvStream), quinn::ConnectionError> {
+        self.quic.open_bi().await
+    }
+
+    /// Accepts the next bidirectional stream.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn accept_bi(&self) -> Result<(SendStream, RecvStream), quinn::ConnectionError> {
+        self.quic.accept_bi().await
+    }
+
+    /// Opens the control stream of this direction, above all other streams.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn open_control(&self) -> Result<SendStream, quinn::ConnectionError> {
+        let stream = self.quic.open_uni().await?;
+        // Fails only on a stream already closed, which this one is not.
+        let _ = stream.set_priority(CONTROL_PRIORITY);
+        Ok(stream)
+    }
+
+    /// Accepts the other side's control stream.
+    ///
+    /// # Errors
+    /// When the connection is gone.
+    pub async fn accept_control(&self) -> Result<RecvStream, quinn::ConnectionError> {
+        self.quic.accept_uni().await
+    }
+
+    /// Closes the connection at once, with a code and its sentence.
+    pub fn close(&self, code: ErrorCode) {
+        self.quic.close(quic_code(code), code.sentence().as_bytes());
+    }
+
+    /// Resolves when the connection is gone, with the reason.
+    pub async fn closed(&self) -> quinn::ConnectionError {
+        self.quic.closed().await
+    }
+
+    /// Whether the connection is gone.
+    pub fn is_closed(&self) -> bool {
+        self.quic.close_reason().is_some()
+    }
+}
+
+/// The code the other side closed with, if it closed in order.
+pub fn close_code(error: &quinn::ConnectionError) -> Option<ErrorCode> {
+    match error {
+        quinn::ConnectionError::ApplicationClosed(close) => {
+            ErrorCode::from_number(close.error_code.into_inner())
+        }
+        _ => None,
+    }
+}
+
+/// Why a connection is gone, for a person.
+pub fn describe(error: &quinn::ConnectionError) -> String {
+    match error {
+        quinn::ConnectionError::ApplicationClosed(close) => {
+            super::frame::describe(close.error_code)
+        }
+        quinn::ConnectionError::TimedOut => "the connection timed out".to_owned(),
+        quinn::ConnectionError::Reset => "the other side restarted".to_owned(),
+        quinn::ConnectionError::LocallyClosed => "closed here".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// IPv4-mapped IPv6 addresses as the IPv4 addresses they are.
+pub fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}

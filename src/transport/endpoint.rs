@@ -1,0 +1,234 @@
+//! One UDP socket: dials trackers and peers, and accepts connections of one protocol.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use super::config;
+use super::connection::{self, Connection};
+use super::frame::quic_code;
+use super::identity::Identity;
+use super::tls::{self, Alpn};
+use crate::error_code::ErrorCode;
+use crate::limits;
+use crate::peer_id::PeerId;
+
+/// Socket buffers: a burst of 4 MiB is not lost while the process is elsewhere (quinn's own
+/// default loses thousands of packets a GiB on loopback). Systems that allow less give less.
+const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
+
+/// An endpoint that could not be made.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BindError {
+    /// The socket.
+    #[error("cannot listen on UDP {address}: {error}")]
+    Socket {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The TLS library refused our own key.
+    #[error("cannot set up TLS: {0}")]
+    Tls(#[from] rustls::Error),
+}
+
+/// A connection that did not come to be.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DialError {
+    /// Somebody else answered.
+    #[error("{address} is not {}: it answers as {}", .expected.short(), .found.short())]
+    WrongPeer {
+        /// Where.
+        address: SocketAddr,
+        /// Whom we wanted.
+        expected: PeerId,
+        /// Who it is.
+        found: PeerId,
+    },
+    /// Nobody answered in time.
+    #[error("{0} does not answer")]
+    Silent(SocketAddr),
+    /// The connection failed.
+    #[error("{address}: {reason}")]
+    Failed {
+        /// Where.
+        address: SocketAddr,
+        /// Why.
+        reason: String,
+    },
+}
+
+/// One UDP socket and the identity behind it.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    quic: quinn::Endpoint,
+    identity: Arc<Identity>,
+}
+
+impl Endpoint {
+    /// Binds `address` and accepts `alpn` there. Must be called inside the runtime that shall
+    /// carry the traffic.
+    ///
+    /// # Errors
+    /// [`BindError`].
+    pub fn bind(
+        identity: Arc<Identity>,
+        address: SocketAddr,
+        alpn: Alpn,
+    ) -> Result<Self, BindError> {
+        let socket_error = |error| BindError::Socket { address, error };
+        let socket = open_socket(address).map_err(socket_error)?;
+
+        // Both keys follow from the identity: after a restart, peers of the old process get a
+        // stateless reset at once instead of waiting for their idle timeout.
+        let reset = identity.derived_secret("stateless reset");
+        let reset = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &reset);
+        let mut endpoint_config = quinn::EndpointConfig::new(Arc::new(reset));
+        let [c0, c1, c2, c3, c4, c5, c6, c7, ..] = identity.derived_secret("connection ids");
+        let cid_key = u64::from_le_bytes([c0, c1, c2, c3, c4, c5, c6, c7]);
+        endpoint_config.cid_generator(move || {
+            Box::new(quinn_proto::HashedConnectionIdGenerator::from_key(cid_key))
+        });
+
+        let crypto = QuicServerConfig::try_from(tls::server_config(&identity, alpn)?)
+            .expect("invariant: the provider has the initial cipher suite");
+        let mut server_config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
+        server_config
+            .transport_config(config::transport(alpn))
+            .max_incoming(limits::MAX_INCOMING)
+            .incoming_buffer_size(limits::INCOMING_BUFFER)
+            .incoming_buffer_size_total(limits::INCOMING_BUFFER_TOTAL);
+
+        let quic = quinn::Endpoint::new(
+            endpoint_config,
+            Some(server_config),
+            socket,
+            Arc::new(quinn::TokioRuntime),
+        )
+        .map_err(socket_error)?;
+        Ok(Self { quic, identity })
+    }
+
+    /// The identity others see.
+    pub fn identity(&self) -> &Arc<Identity> {
+        &self.identity
+    }
+
+    /// The bound address.
+    ///
+    /// # Errors
+    /// When the system cannot say.
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
+        self.quic.local_addr().map(connection::canonical)
+    }
+
+    /// Connections now alive.
+    pub fn connection_count(&self) -> usize {
+        self.quic.open_connections()
+    }
+
+    /// Dials `address` and insists on finding `expected` there.
+    ///
+    /// # Errors
+    /// [`DialError`].
+    ///
+    /// # Panics
+    /// Never: our own key makes a valid TLS configuration, as it did when the endpoint was bound.
+    pub async fn dial(
+        &self,
+        address: SocketAddr,
+        alpn: Alpn,
+        expected: PeerId,
+    ) -> Result<Connection, DialError> {
+        let (tls, verifier) = tls::client_config(&self.identity, alpn, expected)
+            .expect("invariant: this identity made a TLS configuration before");
+        let crypto = QuicClientConfig::try_from(tls)
+            .expect("invariant: the provider has the initial cipher suite");
+        let mut client_config = quinn::ClientConfig::new(Arc::new(crypto));
+        client_config.transport_config(config::transport(alpn));
+        let failed = |reason: String| DialError::Failed { address, reason };
+
+        // The name is never sent (SNI is off) and never checked: the peer id is.
+        let connecting = self
+            .quic
+            .connect_with(client_config, address, "mtq")
+            .map_err(|error| failed(error.to_string()))?;
+        match tokio::time::timeout(limits::DIAL_DEADLINE, connecting).await {
+            Err(_elapsed) => Err(DialError::Silent(address)),
+            Ok(Ok(quic)) => Connection::new(quic, true)
+                .ok_or_else(|| failed("it has no Ed25519 certificate".to_owned())),
+            Ok(Err(error)) => Err(match verifier.stranger() {
+                Some(found) => DialError::WrongPeer { address, expected, found },
+                None if error == quinn::ConnectionError::TimedOut => DialError::Silent(address),
+                None => failed(connection::describe(&error)),
+            }),
+        }
+    }
+
+    /// The next handshake somebody begins; nothing once the endpoint is closed.
+    pub async fn accept(&self) -> Option<Incoming> {
+        self.quic.accept().await.map(Incoming)
+    }
+
+    /// Closes all connections with `code` and waits until the other sides were told.
+    pub async fn close(&self, code: ErrorCode) {
+        self.quic.close(quic_code(code), code.sentence().as_bytes());
+        // Bounded: a peer that is gone never acknowledges.
+        let _ = tokio::time::timeout(limits::DRAIN, self.quic.wait_idle()).await;
+    }
+}
+
+/// A handshake begun by somebody else.
+pub struct Incoming(quinn::Incoming);
+
+impl Incoming {
+    /// Where it comes from.
+    pub fn remote_address(&self) -> SocketAddr {
+        connection::canonical(self.0.remote_address())
+    }
+
+    /// Refuses it: we hold too many connections.
+    pub fn refuse(self) {
+        self.0.refuse();
+    }
+
+    /// Finishes the handshake within its deadline; nothing when it fails.
+    pub async fn finish(self) -> Option<Connection> {
+        let connecting = self.0.accept().ok()?;
+        let quic = tokio::time::timeout(limits::HANDSHAKE_DEADLINE, connecting).await.ok()?.ok()?;
+        Connection::new(quic, false)
+    }
+}
+
+/// All addresses of this machine, both families where the system has IPv6.
+pub fn any_address(port: u16) -> SocketAddr {
+    let v6 = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port);
+    match Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP)) {
+        Ok(_) => v6,
+        Err(_) => SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port),
+    }
+}
+
+fn open_socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
+    let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
+    if address.is_ipv6() {
+        // IPv4 reaches a socket on all addresses too; a system that insists on one family may.
+        let _ = socket.set_only_v6(!address.ip().is_unspecified());
+    }
+    for result in
+        [socket.set_recv_buffer_size(SOCKET_BUFFER), socket.set_send_buffer_size(SOCKET_BUFFER)]
+    {
+        if let Err(error) = result {
+            tracing::debug!(%error, "the system keeps its own socket buffer size");
+        }
+    }
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    Ok(socket.into())
+}

@@ -1,0 +1,8 @@
+//! How bytes move: identities, TLS, frames and connections. Knows no pieces and no accounts.
+
+pub mod identity;
+pub mod tls;
+pub mod config;
+pub mod frame;
+pub mod connection;
+pub mod endpoint;

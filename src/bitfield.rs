@@ -22,16 +22,15 @@ pub enum BitfieldError {
 /// A set of pieces.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bitfield {
+    layout: PieceLayout,
     bytes: Vec<u8>,
-    piece_count: u32,
     set_count: u32,
 }
 
 impl Bitfield {
     /// The empty set.
     pub fn none(layout: PieceLayout) -> Self {
-        let piece_count = layout.piece_count();
-        Self { bytes: vec![0; byte_len(piece_count)], piece_count, set_count: 0 }
+        Self { layout, bytes: vec![0; byte_len(layout.piece_count())], set_count: 0 }
     }
 
     /// All pieces.
@@ -58,7 +57,7 @@ impl Bitfield {
             return Err(BitfieldError::SpareBits);
         }
         let set_count = bytes.iter().map(|b| b.count_ones()).sum();
-        Ok(Self { bytes: bytes.to_vec(), piece_count, set_count })
+        Ok(Self { layout, bytes: bytes.to_vec(), set_count })
     }
 
     /// Wire bytes.
@@ -90,6 +89,11 @@ impl Bitfield {
         was
     }
 
+    /// The pieces in the set, ascending.
+    pub fn iter(&self) -> impl Iterator<Item = PieceIndex> + '_ {
+        self.layout.pieces().filter(|piece| self.contains(*piece))
+    }
+
     /// Pieces in the set.
     pub fn count(&self) -> u32 {
         self.set_count
@@ -97,7 +101,7 @@ impl Bitfield {
 
     /// Whether every piece is in the set.
     pub fn is_full(&self) -> bool {
-        self.set_count == self.piece_count
+        self.set_count == self.layout.piece_count()
     }
 
     /// Whether no piece is in the set.

@@ -21,3 +21,8 @@ pub mod metainfo;
 pub mod error_code;
 
 pub mod transport;
+pub mod tracker;
+pub mod swarm;
+
+/// Program and version, as said in hellos.
+pub const AGENT: &str = concat!("mtq/", env!("CARGO_PKG_VERSION"));

@@ -4,5 +4,6 @@ pub mod identity;
 pub mod tls;
 pub mod config;
 pub mod frame;
+pub mod hello;
 pub mod connection;
 pub mod endpoint;

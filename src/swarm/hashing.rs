@@ -1,0 +1,229 @@
+//! Hashes a file into its manifest, with all cores and a few megabytes.
+//!
+//! One thread reads ahead and feeds the whole-file SHA-1, which must see every byte in order; the
+//! others hash pieces. The file must stay what it is meanwhile: its stamp is compared at the end.
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use crate::hash::{Sha1Hash, Sha1Hasher};
+use crate::limits::PIECE_LEN;
+use crate::manifest::{Manifest, ManifestError, PieceHashes};
+use crate::piece::{PieceIndex, PieceLayout, TooLarge};
+
+/// What a file looked like when it was hashed; a file that looks otherwise has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    size: u64,
+    modified: (i64, i64),
+    inode: (u64, u64),
+}
+
+impl Stamp {
+    /// The stamp of an open file or a path.
+    pub fn of(metadata: &Metadata) -> Self {
+        Self {
+            size: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            inode: (metadata.dev(), metadata.ino()),
+        }
+    }
+}
+
+/// A file that could not be hashed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HashError {
+    /// Reading failed.
+    #[error("{0}")]
+    Io(#[from] io::Error),
+    /// It is a directory, a device, a socket or a pipe.
+    #[error("not a regular file")]
+    NotAFile,
+    /// It is too large.
+    #[error(transparent)]
+    TooLarge(#[from] TooLarge),
+    /// It changed while it was read.
+    #[error("the file changed while it was hashed")]
+    Changed,
+    /// The caller no longer wants it.
+    #[error("stopped")]
+    Stopped,
+    /// The hashes do not make a manifest.
+    #[error(transparent)]
+    Manifest(#[from] ManifestError),
+}
+
+/// Hashes the file at `path`. `progress` is told the bytes read so far, about once a piece, and
+/// stops the work by returning `false`.
+///
+/// # Errors
+/// [`HashError`].
+pub fn hash_file(
+    path: &Path,
+    progress: &dyn Fn(u64) -> bool,
+) -> Result<(Manifest, Stamp), HashError> {
+    // Looked at before it is opened: opening a pipe would wait for its writer.
+    if !std::fs::metadata(path)?.is_file() {
+        return Err(HashError::NotAFile);
+    }
+    let mut file = File::open(path)?;
+    let metadata = file.metadata()?;
+    let stamp = Stamp::of(&metadata);
+    let layout = PieceLayout::new(metadata.len())?;
+    let (sha1, pieces) = hash_pieces(&mut file, layout, progress)?;
+    let unchanged = Stamp::of(&file.metadata()?) == stamp
+        && std::fs::metadata(path).is_ok_and(|now| Stamp::of(&now) == stamp);
+    if !unchanged {
+        return Err(HashError::Changed);
+    }
+    Ok((Manifest::new(layout, sha1, pieces)?, stamp))
+}
+
+type Work = (PieceIndex, Vec<u8>);
+
+fn hash_pieces(
+    file: &mut File,
+    layout: PieceLayout,
+    progress: &dyn Fn(u64) -> bool,
+) -> Result<(Sha1Hash, Vec<PieceHashes>), HashError> {
+    let workers = thread::available_parallelism().map_or(1, usize::from);
+    let buffers = workers * 3;
+    let (work, queue) = sync_channel::<Work>(buffers);
+    let (give_back, free) = sync_channel::<Vec<u8>>(buffers);
+    for _ in 0..buffers {
+        // The channel has room for all of them.
+        let _ = give_back.send(Vec::new());
+    }
+    let queue = Mutex::new(queue);
+    thread::scope(|scope| {
+        let handles: Vec<_> = (0..workers)
+            .map(|_| scope.spawn(|| hash_queue(layout, &queue, &give_back)))
+            .collect();
+        let read = read_pieces(file, layout, work, &free, progress);
+        let mut pieces: Vec<_> = handles
+            .into_iter()
+            .flat_map(|handle| handle.join().expect("invariant: hashing a piece cannot panic"))
+            .collect();
+        pieces.sort_by_key(|(piece, _)| *piece);
+        Ok((read?, pieces.into_iter().map(|(_, hashes)| hashes).collect()))
+    })
+}
+
+/// Reads every piece in order into free buffers and hands it on.
+fn read_pieces(
+    file: &mut File,
+    layout: PieceLayout,
+    work: SyncSender<Work>,
+    free: &Receiver<Vec<u8>>,
+    progress: &dyn Fn(u64) -> bool,
+) -> Result<Sha1Hash, HashError> {
+    let mut sha1 = Sha1Hasher::default();
+    for piece in layout.pieces() {
+        let mut buffer = free.recv().map_err(|_| HashError::Stopped)?;
+        buffer.resize(layout.len(piece) as usize, 0);
+        file.read_exact(&mut buffer).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => HashError::Changed,
+            _ => HashError::Io(error),
+        })?;
+        sha1.update(&buffer);
+        let done = layout.offset(piece) + u64::from(layout.len(piece));
+        work.send((piece, buffer)).map_err(|_| HashError::Stopped)?;
+        if !progress(done) {
+            return Err(HashError::Stopped);
+        }
+    }
+    Ok(sha1.finish())
+}
+
+/// Hashes pieces until the queue ends.
+fn hash_queue(
+    layout: PieceLayout,
+    queue: &Mutex<Receiver<Work>>,
+    give_back: &SyncSender<Vec<u8>>,
+) -> Vec<(PieceIndex, PieceHashes)> {
+    let mut hashes = Vec::new();
+    loop {
+        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
+        let Ok((piece, buffer)) = next else { return hashes };
+        hashes.push((piece, PieceHashes::of(layout, piece, &buffer)));
+        // The reader may have stopped; then nobody needs the buffer.
+        let _ = give_back.send(buffer);
+    }
+}
+
+/// SHA-1 of all of `file`, from its start.
+///
+/// # Errors
+/// When reading fails.
+pub fn sha1_of(mut file: &File) -> io::Result<Sha1Hash> {
+    io::Seek::seek(&mut file, io::SeekFrom::Start(0))?;
+    let mut sha1 = Sha1Hasher::default();
+    let mut buffer = vec![0; PIECE_LEN as usize];
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(sha1.finish()),
+            len => sha1.update(&buffer[..len]),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::testing::manifest_of;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    #[test]
+    fn agrees_with_hashing_in_memory_and_reports_every_byte() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("file");
+        let p = PIECE_LEN as usize;
+        for len in [0, 1, p - 1, p, p + 1, 9 * p + 77] {
+            let content: Vec<u8> = (0..len).map(|i| (i ^ (i >> 11)) as u8).collect();
+            std::fs::write(&path, &content).expect("written");
+            let last = AtomicU64::new(0);
+            let note = |done| {
+                last.store(done, Ordering::Relaxed);
+                true
+            };
+            let (manifest, _) = hash_file(&path, &note).expect("hashed");
+            assert_eq!(manifest, manifest_of(&content), "{len}");
+            assert_eq!(last.into_inner(), len as u64);
+            let file = File::open(&path).expect("opens");
+            assert_eq!(sha1_of(&file).expect("read"), manifest.head().sha1());
+        }
+    }
+
+    #[test]
+    fn a_file_that_grows_or_shrinks_meanwhile_is_refused() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("file");
+        for new_len in [10u64, 3 * u64::from(PIECE_LEN), 300 * u64::from(PIECE_LEN)] {
+            std::fs::write(&path, vec![1; 100 * PIECE_LEN as usize]).expect("written");
+            let change = |_| {
+                let file = File::options().write(true).open(&path).expect("opens");
+                file.set_len(new_len).expect("changed");
+                true
+            };
+            let result = hash_file(&path, &change);
+            assert!(matches!(result, Err(HashError::Changed)), "{new_len}: {result:?}");
+        }
+    }
+
+    #[test]
+    fn stops_when_told_and_refuses_what_is_no_file() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("file");
+        std::fs::write(&path, vec![1; 50 * PIECE_LEN as usize]).expect("written");
+        assert!(matches!(hash_file(&path, &|_| false), Err(HashError::Stopped)));
+        assert!(matches!(hash_file(dir.path(), &|_| true), Err(HashError::NotAFile)));
+        let missing = hash_file(&dir.path().join("none"), &|_| true);
+        assert!(matches!(missing, Err(HashError::Io(_))));
+    }
+}

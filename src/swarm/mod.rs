@@ -1,0 +1,8 @@
+//! Pieces: what peers say to each other, who is asked for what, and where bytes are kept.
+
+pub mod message;
+pub mod picker;
+pub mod scheduler;
+pub mod hashing;
+pub mod storage;
+pub mod trust;

@@ -1,0 +1,332 @@
+//! Who may do what: turns a command into ops, or refuses it. Judged once, here.
+
+use std::sync::Arc;
+
+use super::message::Refusal;
+use super::op::Op;
+use super::state::{Group, State};
+use super::view;
+use crate::clock::UnixMillis;
+use crate::hash::Blake3Hash;
+use crate::id::{GroupId, JoinRequestId, MembershipId, RequestId, ShareId};
+use crate::limits;
+use crate::manifest::{ContentId, ManifestHead};
+use crate::name::{FileName, GroupName, Selector, UserName};
+use crate::peer_id::PeerId;
+
+/// A change somebody wants.
+#[derive(Clone, Debug)]
+pub enum Command {
+    /// Make an account.
+    CreateUser {
+        /// Its name.
+        user: UserName,
+        /// Its Argon2id PHC string.
+        password: String,
+    },
+    /// Enrol the actor's device for a user whose password was just verified.
+    EnrolDevice {
+        /// The user.
+        user: UserName,
+    },
+    /// Forget the actor's device.
+    RemoveDevice,
+    /// Make a group.
+    CreateGroup {
+        /// Its name.
+        group: GroupName,
+        /// Whether only members see it.
+        hidden: bool,
+    },
+    /// Ask to join.
+    JoinGroup {
+        /// The group.
+        group: GroupName,
+    },
+    /// Leave.
+    LeaveGroup {
+        /// The group.
+        group: GroupName,
+    },
+    /// Let somebody in.
+    AcceptRequest {
+        /// The group.
+        group: GroupName,
+        /// Who asked.
+        user: UserName,
+    },
+    /// Turn somebody away.
+    RejectRequest {
+        /// The group.
+        group: GroupName,
+        /// Who asked.
+        user: UserName,
+    },
+    /// List a file.
+    Share {
+        /// The group.
+        group: GroupName,
+        /// Under which name.
+        name: FileName,
+        /// What.
+        head: Arc<ManifestHead>,
+    },
+    /// Withdraw one's own listing.
+    StopShare {
+        /// The group.
+        group: GroupName,
+        /// Which file.
+        file: Selector,
+    },
+}
+
+/// Who wants it.
+#[derive(Clone, Debug)]
+pub struct Actor {
+    /// The device, proven by TLS.
+    pub device: PeerId,
+    /// The user logged in on its connection.
+    pub user: Option<UserName>,
+}
+
+/// What became of a granted command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It is done.
+    Done,
+    /// The file is listed in this group.
+    Shared {
+        /// The group.
+        group: GroupId,
+    },
+    /// These pages are missing before it can be listed.
+    PagesMissing {
+        /// Page numbers.
+        pages: Vec<u32>,
+    },
+    /// The listing was withdrawn.
+    Stopped {
+        /// The group.
+        group: GroupId,
+        /// The content.
+        content: ContentId,
+        /// Whether the user still shares it there under another name.
+        still_shared: bool,
+    },
+}
+
+/// Judges `command`; returns the ops it means and what to answer.
+///
+/// # Errors
+/// [`Refusal`] names the rule that forbids it.
+pub fn decide(
+    state: &State,
+    actor: &Actor,
+    request: RequestId,
+    command: &Command,
+    now: UnixMillis,
+    has_page: &dyn Fn(&Blake3Hash) -> bool,
+) -> Result<(Vec<Op>, Outcome), Refusal> {
+    let created = request.created(actor.device);
+    let repeated = state.has_seen(actor.device, request);
+    let done = |ops: Vec<Op>| Ok((if repeated { Vec::new() } else { ops }, Outcome::Done));
+    match command {
+        Command::CreateUser { user, password } => {
+            if !repeated {
+                if state.users.contains_key(user) {
+                    return Err(Refusal::UserExists(user.clone()));
+                }
+                limit(state.users.len(), limits::MAX_USERS, "accounts")?;
+            }
+            done(vec![Op::UserCreated { user: user.clone(), password: password.clone() }])
+        }
+        Command::EnrolDevice { user } => {
+            let account = state.users.get(user).ok_or(Refusal::WrongCredentials)?;
+            let mut ops = Vec::new();
+            if !account.devices.contains_key(&actor.device) {
+                // The oldest enrolment makes room: a login must not fail for the sake of old ones.
+                if account.devices.len() >= limits::MAX_DEVICES_PER_USER {
+                    let oldest = account.devices.iter().min_by_key(|(id, at)| (**at, **id));
+                    ops.extend(oldest.map(|(device, _)| Op::DeviceRemoved { device: *device }));
+                }
+                ops.push(Op::DeviceEnrolled {
+                    user: user.clone(),
+                    device: actor.device,
+                    at: now,
+                });
+            }
+            Ok((ops, Outcome::Done))
+        }
+        Command::RemoveDevice => {
+            Ok((vec![Op::DeviceRemoved { device: actor.device }], Outcome::Done))
+        }
+        Command::CreateGroup { group, hidden } => {
+            let user = logged_in(actor)?;
+            if !repeated {
+                if state.group_named(group).is_some() {
+                    return Err(Refusal::GroupExists(group.clone()));
+                }
+                limit(state.groups.len(), limits::MAX_GROUPS, "groups")?;
+                limit_groups(state, user)?;
+            }
+            done(vec![Op::GroupCreated {
+                group: GroupId(created),
+                name: group.clone(),
+                hidden: *hidden,
+                user: user.clone(),
+                membership: MembershipId(created),
+                at: now,
+            }])
+        }
+        Command::JoinGroup { group } => {
+            let user = logged_in(actor)?;
+            if repeated {
+                return done(Vec::new());
+            }
+            let (id, found) = view::group(state, group)?;
+            if found.members.contains_key(user) {
+                return Err(Refusal::AlreadyAMember(group.clone()));
+            }
+            if found.requests.contains_key(user) {
+                return Err(Refusal::AlreadyRequested(group.clone()));
+            }
+            if let Some(at) = found.rejected.get(user) {
+                let after = at.plus(limits::REJECTED_WAIT);
+                if now < after {
+                    return Err(Refusal::RejectedLately { group: group.clone(), after });
+                }
+            }
+            limit(found.requests.len(), limits::MAX_REQUESTS_PER_GROUP, "pending requests")?;
+            limit_groups(state, user)?;
+            let request = JoinRequestId(created);
+            done(vec![Op::JoinRequested { group: id, request, user: user.clone(), at: now }])
+        }
+        Command::LeaveGroup { group } => {
+            let user = logged_in(actor)?;
+            if repeated {
+                return done(Vec::new());
+            }
+            let (id, found) = view::group_of_member(state, group, user)?;
+            // The lookup above found this very member.
+            let membership = found.members[user].membership;
+            done(vec![Op::MembershipEnded { group: id, membership }])
+        }
+        Command::AcceptRequest { group, user } => {
+            if repeated {
+                return done(Vec::new());
+            }
+            let (id, found, join) = pending(state, actor, group, user)?;
+            limit(found.members.len(), limits::MAX_MEMBERS_PER_GROUP, "members")?;
+            limit_groups(state, user)?;
+            let membership = MembershipId(created);
+            done(vec![Op::JoinAccepted { group: id, request: join, membership, at: now }])
+        }
+        Command::RejectRequest { group, user } => {
+            if repeated {
+                return done(Vec::new());
+            }
+            let (id, _, join) = pending(state, actor, group, user)?;
+            done(vec![Op::JoinRejected { group: id, request: join, at: now }])
+        }
+        Command::Share { group, name, head } => {
+            let user = logged_in(actor)?;
+            let (id, found) = view::group_of_member(state, group, user)?;
+            let shared = Outcome::Shared { group: id };
+            let listing = found.listings.get(&head.content_id());
+            let already = listing
+                .is_some_and(|l| l.shares.values().any(|s| s.user == *user && s.name == *name));
+            if repeated || already {
+                return Ok((Vec::new(), shared));
+            }
+            let shares = state.users.get(user).map_or(0, |account| account.share_count);
+            limit(shares, limits::MAX_SHARES_PER_USER, "shares")?;
+            let pages: Vec<u32> = (0u32..)
+                .zip(head.page_hashes())
+                .filter(|(_, hash)| !has_page(hash))
+                .map(|(page, _)| page)
+                .collect();
+            if !pages.is_empty() {
+                return Ok((Vec::new(), Outcome::PagesMissing { pages }));
+            }
+            let op = Op::ShareAdded {
+                group: id,
+                share: ShareId(created),
+                user: user.clone(),
+                name: name.clone(),
+                head: head.clone(),
+                at: now,
+            };
+            Ok((vec![op], shared))
+        }
+        Command::StopShare { group, file } => {
+            let user = logged_in(actor)?;
+            let (id, found) = view::group_of_member(state, group, user)?;
+            stop_share(id, found, user, group, file)
+        }
+    }
+}
+
+/// Withdraws the shares of `user` that `file` means; they must all be of one content.
+fn stop_share(
+    id: GroupId,
+    group: &Group,
+    user: &UserName,
+    group_name: &GroupName,
+    file: &Selector,
+) -> Result<(Vec<Op>, Outcome), Refusal> {
+    let mut mine = Vec::new();
+    for (content, listing) in &group.listings {
+        for (share, row) in &listing.shares {
+            if row.user == *user && view::selects(file, *content, row) {
+                mine.push((*content, *share));
+            }
+        }
+    }
+    let Some((content, _)) = mine.first().copied() else {
+        let (file, group) = (file.to_string(), group_name.clone());
+        return Err(Refusal::NotShared { file, group });
+    };
+    if mine.iter().any(|(other, _)| *other != content) {
+        return Err(view::ambiguous(file, group_name, mine.into_iter().map(|(c, _)| c)));
+    }
+    let all = group.listings[&content].shares.values().filter(|s| s.user == *user).count();
+    let still_shared = all > mine.len();
+    let ops = mine
+        .into_iter()
+        .map(|(content, share)| Op::ShareWithdrawn { group: id, content, share })
+        .collect();
+    Ok((ops, Outcome::Stopped { group: id, content, still_shared }))
+}
+
+/// The user behind the actor.
+pub(super) fn logged_in(actor: &Actor) -> Result<&UserName, Refusal> {
+    actor.user.as_ref().ok_or(Refusal::NotLoggedIn)
+}
+
+/// The request of `user` that the actor, as owner, may answer.
+fn pending<'a>(
+    state: &'a State,
+    actor: &Actor,
+    group: &GroupName,
+    user: &UserName,
+) -> Result<(GroupId, &'a Group, JoinRequestId), Refusal> {
+    let owner = logged_in(actor)?;
+    let (id, found) = view::group_of_owner(state, group, owner)?;
+    let request = found.requests.get(user).ok_or_else(|| Refusal::NoSuchRequest {
+        user: user.clone(),
+        group: group.clone(),
+    })?;
+    Ok((id, found, request.id))
+}
+
+fn limit_groups(state: &State, user: &UserName) -> Result<(), Refusal> {
+    let count = state.users.get(user).map_or(0, |account| account.groups.len());
+    limit(count, limits::MAX_GROUPS_PER_USER, "groups of one user")
+}
+
+fn limit(count: usize, max: usize, what: &str) -> Result<(), Refusal> {
+    if count < max {
+        return Ok(());
+    }
+    Err(Refusal::Limit { what: what.to_owned(), max: max as u64 })
+}

@@ -1,0 +1,653 @@
+//! What a client and a tracker say to each other. PROTOCOL.md is the normative description.
+//!
+//! Enums only ever grow at their end: a variant's position is its number on the wire.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use serde::{Deserialize, Serialize};
+use zeroize::{Zeroize, ZeroizeOnDrop};
+
+use crate::clock::UnixMillis;
+use crate::id::{GroupId, MembershipId, RequestId};
+use crate::limits;
+use crate::manifest::{ContentId, ManifestError};
+use crate::name::{FileName, GroupName, Selector, UserName};
+use crate::peer_id::PeerId;
+use crate::transport::hello::{self, Extension};
+
+/// First frame of a client on its control stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Bits of optional behaviour; none is defined yet.
+    pub features: u64,
+    /// Program and version, for logs.
+    pub agent: String,
+    /// Higher for every connection of this device: the newest wins.
+    pub session: u64,
+    /// Where the client believes to be reachable; private addresses only are of use.
+    pub addresses: Vec<SocketAddr>,
+    /// Fields of later versions.
+    pub extensions: Vec<Extension>,
+}
+
+impl Hello {
+    /// Whether its lists are within their limits.
+    pub fn is_bounded(&self) -> bool {
+        hello::is_bounded(&self.agent, &self.extensions)
+            && self.addresses.len() <= limits::MAX_ADDRESSES
+    }
+}
+
+/// First frame of a tracker on its control stream; pushes follow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// Bits of optional behaviour; none is defined yet.
+    pub features: u64,
+    /// Program and version, for logs.
+    pub agent: String,
+    /// The tracker's clock, for the life of tickets.
+    pub time: UnixMillis,
+    /// Where the tracker sees the client.
+    pub observed: SocketAddr,
+    /// Fields of later versions.
+    pub extensions: Vec<Extension>,
+}
+
+/// A password in a request; wiped when dropped, never printed.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, Zeroize, ZeroizeOnDrop)]
+pub struct Password(pub String);
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Password(..)")
+    }
+}
+
+/// A position in a listing: rows after it are wanted.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct FileCursor {
+    /// Group of the last row seen.
+    pub group: GroupName,
+    /// Its name.
+    pub name: FileName,
+    /// Its content.
+    pub content: ContentId,
+}
+
+/// One request, on a bidirectional stream of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Request {
+    /// Make an account.
+    CreateUser {
+        /// Repeats carry the same.
+        request_id: RequestId,
+        /// The account.
+        user: UserName,
+        /// Its password.
+        password: Password,
+    },
+    /// Become `user` on this connection and enrol this device.
+    Login {
+        /// The account.
+        user: UserName,
+        /// Its password.
+        password: Password,
+    },
+    /// Become the user this device is enrolled for.
+    LoginByKey,
+    /// Stop being anybody; the device is no longer enrolled.
+    Logout,
+    /// Make a group and be its owner.
+    CreateGroup {
+        /// Repeats carry the same.
+        request_id: RequestId,
+        /// Its name.
+        group: GroupName,
+        /// Whether only members see that it exists.
+        hidden: bool,
+    },
+    /// Groups after a name, in order of name.
+    ListGroups {
+        /// The last one seen.
+        after: Option<GroupName>,
+    },
+    /// Ask to become a member.
+    JoinGroup {
+        /// Repeats carry the same.
+        request_id: RequestId,
+        /// The group.
+        group: GroupName,
+    },
+    /// End one's own membership.
+    LeaveGroup {
+        /// Repeats carry the same.
+        request_id: RequestId,
+        /// The group.
+        group: GroupName,
+    },
+    /// Who asks to join: for the owner.
+    ListRequests {
+        /// The group.
+        group: GroupName,
+    },
+    /// Let somebody in.
+    AcceptRequest {
+        /// Repeats carry the same.
+        request_id: RequestId,
+        /// The group.
+        group: GroupName,
+        /// Who asked.
+        user: UserName,
+    },
+    /// Turn somebody away.
+    RejectRequest {
+        /// Repeats carry the same.
+        request_id: RequestId,
+        /// The group.
+        group: GroupName,
+        /// Who asked.
+        user: UserName,
+    },
+    /// Members after a name, in order of name.
+    ListMembers {
+        /// The group.
+        group: GroupName,
+        /// The last one seen.
+        after: Option<UserName>,
+    },
+    /// List a file; answered by the hash pages still missing, or done.
+    Share {
+        /// Repeats carry the same.
+        request_id: RequestId,
+        /// The group.
+        group: GroupName,
+        /// The label.
+        name: FileName,
+        /// The encoded manifest head.
+        head: Vec<u8>,
+    },
+    /// Bytes of one hash page of a share begun on this connection.
+    PutPage {
+        /// Which content.
+        content: ContentId,
+        /// Which page.
+        page: u32,
+        /// Its bytes.
+        bytes: Vec<u8>,
+    },
+    /// Withdraw one's own listing.
+    StopShare {
+        /// Repeats carry the same.
+        request_id: RequestId,
+        /// The group.
+        group: GroupName,
+        /// Which of one's files.
+        file: Selector,
+    },
+    /// Files of a group after a position.
+    ListFiles {
+        /// The group.
+        group: GroupName,
+        /// The last row seen.
+        after: Option<FileCursor>,
+    },
+    /// Files of one's groups whose name contains a text, whatever its case.
+    Search {
+        /// The text.
+        pattern: String,
+        /// The last row seen.
+        after: Option<FileCursor>,
+    },
+    /// Which content a selector means.
+    FindFile {
+        /// The group.
+        group: GroupName,
+        /// The file.
+        file: Selector,
+    },
+    /// One hash page of a listed file.
+    Page {
+        /// The group.
+        group: GroupName,
+        /// Which content.
+        content: ContentId,
+        /// Which page.
+        page: u32,
+    },
+    /// This device holds these contents, wholly (`true`) or in part.
+    Announce {
+        /// The group.
+        group: GroupName,
+        /// What it holds.
+        contents: Vec<(ContentId, bool)>,
+    },
+    /// This device no longer holds these contents.
+    Withdraw {
+        /// The group.
+        group: GroupName,
+        /// What it held.
+        contents: Vec<ContentId>,
+    },
+    /// Who is online with a content.
+    Peers {
+        /// The group.
+        group: GroupName,
+        /// Which content.
+        content: ContentId,
+    },
+    /// A ticket for one's membership in a group.
+    Ticket {
+        /// The group.
+        group: GroupName,
+    },
+}
+
+/// A group in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GroupRow {
+    /// Its name.
+    pub name: GroupName,
+    /// Who owns it.
+    pub owner: UserName,
+    /// How many members it has.
+    pub member_count: u32,
+    /// What the asker is to it.
+    pub standing: Standing,
+    /// Whether only members see it.
+    pub hidden: bool,
+}
+
+/// What a user is to a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Standing {
+    /// Neither member nor waiting.
+    None,
+    /// Asked to join.
+    Requested,
+    /// A member.
+    Member,
+    /// The owner.
+    Owner,
+}
+
+/// A join request in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RequestRow {
+    /// Who asks.
+    pub user: UserName,
+    /// Since when.
+    pub at: UnixMillis,
+}
+
+/// A member in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberRow {
+    /// Who.
+    pub user: UserName,
+    /// Since when.
+    pub since: UnixMillis,
+    /// Whether this one owns the group.
+    pub owner: bool,
+    /// Whether any of the user's devices is connected.
+    pub online: bool,
+}
+
+/// A file in a list: one content under one name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FileRow {
+    /// Where.
+    pub group: GroupName,
+    /// The label.
+    pub name: FileName,
+    /// The content.
+    pub content: ContentId,
+    /// Bytes.
+    pub size: u64,
+    /// Some of those who share it under this name, in order of name.
+    pub sharers: Vec<UserName>,
+    /// How many share it under this name.
+    pub sharer_count: u32,
+    /// Devices online that hold it wholly.
+    pub seeders: u32,
+    /// Devices online that hold some of it.
+    pub leechers: u32,
+    /// When it was first listed under this name.
+    pub since: UnixMillis,
+}
+
+/// What a selector meant.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FoundFile {
+    /// The group.
+    pub group: GroupId,
+    /// The label it is listed under.
+    pub name: FileName,
+    /// The encoded manifest head.
+    pub head: Vec<u8>,
+    /// Who shares it under that name, the first in order of time.
+    pub sharer: UserName,
+}
+
+/// A device that holds a content.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerRecord {
+    /// The device.
+    pub peer_id: PeerId,
+    /// Its user.
+    pub user: UserName,
+    /// Where it may be reached.
+    pub addresses: Vec<SocketAddr>,
+    /// Whether it holds all of it.
+    pub complete: bool,
+}
+
+/// The answer to a request that was not refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Reply {
+    /// It is done.
+    Done,
+    /// You are this user.
+    LoggedIn {
+        /// Who.
+        user: UserName,
+    },
+    /// A page of groups; `more` says there are others.
+    Groups {
+        /// The rows.
+        rows: Vec<GroupRow>,
+        /// Whether rows follow.
+        more: bool,
+    },
+    /// Join requests.
+    Requests {
+        /// The rows.
+        rows: Vec<RequestRow>,
+    },
+    /// A page of members.
+    Members {
+        /// The rows.
+        rows: Vec<MemberRow>,
+        /// Whether rows follow.
+        more: bool,
+    },
+    /// The share is listed.
+    Shared {
+        /// Its group.
+        group: GroupId,
+    },
+    /// Put these pages, then ask again.
+    PagesMissing {
+        /// Page numbers.
+        pages: Vec<u32>,
+    },
+    /// A page of files.
+    Files {
+        /// The rows.
+        rows: Vec<FileRow>,
+        /// Whether rows follow.
+        more: bool,
+    },
+    /// What a selector meant.
+    File(FoundFile),
+    /// Bytes of a hash page.
+    Page {
+        /// The bytes.
+        bytes: Vec<u8>,
+    },
+    /// Who holds a content.
+    Peers {
+        /// A bounded sample.
+        peers: Vec<PeerRecord>,
+    },
+    /// A signed ticket.
+    Ticket {
+        /// The group it is for.
+        group: GroupId,
+        /// Its wire bytes.
+        ticket: Vec<u8>,
+    },
+    /// What was withdrawn.
+    Stopped {
+        /// The group.
+        group: GroupId,
+        /// The content.
+        content: ContentId,
+        /// Whether the user still shares it in this group under another name.
+        still_shared: bool,
+    },
+}
+
+/// A request that was understood and not granted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The name is taken.
+    #[error("user {0} exists already")]
+    UserExists(UserName),
+    /// Wrong user or password; which of both is not said.
+    #[error("wrong user name or password")]
+    WrongCredentials,
+    /// The password is too short or too long.
+    #[error(
+        "a password has {} to {} bytes",
+        limits::MIN_PASSWORD_LEN,
+        limits::MAX_PASSWORD_LEN
+    )]
+    BadPassword,
+    /// Nobody is logged in on this connection.
+    #[error("not logged in")]
+    NotLoggedIn,
+    /// Somebody else is logged in on this connection.
+    #[error("logged in as {0}")]
+    LoggedInAs(UserName),
+    /// This device is enrolled for nobody.
+    #[error("this device is not enrolled for any user")]
+    UnknownDevice,
+    /// The name is taken.
+    #[error("group {0} exists already")]
+    GroupExists(GroupName),
+    /// There is none, or it is hidden from you.
+    #[error("there is no group {0}")]
+    NoSuchGroup(GroupName),
+    /// Only members may.
+    #[error("you are not a member of {0}")]
+    NotAMember(GroupName),
+    /// Nothing to ask for.
+    #[error("you are a member of {0} already")]
+    AlreadyAMember(GroupName),
+    /// Asked before and not answered yet.
+    #[error("you have asked to join {0} already; its owner has not answered yet")]
+    AlreadyRequested(GroupName),
+    /// Rejected not long ago.
+    #[error("your request to join {group} was rejected; you may ask again after {after}")]
+    RejectedLately {
+        /// The group.
+        group: GroupName,
+        /// When asking is allowed again.
+        after: UnixMillis,
+    },
+    /// Only the owner may.
+    #[error("only the owner of {0} may do that")]
+    NotTheOwner(GroupName),
+    /// There is no such request.
+    #[error("{user} has not asked to join {group}")]
+    NoSuchRequest {
+        /// Who.
+        user: UserName,
+        /// Where.
+        group: GroupName,
+    },
+    /// No file answers to it.
+    #[error("there is no file {file} in {group}")]
+    NoSuchFile {
+        /// The selector.
+        file: String,
+        /// Where.
+        group: GroupName,
+    },
+    /// Several contents answer to it.
+    #[error("{file} in {group} means several files: {}", .candidates.join(", "))]
+    Ambiguous {
+        /// The selector.
+        file: String,
+        /// Where.
+        group: GroupName,
+        /// Selectors that mean one of them.
+        candidates: Vec<String>,
+    },
+    /// One's own share does not exist.
+    #[error("you do not share {file} in {group}")]
+    NotShared {
+        /// The selector.
+        file: String,
+        /// Where.
+        group: GroupName,
+    },
+    /// The manifest is not consistent.
+    #[error("the manifest is refused: {0}")]
+    BadManifest(String),
+    /// A page of a share that was not begun on this connection.
+    #[error("no share of {} was begun on this connection", .0.short())]
+    NoSuchShare(ContentId),
+    /// Too many of something.
+    #[error("over the limit of {max} {what}")]
+    Limit {
+        /// What there are too many of.
+        what: String,
+        /// How many there may be.
+        max: u64,
+    },
+    /// Too much to do just now.
+    #[error("the tracker is busy")]
+    Busy,
+    /// The tracker failed in itself.
+    #[error("the tracker had an internal error")]
+    Internal,
+}
+
+impl Refusal {
+    /// The stable name of this cause, for scripts.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::UserExists(_) => "user-exists",
+            Self::WrongCredentials => "wrong-credentials",
+            Self::BadPassword => "bad-password",
+            Self::NotLoggedIn => "not-logged-in",
+            Self::LoggedInAs(_) => "logged-in-as-other",
+            Self::UnknownDevice => "unknown-device",
+            Self::GroupExists(_) => "group-exists",
+            Self::NoSuchGroup(_) => "no-such-group",
+            Self::NotAMember(_) => "not-a-member",
+            Self::AlreadyAMember(_) => "already-a-member",
+            Self::AlreadyRequested(_) => "already-requested",
+            Self::RejectedLately { .. } => "rejected-lately",
+            Self::NotTheOwner(_) => "not-the-owner",
+            Self::NoSuchRequest { .. } => "no-such-request",
+            Self::NoSuchFile { .. } => "no-such-file",
+            Self::Ambiguous { .. } => "ambiguous",
+            Self::NotShared { .. } => "not-shared",
+            Self::BadManifest(_) => "bad-manifest",
+            Self::NoSuchShare(_) => "no-such-share",
+            Self::Limit { .. } => "limit",
+            Self::Busy => "busy",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+impl From<ManifestError> for Refusal {
+    fn from(error: ManifestError) -> Self {
+        Self::BadManifest(error.to_string())
+    }
+}
+
+/// What a tracker says unasked, on its control stream after the welcome.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Push {
+    /// A device now holds a content that this client announced too.
+    SwarmJoined {
+        /// The group.
+        group: GroupId,
+        /// The content.
+        content: ContentId,
+        /// The device.
+        peer: PeerRecord,
+    },
+    /// Tickets of this membership are void from now on.
+    Revoked {
+        /// The membership.
+        membership: MembershipId,
+    },
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::testing::round_trip;
+    use proptest::prelude::*;
+
+    fn group() -> GroupName {
+        "lab".parse().expect("name")
+    }
+
+    #[test]
+    fn messages_round_trip_and_truncations_fail() {
+        round_trip(&Hello {
+            features: 0,
+            agent: "mtq/0".into(),
+            session: 3,
+            addresses: vec!["10.0.0.1:3".parse().expect("address")],
+            extensions: vec![Extension { tag: 1, body: vec![1] }],
+        });
+        round_trip(&Request::Login {
+            user: "bob".parse().expect("name"),
+            password: Password("secret".into()),
+        });
+        round_trip(&Request::Announce { group: group(), contents: vec![(ContentId([1; 32]), true)] });
+        let refusal = Refusal::Limit { what: "groups".into(), max: 3 };
+        round_trip(&Err::<Reply, _>(refusal));
+        round_trip(&Ok::<_, Refusal>(Reply::Peers {
+            peers: vec![PeerRecord {
+                peer_id: PeerId([1; 32]),
+                user: "bob".parse().expect("name"),
+                addresses: vec!["[::1]:3".parse().expect("address")],
+                complete: false,
+            }],
+        }));
+        round_trip(&Push::Revoked { membership: MembershipId([4; 16]) });
+    }
+
+    #[test]
+    fn golden_request_bytes() {
+        let request = Request::JoinGroup { request_id: RequestId([7; 16]), group: group() };
+        let hex = hex::encode(crate::wire::encode(&request));
+        // Variant 6, sixteen id bytes, a name of three bytes.
+        assert_eq!(hex, format!("06{}036c6162", "07".repeat(16)));
+        let ok = crate::wire::encode(&Ok::<_, Refusal>(Reply::Done));
+        assert_eq!(ok, [0, 0]);
+        let refused = crate::wire::encode(&Err::<Reply, _>(Refusal::NotAMember(group())));
+        assert_eq!(refused, [1, 8, 3, b'l', b'a', b'b']);
+    }
+
+    #[test]
+    fn passwords_are_not_printed() {
+        let request = Request::Login {
+            user: "bob".parse().expect("name"),
+            password: Password("secret".into()),
+        };
+        assert!(!format!("{request:?}").contains("secret"));
+    }
+
+    proptest! {
+        #[test]
+        fn junk_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = crate::wire::decode::<Hello>(&bytes);
+            let _ = crate::wire::decode::<Welcome>(&bytes);
+            let _ = crate::wire::decode::<Request>(&bytes);
+            let _ = crate::wire::decode::<Result<Reply, Refusal>>(&bytes);
+            let _ = crate::wire::decode::<Push>(&bytes);
+        }
+    }
+}

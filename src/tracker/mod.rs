@@ -1,0 +1,14 @@
+//! Accounts, groups, listings and presence.
+
+pub mod message;
+pub mod address;
+pub mod op;
+pub mod state;
+pub mod decide;
+pub mod view;
+pub mod pages;
+pub mod presence;
+pub mod store;
+pub mod password;
+pub mod server;
+pub mod stub;

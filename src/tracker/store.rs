@@ -1,0 +1,155 @@
+//! The one door to durable state: `propose` a command, or `read` a view.
+//!
+//! This store keeps everything in memory. What it promises is the order: decide against the
+//! current state, apply, and only then let anybody see or hear of it.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::decide::{Actor, Command, Outcome, decide};
+use super::message::Refusal;
+use super::op::Op;
+use super::pages::Pages;
+use super::state::State;
+use crate::clock::UnixMillis;
+use crate::hash::Blake3Hash;
+use crate::id::RequestId;
+use crate::name::UserName;
+
+#[derive(Debug, Default)]
+struct Inner {
+    state: State,
+    pages: Pages,
+}
+
+/// A tracker's state and its pages.
+#[derive(Debug, Default)]
+pub struct Store(Mutex<Inner>);
+
+/// A granted command: what to answer, and what changed.
+#[derive(Debug)]
+pub struct Granted {
+    /// What to answer.
+    pub outcome: Outcome,
+    /// What changed, for pushes. Empty for a repeat.
+    pub ops: Vec<Op>,
+    /// For each membership that ended: whose, and who else is in the group.
+    pub ended: Vec<Ended>,
+}
+
+/// A membership that ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Whose it was.
+    pub user: UserName,
+    /// The group.
+    pub group: crate::id::GroupId,
+    /// The membership.
+    pub membership: crate::id::MembershipId,
+    /// Who must hear of it: the members left.
+    pub members: Vec<UserName>,
+}
+
+impl Store {
+    /// Judges and applies a command.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing changed then.
+    pub async fn propose(
+        &self,
+        actor: &Actor,
+        request: RequestId,
+        command: &Command,
+        now: UnixMillis,
+    ) -> Result<Granted, Refusal> {
+        let mut inner = self.lock();
+        let Inner { state, pages } = &mut *inner;
+        let has_page = |hash: &Blake3Hash| pages.contains(hash);
+        let (ops, outcome) = decide(state, actor, request, command, now, &has_page)?;
+        let mut ended = Vec::new();
+        for op in &ops {
+            let leaver = leaver(state, op);
+            let withdrawn = withdrawn_pages(state, op);
+            state.apply(op);
+            if let Op::ShareAdded { user, head, .. } = op {
+                pages.hold(user, head);
+            }
+            for (user, hashes) in &withdrawn {
+                pages.release(user, hashes);
+            }
+            if let Some((user, group, membership)) = leaver {
+                let members = state
+                    .groups
+                    .get(&group)
+                    .map(|g| g.members.keys().cloned().collect())
+                    .unwrap_or_default();
+                ended.push(Ended { user, group, membership, members });
+            }
+        }
+        if !ops.is_empty() {
+            state.remember(actor.device, request);
+        }
+        Ok(Granted { outcome, ops, ended })
+    }
+
+    /// Reads the state.
+    pub fn read<R>(&self, view: impl FnOnce(&State) -> R) -> R {
+        view(&self.lock().state)
+    }
+
+    /// Keeps a checked page for a share that `user` is about to finish.
+    ///
+    /// # Errors
+    /// [`Refusal::Limit`] over the user's quota.
+    pub fn put_page(&self, user: &UserName, hash: Blake3Hash, bytes: &[u8]) -> Result<(), Refusal> {
+        self.lock().pages.put(user, hash, bytes)
+    }
+
+    /// Lets go of pages kept by [`Self::put_page`].
+    pub fn release_pages(&self, user: &UserName, hashes: &[Blake3Hash]) {
+        self.lock().pages.release(user, hashes);
+    }
+
+    /// The bytes of a page.
+    pub fn page(&self, hash: &Blake3Hash) -> Option<Arc<[u8]>> {
+        self.lock().pages.find(hash)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Whose membership `op` ends.
+fn leaver(
+    state: &State,
+    op: &Op,
+) -> Option<(UserName, crate::id::GroupId, crate::id::MembershipId)> {
+    let Op::MembershipEnded { group, membership } = op else { return None };
+    let members = &state.groups.get(group)?.members;
+    let (user, _) = members.iter().find(|(_, m)| m.membership == *membership)?;
+    Some((user.clone(), *group, *membership))
+}
+
+/// The page holdings that `op` ends, by user.
+fn withdrawn_pages(state: &State, op: &Op) -> Vec<(UserName, Vec<Blake3Hash>)> {
+    let mut ended = Vec::new();
+    match op {
+        Op::ShareWithdrawn { group, content, share } => {
+            let listing = state.groups.get(group).and_then(|g| g.listings.get(content));
+            if let Some((listing, row)) = listing.and_then(|l| Some((l, l.shares.get(share)?))) {
+                ended.push((row.user.clone(), listing.head.page_hashes().to_vec()));
+            }
+        }
+        Op::MembershipEnded { group, .. } => {
+            let user = leaver(state, op).map(|(user, ..)| user);
+            let listings = state.groups.get(group).into_iter().flat_map(|g| g.listings.values());
+            for listing in listings {
+                for row in listing.shares.values().filter(|row| Some(&row.user) == user.as_ref()) {
+                    ended.push((row.user.clone(), listing.head.page_hashes().to_vec()));
+                }
+            }
+        }
+        _ => {}
+    }
+    ended
+}

@@ -1,0 +1,250 @@
+//! The peer side of an agent at work: accepts and dials peers, runs their sessions.
+
+use std::collections::HashSet;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::mpsc;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::control;
+use super::message::{Control, PeerHello};
+use super::registry::{Registry, tell_download};
+use super::session::{News, Session, SwarmKey};
+use super::upload;
+use crate::error_code::ErrorCode;
+use crate::limits;
+use crate::peer_id::PeerId;
+use crate::transport::connection::Connection;
+use crate::transport::endpoint::Endpoint;
+use crate::transport::frame::{FrameError, read_frame, write_frame};
+use crate::transport::hello;
+use crate::transport::tls::Alpn;
+
+/// Runs the sessions of one agent.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    endpoint: Endpoint,
+    registry: Arc<Registry>,
+    next_session: AtomicU64,
+    dialling: Mutex<HashSet<PeerId>>,
+    /// No new sessions.
+    draining: CancellationToken,
+    /// No sessions.
+    stop: CancellationToken,
+    tasks: TaskTracker,
+}
+
+impl Hub {
+    /// Starts accepting peers on `endpoint`.
+    pub fn start(endpoint: Endpoint, registry: Arc<Registry>) -> Self {
+        let shared = Arc::new(Shared {
+            endpoint,
+            registry,
+            next_session: AtomicU64::new(1),
+            dialling: Mutex::default(),
+            draining: CancellationToken::new(),
+            stop: CancellationToken::new(),
+            tasks: TaskTracker::new(),
+        });
+        shared.tasks.spawn(accept(shared.clone()));
+        Self { shared }
+    }
+
+    /// Opens a swarm with a peer: on the session there is, or on one dialled now at one of
+    /// `addresses`.
+    pub fn connect(&self, peer: PeerId, addresses: Vec<SocketAddr>, key: SwarmKey) {
+        if self.shared.registry.want(peer, key) || addresses.is_empty() {
+            return;
+        }
+        let new = self.dialling().insert(peer);
+        if new && !self.shared.tasks.is_closed() {
+            self.shared.tasks.spawn(dial(self.clone(), peer, addresses));
+        }
+    }
+
+    /// Tells peers that we go, lets pieces under way finish, and ends every task.
+    pub async fn shutdown(&self) {
+        self.shared.draining.cancel();
+        self.shared.tasks.close();
+        for session in self.shared.registry.sessions() {
+            session.send(Control::GoingAway);
+        }
+        let _ = tokio::time::timeout(limits::DRAIN, self.shared.tasks.wait()).await;
+        self.shared.stop.cancel();
+        self.shared.tasks.wait().await;
+    }
+
+    fn dialling(&self) -> std::sync::MutexGuard<'_, HashSet<PeerId>> {
+        self.shared.dialling.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+async fn accept(shared: Arc<Shared>) {
+    loop {
+        let incoming = tokio::select! {
+            biased;
+            () = shared.draining.cancelled() => return,
+            incoming = shared.endpoint.accept() => incoming,
+        };
+        let Some(incoming) = incoming else { return };
+        if shared.endpoint.connection_count() > limits::MAX_PEER_CONNECTIONS {
+            tracing::warn!(from = %incoming.remote_address(), "refused: too many connections");
+            incoming.refuse();
+            continue;
+        }
+        let shared = shared.clone();
+        shared.tasks.clone().spawn(async move {
+            let connection = tokio::select! {
+                () = shared.draining.cancelled() => return,
+                connection = incoming.finish() => connection,
+            };
+            if let Some(connection) = connection {
+                run_session(shared, connection).await;
+            }
+        });
+    }
+}
+
+/// Dials all addresses of a peer at once; the first that answers as the right peer is used.
+async fn dial(hub: Hub, peer: PeerId, addresses: Vec<SocketAddr>) {
+    let shared = hub.shared.clone();
+    let mut attempts = JoinSet::new();
+    for address in addresses.into_iter().take(limits::MAX_ADDRESSES) {
+        let endpoint = shared.endpoint.clone();
+        attempts.spawn(async move { endpoint.dial(address, Alpn::Peer, peer).await });
+    }
+    let mut connected = None;
+    loop {
+        let done = tokio::select! {
+            () = shared.draining.cancelled() => None,
+            done = attempts.join_next() => done,
+        };
+        let Some(done) = done else { break };
+        match done {
+            Ok(Ok(connection)) => {
+                connected = Some(connection);
+                break;
+            }
+            Ok(Err(error)) => tracing::debug!(peer = %peer.short(), %error, "dial failed"),
+            Err(_aborted) => {}
+        }
+    }
+    drop(attempts);
+    hub.dialling().remove(&peer);
+    if let Some(connection) = connected {
+        run_session(shared, connection).await;
+    }
+}
+
+/// A session from hello to end.
+async fn run_session(shared: Arc<Shared>, connection: Connection) {
+    let peer = connection.remote().short();
+    let greeted = tokio::time::timeout(limits::FIRST_FRAME_DEADLINE, greet(&connection)).await;
+    let (mut writer, mut reader) = match greeted.unwrap_or(Err(FrameError::TimedOut)) {
+        Ok(streams) => streams,
+        Err(error) => {
+            tracing::debug!(%peer, %error, "no proper hello");
+            connection.close(error.code());
+            return;
+        }
+    };
+    let (control, mut queue) = mpsc::channel(limits::CONTROL_QUEUE);
+    let number = shared.next_session.fetch_add(1, Ordering::Relaxed);
+    let session = Arc::new(Session::new(number, connection.clone(), control));
+    let me = shared.endpoint.identity().peer_id();
+    match shared.registry.add_session(me, &session) {
+        Ok(Some(old)) => old.connection.close(ErrorCode::Duplicate),
+        Ok(None) => {}
+        Err(()) => {
+            connection.close(ErrorCode::Duplicate);
+            return;
+        }
+    }
+    tracing::debug!(%peer, address = %connection.remote_address(), "session begins");
+
+    let write = async {
+        while let Some(message) = queue.recv().await {
+            if write_frame(&mut writer, &message).await.is_err() {
+                break;
+            }
+            if message == Control::GoingAway {
+                return ErrorCode::GoingAway;
+            }
+        }
+        ErrorCode::Done
+    };
+    let read = async {
+        loop {
+            let message = match read_frame(&mut reader, limits::MAX_FRAME_LEN).await {
+                Ok(message) => message,
+                Err(error) => break error.code(),
+            };
+            if let Err(code) = control::handle(&shared.registry, &session, message).await {
+                break code;
+            }
+        }
+    };
+    let requests = TaskTracker::new();
+    let serve = async {
+        let mut order = 0u32;
+        while let Ok(streams) = connection.accept_bi().await {
+            order = order.wrapping_add(1);
+            let served = upload::serve(shared.registry.clone(), session.clone(), streams, order);
+            let connection = connection.clone();
+            requests.spawn(async move {
+                if let Err(code) = served.await {
+                    connection.close(code);
+                }
+            });
+        }
+        ErrorCode::Done
+    };
+    let code = tokio::select! {
+        code = write => code,
+        code = read => code,
+        code = serve => code,
+        error = connection.closed() => {
+            tracing::debug!(%peer, %error, "session ends");
+            ErrorCode::Done
+        }
+        () = shared.stop.cancelled() => ErrorCode::GoingAway,
+    };
+    requests.close();
+    if code == ErrorCode::GoingAway {
+        // Pieces under way go out.
+        tokio::select! {
+            () = requests.wait() => {}
+            () = shared.stop.cancelled() => {}
+        }
+    }
+    connection.close(code);
+    requests.wait().await;
+    for swarm in shared.registry.remove_session(&session) {
+        tell_download(&swarm, News::Closed { session: number, code: Some(code) }).await;
+    }
+}
+
+/// Exchanges hellos.
+async fn greet(
+    connection: &Connection,
+) -> Result<(quinn::SendStream, quinn::RecvStream), FrameError> {
+    let mut writer = connection.open_control().await?;
+    let hello =
+        PeerHello { features: 0, agent: crate::AGENT.to_owned(), extensions: Vec::new() };
+    write_frame(&mut writer, &hello).await?;
+    let mut reader = connection.accept_control().await?;
+    let theirs: PeerHello = read_frame(&mut reader, limits::MAX_HELLO_LEN).await?;
+    if !hello::is_bounded(&theirs.agent, &theirs.extensions) {
+        return Err(crate::wire::DecodeError::Malformed.into());
+    }
+    Ok((writer, reader))
+}

@@ -1,0 +1,234 @@
+//! What an agent's peer side knows: its swarms, its sessions, its tickets and whom it trusts.
+//!
+//! Maps behind short locks, never held across an await.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::Semaphore;
+
+use super::session::{News, Session, Swarm, SwarmKey};
+use super::trust::Trust;
+use crate::clock;
+use crate::error_code::ErrorCode;
+use crate::id::{GroupId, MembershipId};
+use crate::limits::{DOWNLOAD_SLOTS, UPLOAD_SLOTS};
+use crate::name::UserName;
+use crate::peer_id::PeerId;
+use crate::ticket::{Ticket, TicketError};
+
+#[derive(Debug, Default)]
+struct Maps {
+    trust: Trust,
+    tickets: HashMap<GroupId, Vec<u8>>,
+    swarms: HashMap<SwarmKey, Arc<Swarm>>,
+    sessions: HashMap<PeerId, Arc<Session>>,
+    /// Swarms to open with a peer as soon as there is a session.
+    wanted: HashMap<PeerId, HashSet<SwarmKey>>,
+    /// Bytes sent, by swarm.
+    uploaded: HashMap<SwarmKey, u64>,
+}
+
+/// The shared state of an agent's peer side.
+#[derive(Debug)]
+pub struct Registry {
+    maps: Mutex<Maps>,
+    /// Piece buffers being sent.
+    pub upload_slots: Semaphore,
+    /// Piece buffers being filled, verified or written.
+    pub download_slots: Arc<Semaphore>,
+}
+
+impl Registry {
+    /// An empty registry that honours tickets as `trust` says.
+    pub fn new(trust: Trust) -> Self {
+        Self {
+            maps: Mutex::new(Maps { trust, ..Maps::default() }),
+            upload_slots: Semaphore::new(UPLOAD_SLOTS),
+            download_slots: Arc::new(Semaphore::new(DOWNLOAD_SLOTS)),
+        }
+    }
+
+    /// Learns tracker time less our own, in milliseconds.
+    pub fn set_clock_offset(&self, offset: i64) {
+        self.lock().trust.set_clock_offset(offset);
+    }
+
+    /// Our ticket for a group is this one now; peers in use are shown it.
+    pub fn set_ticket(&self, group: GroupId, ticket: Vec<u8>) {
+        let mut maps = self.lock();
+        maps.sessions.values().for_each(|session| session.renew(group, &ticket));
+        maps.tickets.insert(group, ticket);
+    }
+
+    /// Our ticket for a group, if there is one.
+    pub fn ticket(&self, group: GroupId) -> Option<Vec<u8>> {
+        self.lock().tickets.get(&group).cloned()
+    }
+
+    /// Forgets our ticket for a group: we are no longer a member.
+    pub fn forget_ticket(&self, group: GroupId) {
+        self.lock().tickets.remove(&group);
+    }
+
+    /// Verifies a ticket a peer showed.
+    ///
+    /// # Errors
+    /// [`TicketError`].
+    pub fn verify(&self, ticket: &[u8], shown_by: PeerId) -> Result<Ticket, TicketError> {
+        self.lock().trust.verify(ticket, shown_by, clock::now())
+    }
+
+    /// The user behind a session, if its ticket for the group still holds.
+    pub fn member(&self, session: &Session, group: GroupId) -> Option<UserName> {
+        let ticket = session.ticket(group)?;
+        let holds = self.lock().trust.still_holds(&ticket, clock::now());
+        holds.then(|| ticket.holder().user.clone())
+    }
+
+    /// A tracker revoked a membership: sessions that rest on it lose their swarms at once.
+    pub fn revoke(&self, membership: MembershipId) {
+        let mut maps = self.lock();
+        maps.trust.revoke(membership);
+        for session in maps.sessions.values() {
+            for key in session.swarms() {
+                let ticket = session.ticket(key.group);
+                if ticket.is_some_and(|ticket| ticket.holder().membership == membership) {
+                    session.close(key, ErrorCode::Revoked);
+                }
+            }
+        }
+    }
+
+    /// Takes part in a swarm.
+    pub fn add_swarm(&self, swarm: Arc<Swarm>) {
+        self.lock().swarms.insert(swarm.key, swarm);
+    }
+
+    /// The swarm, if we take part in it.
+    pub fn swarm(&self, key: SwarmKey) -> Option<Arc<Swarm>> {
+        self.lock().swarms.get(&key).cloned()
+    }
+
+    /// Leaves a swarm; its peers are told why.
+    pub fn remove_swarm(&self, key: SwarmKey, code: ErrorCode) {
+        let mut maps = self.lock();
+        maps.swarms.remove(&key);
+        maps.uploaded.remove(&key);
+        maps.wanted.retain(|_, keys| {
+            keys.remove(&key);
+            !keys.is_empty()
+        });
+        maps.sessions.values().for_each(|session| session.close(key, code));
+    }
+
+    /// Wants a swarm opened with a peer: now if there is a session, else with the next one.
+    /// Returns whether there is one.
+    pub fn want(&self, peer: PeerId, key: SwarmKey) -> bool {
+        let mut maps = self.lock();
+        maps.wanted.entry(peer).or_default().insert(key);
+        let Some(session) = maps.sessions.get(&peer).cloned() else { return false };
+        if let Some(ticket) = maps.tickets.get(&key.group) {
+            session.open(key, ticket);
+        }
+        true
+    }
+
+    /// Adds a session unless another one with the same peer stays; returns the session that had
+    /// to give way. Both sides decide alike: the connection begun by the lower peer id stays, and
+    /// of two begun by the same side the newer.
+    ///
+    /// # Errors
+    /// The new session itself, when the old one stays.
+    pub fn add_session(
+        &self,
+        me: PeerId,
+        session: &Arc<Session>,
+    ) -> Result<Option<Arc<Session>>, ()> {
+        let mut maps = self.lock();
+        let peer = session.connection.remote();
+        if let Some(old) = maps.sessions.get(&peer)
+            && !old.connection.is_closed()
+            && !newer_stays(me, peer, old.connection.dialled(), session.connection.dialled())
+        {
+            return Err(());
+        }
+        let old = maps.sessions.insert(peer, session.clone());
+        let wanted: Vec<_> = maps.wanted.get(&peer).into_iter().flatten().copied().collect();
+        for key in wanted {
+            if let Some(ticket) = maps.tickets.get(&key.group) {
+                session.open(key, ticket);
+            }
+        }
+        Ok(old)
+    }
+
+    /// A session ended; downloads hear of it.
+    pub fn remove_session(&self, session: &Arc<Session>) -> Vec<Arc<Swarm>> {
+        let mut maps = self.lock();
+        let peer = session.connection.remote();
+        if maps.sessions.get(&peer).is_some_and(|known| known.number == session.number) {
+            maps.sessions.remove(&peer);
+        }
+        session.swarms().iter().filter_map(|key| maps.swarms.get(key).cloned()).collect()
+    }
+
+    /// Whether there is a living session with a peer.
+    pub fn is_connected(&self, peer: PeerId) -> bool {
+        self.lock().sessions.get(&peer).is_some_and(|session| !session.connection.is_closed())
+    }
+
+    /// All sessions.
+    pub fn sessions(&self) -> Vec<Arc<Session>> {
+        self.lock().sessions.values().cloned().collect()
+    }
+
+    /// Counts bytes sent.
+    pub fn count_upload(&self, key: SwarmKey, bytes: u64) {
+        *self.lock().uploaded.entry(key).or_default() += bytes;
+    }
+
+    /// Bytes sent in a swarm.
+    pub fn uploaded(&self, key: SwarmKey) -> u64 {
+        self.lock().uploaded.get(&key).copied().unwrap_or(0)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Maps> {
+        self.maps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Passes news to the download of a swarm, if it has one.
+pub async fn tell_download(swarm: &Swarm, news: News) {
+    if let Some(queue) = &swarm.news {
+        // A download that ended needs no news.
+        let _ = queue.send(news).await;
+    }
+}
+
+/// Whether of two connections between `me` and `peer` the newer one stays.
+fn newer_stays(me: PeerId, peer: PeerId, old_dialled: bool, new_dialled: bool) -> bool {
+    if old_dialled == new_dialled {
+        return true;
+    }
+    new_dialled == (me < peer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_sides_keep_the_same_connection() {
+        let (low, high) = (PeerId([1; 32]), PeerId([2; 32]));
+        // Each side sees its own dial first, then the other's.
+        assert!(!newer_stays(low, high, true, false));
+        assert!(newer_stays(high, low, true, false));
+        // Or the other way round.
+        assert!(newer_stays(low, high, false, true));
+        assert!(!newer_stays(high, low, false, true));
+        // A peer that dials again has lost its old connection.
+        assert!(newer_stays(low, high, false, false));
+        assert!(newer_stays(low, high, true, true));
+    }
+}

@@ -1,0 +1,230 @@
+//! One connection with one peer: which swarms both sides opened on it, and whose tickets were
+//! shown.
+//!
+//! Tables and a queue; who acts on them is in `control`, `upload` and `download`.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use tokio::sync::mpsc;
+
+use super::message::Control;
+use super::storage::PieceStore;
+use crate::bitfield::Bitfield;
+use crate::error_code::ErrorCode;
+use crate::id::GroupId;
+use crate::limits::MAX_SWARMS_PER_CONNECTION;
+use crate::manifest::ContentId;
+use crate::name::UserName;
+use crate::piece::PieceIndex;
+use crate::ticket::Ticket;
+use crate::transport::connection::Connection;
+
+/// One content in one group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SwarmKey {
+    /// The group.
+    pub group: GroupId,
+    /// The content.
+    pub content: ContentId,
+}
+
+/// A swarm this agent takes part in.
+#[derive(Debug)]
+pub struct Swarm {
+    /// Which.
+    pub key: SwarmKey,
+    /// Its bytes here.
+    pub store: Arc<PieceStore>,
+    /// The download that wants news of it; nothing for a mere seeder.
+    pub news: Option<mpsc::Sender<News>>,
+}
+
+/// What a download hears of its peers.
+#[derive(Debug)]
+pub enum News {
+    /// A peer has these pieces.
+    Opened {
+        /// Which session.
+        session: Arc<Session>,
+        /// Whose device.
+        user: UserName,
+        /// What it has.
+        pieces: Bitfield,
+    },
+    /// A peer has more pieces.
+    Has {
+        /// Which session.
+        session: u64,
+        /// Which.
+        pieces: Vec<PieceIndex>,
+    },
+    /// A peer takes no more requests; what was asked before still comes.
+    GoingAway {
+        /// Which session.
+        session: u64,
+    },
+    /// A peer is gone, or has closed the swarm.
+    Closed {
+        /// Which session.
+        session: u64,
+        /// Why, when it said so.
+        code: Option<ErrorCode>,
+    },
+}
+
+#[derive(Debug)]
+struct Ours {
+    number: u32,
+    /// Whether our bitfield was sent: from then on pieces are told as they come.
+    told: bool,
+}
+
+#[derive(Debug, Default)]
+struct Tables {
+    /// Their tickets, verified.
+    tickets: HashMap<GroupId, Ticket>,
+    /// Groups our ticket was shown for.
+    shown: HashSet<GroupId>,
+    ours: HashMap<SwarmKey, Ours>,
+    theirs: HashMap<u32, SwarmKey>,
+    next_number: u32,
+}
+
+/// A connection with a peer that said hello.
+#[derive(Debug)]
+pub struct Session {
+    /// A number no other session of this process has.
+    pub number: u64,
+    /// The connection.
+    pub connection: Connection,
+    control: mpsc::Sender<Control>,
+    tables: Mutex<Tables>,
+}
+
+impl Session {
+    /// A session whose control frames go through `control`.
+    pub fn new(number: u64, connection: Connection, control: mpsc::Sender<Control>) -> Self {
+        Self { number, connection, control, tables: Mutex::default() }
+    }
+
+    /// Sends a control frame. A peer that does not read its control stream is cut off.
+    pub fn send(&self, message: Control) {
+        if let Err(mpsc::error::TrySendError::Full(_)) = self.control.try_send(message) {
+            tracing::debug!(peer = %self.connection.remote().short(), "does not read; cut off");
+            self.connection.close(ErrorCode::LimitReached);
+        }
+    }
+
+    /// Opens a swarm from our side, showing `ticket` first; nothing when it is open already.
+    pub fn open(&self, key: SwarmKey, ticket: &[u8]) {
+        let mut tables = self.lock();
+        if tables.ours.contains_key(&key) || tables.ours.len() >= MAX_SWARMS_PER_CONNECTION {
+            return;
+        }
+        if tables.shown.insert(key.group) {
+            self.send(Control::Ticket { ticket: ticket.to_vec() });
+        }
+        let number = tables.next_number;
+        tables.next_number += 1;
+        tables.ours.insert(key, Ours { number, told: false });
+        self.send(Control::Open { swarm: number, group: key.group, content: key.content });
+    }
+
+    /// Shows a renewed ticket, if an older one of its group was shown.
+    pub fn renew(&self, group: GroupId, ticket: &[u8]) {
+        if self.lock().shown.contains(&group) {
+            self.send(Control::Ticket { ticket: ticket.to_vec() });
+        }
+    }
+
+    /// Ends a swarm on this session, both ways.
+    pub fn close(&self, key: SwarmKey, code: ErrorCode) {
+        let mut tables = self.lock();
+        tables.theirs.retain(|_, theirs| *theirs != key);
+        if let Some(ours) = tables.ours.remove(&key) {
+            self.send(Control::Close { swarm: ours.number, refused: false, code: code.number() });
+        }
+    }
+
+    /// Sends our bitfield; whoever is told it once is told every later piece.
+    pub fn tell(&self, key: SwarmKey, store: &PieceStore) {
+        let mut tables = self.lock();
+        let Some(ours) = tables.ours.get_mut(&key) else { return };
+        // First told, then read: a piece that comes in between is told twice rather than never.
+        ours.told = true;
+        let bits = store.bitfield().as_bytes().to_vec();
+        self.send(Control::Bitfield { swarm: ours.number, bits });
+    }
+
+    /// Tells of new pieces, if our bitfield was sent.
+    pub fn tell_pieces(&self, key: SwarmKey, pieces: &[u32]) {
+        if let Some(ours) = self.lock().ours.get(&key).filter(|ours| ours.told) {
+            self.send(Control::Have { swarm: ours.number, pieces: pieces.to_vec() });
+        }
+    }
+
+    /// Our number for a swarm opened from our side.
+    pub fn our_number(&self, key: SwarmKey) -> Option<u32> {
+        self.lock().ours.get(&key).map(|ours| ours.number)
+    }
+
+    /// The swarm the peer opened under `number`.
+    pub fn their_swarm(&self, number: u32) -> Option<SwarmKey> {
+        self.lock().theirs.get(&number).copied()
+    }
+
+    /// The peer opened a swarm.
+    ///
+    /// # Errors
+    /// [`ErrorCode::Protocol`] for a number in use, [`ErrorCode::LimitReached`] for too many.
+    pub fn add_theirs(&self, number: u32, key: SwarmKey) -> Result<(), ErrorCode> {
+        let mut tables = self.lock();
+        if tables.theirs.len() >= MAX_SWARMS_PER_CONNECTION {
+            return Err(ErrorCode::LimitReached);
+        }
+        if tables.theirs.contains_key(&number) {
+            return Err(ErrorCode::Protocol);
+        }
+        tables.theirs.insert(number, key);
+        Ok(())
+    }
+
+    /// The peer ended the swarm it had opened under `number`.
+    pub fn closed_by_peer(&self, number: u32) -> Option<SwarmKey> {
+        let mut tables = self.lock();
+        let key = tables.theirs.remove(&number)?;
+        tables.ours.remove(&key);
+        Some(key)
+    }
+
+    /// The peer refused the swarm we had opened under `number`.
+    pub fn refused(&self, number: u32) -> Option<SwarmKey> {
+        let mut tables = self.lock();
+        let key = tables.ours.iter().find(|(_, ours)| ours.number == number).map(|(key, _)| *key)?;
+        tables.ours.remove(&key);
+        // Perhaps it was the ticket: the next attempt shows it again.
+        tables.shown.remove(&key.group);
+        Some(key)
+    }
+
+    /// Every swarm either side opened.
+    pub fn swarms(&self) -> HashSet<SwarmKey> {
+        let tables = self.lock();
+        tables.ours.keys().chain(tables.theirs.values()).copied().collect()
+    }
+
+    /// Keeps a verified ticket of the peer.
+    pub fn keep_ticket(&self, ticket: Ticket) {
+        self.lock().tickets.insert(ticket.holder().group, ticket);
+    }
+
+    /// The peer's ticket for a group.
+    pub fn ticket(&self, group: GroupId) -> Option<Ticket> {
+        self.lock().tickets.get(&group).cloned()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

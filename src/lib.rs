@@ -23,6 +23,8 @@ pub mod error_code;
 pub mod transport;
 pub mod tracker;
 pub mod swarm;
+pub mod client;
+pub mod cli;
 
 /// Program and version, as said in hellos.
 pub const AGENT: &str = concat!("mtq/", env!("CARGO_PKG_VERSION"));

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `mtq` program; everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    mtq::cli::main()
+}

@@ -3,8 +3,9 @@
 //! A single task owns the scheduler. Each piece request runs in a task of its own, on a stream of
 //! its own; verifying and writing run on the blocking pool.
 
-use std::collections::{BTreeMap, HashMap};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
@@ -71,6 +72,8 @@ pub struct Progress {
     pub stored_bytes: u64,
     /// Bytes a second over the last seconds.
     pub bytes_per_sec: u64,
+    /// Time from its begin to its end, or to now.
+    pub elapsed: Duration,
     /// What each peer gave.
     pub sources: BTreeMap<PeerId, Source>,
 }
@@ -78,7 +81,16 @@ pub struct Progress {
 /// Counts a download's progress.
 #[derive(Debug)]
 pub struct Meter {
-    inner: Mutex<(Progress, Vec<(Instant, u64)>)>,
+    started: Instant,
+    inner: Mutex<Counts>,
+}
+
+#[derive(Debug)]
+struct Counts {
+    progress: Progress,
+    /// Bytes stored at some moments of the last seconds, oldest first.
+    samples: VecDeque<(Instant, u64)>,
+    ended: bool,
 }
 
 /// Time over which the rate is measured.
@@ -88,34 +100,58 @@ impl Meter {
     /// A meter that starts at `stored_bytes`.
     pub fn new(stored_bytes: u64) -> Self {
         let progress = Progress { stored_bytes, ..Progress::default() };
-        Self { inner: Mutex::new((progress, vec![(clock::monotonic(), stored_bytes)])) }
+        let started = clock::monotonic();
+        let samples = VecDeque::from([(started, stored_bytes)]);
+        Self { started, inner: Mutex::new(Counts { progress, samples, ended: false }) }
+    }
+
+    /// The download is over; its time stands still.
+    pub fn end(&self) {
+        let mut counts = self.lock();
+        counts.progress.elapsed = self.started.elapsed();
+        counts.progress.bytes_per_sec = 0;
+        counts.ended = true;
     }
 
     /// How far it is now.
     pub fn progress(&self) -> Progress {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let (progress, samples) = &mut *inner;
-        let now = clock::monotonic();
-        samples.retain(|(at, _)| now.duration_since(*at) <= RATE_WINDOW);
-        let rate = samples.first().map_or(0.0, |(at, bytes)| {
-            let seconds = now.duration_since(*at).as_secs_f64().max(0.001);
-            (progress.stored_bytes - bytes) as f64 / seconds
-        });
-        progress.bytes_per_sec = rate as u64;
-        progress.clone()
+        let mut counts = self.lock();
+        if !counts.ended {
+            let now = clock::monotonic();
+            counts.forget_old(now);
+            counts.progress.elapsed = now.duration_since(self.started);
+            counts.progress.bytes_per_sec = counts.samples.front().map_or(0, |(at, bytes)| {
+                let seconds = now.duration_since(*at).as_secs_f64().max(0.001);
+                ((counts.progress.stored_bytes - bytes) as f64 / seconds) as u64
+            });
+        }
+        counts.progress.clone()
     }
 
     fn change(&self, change: impl FnOnce(&mut Progress)) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let (progress, samples) = &mut *inner;
+        let mut counts = self.lock();
         let now = clock::monotonic();
-        let before = progress.stored_bytes;
-        // One sample in a tenth of a second is enough, and bounds their number.
-        if samples.last().is_none_or(|(at, _)| now.duration_since(*at) > RATE_WINDOW / 30) {
-            samples.retain(|(at, _)| now.duration_since(*at) <= RATE_WINDOW);
-            samples.push((now, before));
+        // Thirty samples a window are enough, and bound their number.
+        let spacing = RATE_WINDOW / 30;
+        if counts.samples.back().is_none_or(|(at, _)| now.duration_since(*at) > spacing) {
+            counts.forget_old(now);
+            let stored = counts.progress.stored_bytes;
+            counts.samples.push_back((now, stored));
         }
-        change(progress);
+        change(&mut counts.progress);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Counts> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Counts {
+    /// Forgets samples that are older than the window, but for the youngest of them.
+    fn forget_old(&mut self, now: Instant) {
+        while self.samples.get(1).is_some_and(|(at, _)| now.duration_since(*at) > RATE_WINDOW) {
+            self.samples.pop_front();
+        }
     }
 }
 
@@ -290,7 +326,11 @@ impl Driver {
                     let written =
                         tokio::task::spawn_blocking(move || store.write_piece(piece, &bytes)).await;
                     drop(slot);
-                    let result = written.unwrap_or(Err(WriteError::Wrong("write")));
+                    // A writer that failed in itself is no peer's fault.
+                    let result = written.unwrap_or_else(|error| {
+                        let error = std::io::Error::other(error);
+                        Err(StorageError::Io { path: PathBuf::new(), error }.into())
+                    });
                     (from, user, piece, result)
                 });
                 Some(Event::Received { peer: key, piece, rtt: session.connection.rtt() })

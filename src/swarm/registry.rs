@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 
 use super::session::{News, Session, Swarm, SwarmKey};
 use super::trust::Trust;
-use crate::clock;
+use crate::clock::{self, UnixMillis};
 use crate::error_code::ErrorCode;
 use crate::id::{GroupId, MembershipId};
 use crate::limits::{DOWNLOAD_SLOTS, UPLOAD_SLOTS};
@@ -52,6 +52,11 @@ impl Registry {
     /// Learns tracker time less our own, in milliseconds.
     pub fn set_clock_offset(&self, offset: i64) {
         self.lock().trust.set_clock_offset(offset);
+    }
+
+    /// Tracker time now.
+    pub fn tracker_time(&self) -> UnixMillis {
+        self.lock().trust.tracker_time(clock::now())
     }
 
     /// Our ticket for a group is this one now; peers in use are shown it.

@@ -3,7 +3,6 @@
 use std::net::SocketAddr;
 
 use quinn::SendStream;
-use tokio::sync::mpsc;
 
 use super::message::{Hello, Push, Refusal, Reply, Request, Welcome};
 use crate::clock;
@@ -191,15 +190,6 @@ impl PushQueue {
                 tracing::debug!(%error, "tracker connection ended");
                 self.connection.close(error.code());
                 None
-            }
-        }
-    }
-
-    /// Forwards pushes into `queue` until the connection or the queue ends.
-    pub async fn forward(mut self, queue: mpsc::Sender<Push>) {
-        while let Some(push) = self.next().await {
-            if queue.send(push).await.is_err() {
-                return;
             }
         }
     }

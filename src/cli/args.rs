@@ -1,0 +1,295 @@
+//! The grammar: help texts and shapes, nothing else. Defaults are decided where they are used.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use clap::{Args, Parser, Subcommand};
+
+use crate::name::{FileName, GroupName, Selector, UserName};
+
+/// Move large files inside a group, over encrypted QUIC, with every member a source.
+#[derive(Debug, Parser)]
+#[command(name = "mtq", version, max_term_width = 100)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// The verbs of the program.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Show it working: real processes on this machine share and fetch a file.
+    Demo(DemoArgs),
+    /// Make tracker identities and the tracker_info.txt that clients need.
+    Certs(CertsArgs),
+    /// Run a tracker.
+    Tracker(TrackerArgs),
+    /// Run a client; commands come from standard input, one a line ("help" lists them).
+    Client(ClientArgs),
+}
+
+/// `mtq demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Clients in all; the first shares, the others fetch at the same time.
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..=32))]
+    pub peers: u16,
+    /// Size of the generated file.
+    #[arg(long, default_value = "256MiB", value_name = "SIZE")]
+    pub size: ByteSize,
+    /// Keep everything (files, logs, keys) in this new directory instead of a temporary one.
+    #[arg(long, value_name = "DIR")]
+    pub keep: Option<PathBuf>,
+}
+
+/// `mtq certs`.
+#[derive(Debug, Args)]
+pub struct CertsArgs {
+    /// Directory to write tracker1.pem, tracker2.pem, ... and tracker_info.txt to.
+    #[arg(long, value_name = "DIR")]
+    pub out: PathBuf,
+    /// HOST:PORT of each tracker, as clients reach it.
+    #[arg(required = true, value_name = "ADDR")]
+    pub addresses: Vec<String>,
+}
+
+/// `mtq tracker`.
+#[derive(Debug, Args)]
+pub struct TrackerArgs {
+    /// The tracker's private key (made by `mtq certs`); without it one is kept in the data
+    /// directory.
+    #[arg(long, value_name = "FILE")]
+    pub identity: Option<PathBuf>,
+    /// tracker_info.txt; the tracker finds its own address in it.
+    #[arg(long, value_name = "FILE", required_unless_present = "listen")]
+    pub trackers: Option<PathBuf>,
+    /// Directory for everything the tracker keeps.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// UDP address to listen on, where it differs from the one in tracker_info.txt.
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Append the log to this file instead of standard error.
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+}
+
+/// `mtq client`.
+#[derive(Debug, Args)]
+pub struct ClientArgs {
+    /// tracker_info.txt, as the operator of the trackers hands it out.
+    #[arg(long, value_name = "FILE")]
+    pub trackers: PathBuf,
+    /// Directory for this client's identity; one running client at a time.
+    #[arg(long, value_name = "DIR")]
+    pub data_dir: PathBuf,
+    /// UDP address for everything; all addresses and a free port by default.
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Append the log to this file instead of standard error.
+    #[arg(long, value_name = "FILE")]
+    pub log_file: Option<PathBuf>,
+    /// Print one JSON object a command (JSON.md lists the shapes).
+    #[arg(long)]
+    pub json: bool,
+    /// Go on after a command that failed; the exit status is still the first failure's.
+    #[arg(long)]
+    pub keep_going: bool,
+    /// After the last command go on sharing and downloading until interrupted.
+    #[arg(long)]
+    pub stay: bool,
+    /// Commands do not go here.
+    #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
+    pub command: Vec<String>,
+}
+
+/// One line of a script or of the prompt.
+#[derive(Debug, Parser)]
+#[command(
+    name = "",
+    no_binary_name = true,
+    disable_version_flag = true,
+    disable_help_flag = true,
+    override_usage = "COMMAND [ARGUMENTS]",
+    help_template = "{subcommands}"
+)]
+pub struct Line {
+    /// The command.
+    #[command(subcommand)]
+    pub command: ClientCommand,
+}
+
+/// What a user can say to a client.
+#[derive(Debug, Subcommand)]
+pub enum ClientCommand {
+    /// Make an account. Without PASSWORD: MTQ_PASSWORD, or a prompt.
+    #[command(alias = "create_user")]
+    CreateUser {
+        /// The account.
+        user: UserName,
+        /// Its password.
+        password: Option<String>,
+    },
+    /// Log in. Without PASSWORD: MTQ_PASSWORD, or a prompt.
+    Login {
+        /// The account.
+        user: UserName,
+        /// Its password.
+        password: Option<String>,
+    },
+    /// Log out; stops all sharing and downloading.
+    Logout,
+    /// Who is logged in.
+    Whoami,
+    /// Make a group and own it.
+    #[command(alias = "create_group")]
+    CreateGroup {
+        /// Its name.
+        group: GroupName,
+        /// Show it to its members only.
+        #[arg(long)]
+        hidden: bool,
+    },
+    /// Groups there are.
+    #[command(alias = "list_groups")]
+    ListGroups,
+    /// Ask to join a group; its owner decides.
+    #[command(alias = "join_group")]
+    JoinGroup {
+        /// The group.
+        group: GroupName,
+    },
+    /// Leave a group.
+    #[command(alias = "leave_group")]
+    LeaveGroup {
+        /// The group.
+        group: GroupName,
+    },
+    /// Who asks to join a group of yours.
+    #[command(aliases = ["list_requests", "requests"])]
+    ListRequests {
+        /// The group.
+        group: GroupName,
+    },
+    /// Let somebody into a group of yours.
+    #[command(alias = "accept_request")]
+    AcceptRequest {
+        /// The group.
+        group: GroupName,
+        /// Who asked.
+        user: UserName,
+    },
+    /// Turn somebody away from a group of yours.
+    #[command(alias = "reject_request")]
+    RejectRequest {
+        /// The group.
+        group: GroupName,
+        /// Who asked.
+        user: UserName,
+    },
+    /// Members of a group.
+    #[command(alias = "list_members")]
+    ListMembers {
+        /// The group.
+        group: GroupName,
+    },
+    /// Share a file in a group, and write its metafile.
+    #[command(alias = "upload_file")]
+    Share {
+        /// The file.
+        path: PathBuf,
+        /// The group.
+        group: GroupName,
+        /// List it under this name instead of its own.
+        #[arg(long, value_parser = parse_file_name, allow_hyphen_values = true)]
+        name: Option<FileName>,
+        /// Write the metafile here instead of beside the file.
+        #[arg(long, value_name = "FILE")]
+        mtorrent: Option<PathBuf>,
+    },
+    /// Files of a group.
+    #[command(alias = "list_files")]
+    ListFiles {
+        /// The group.
+        group: GroupName,
+    },
+    /// Files of all your groups whose name contains PATTERN.
+    Search {
+        /// Part of a name, in any case.
+        #[arg(allow_hyphen_values = true)]
+        pattern: String,
+    },
+    /// Download: get GROUP NAME DEST, or get FILE.mtorrent DEST. NAME may be USER/NAME or id:HEX.
+    #[command(
+        alias = "download_file",
+        override_usage = "get GROUP NAME DEST\n       get FILE.mtorrent DEST"
+    )]
+    Get {
+        /// GROUP NAME DEST, or FILE.mtorrent DEST.
+        #[arg(num_args = 2..=3, required = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
+    /// What is being downloaded [D] and shared [S].
+    #[command(alias = "show_downloads")]
+    Downloads,
+    /// Stop sharing a file.
+    #[command(alias = "stop_share")]
+    StopShare {
+        /// The group.
+        group: GroupName,
+        /// NAME, USER/NAME or id:HEX.
+        #[arg(allow_hyphen_values = true)]
+        file: Selector,
+    },
+    /// Wait until every download is complete or failed.
+    Wait {
+        /// Give up after this many seconds (or 10m, 2h).
+        #[arg(long, value_parser = parse_timeout)]
+        timeout: Option<Duration>,
+    },
+    /// End the client.
+    #[command(alias = "exit")]
+    Quit,
+}
+
+fn parse_file_name(text: &str) -> Result<FileName, crate::name::NameError> {
+    FileName::normalized(text)
+}
+
+fn parse_timeout(text: &str) -> Result<Duration, String> {
+    match text.parse::<u64>() {
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+        Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string()),
+    }
+}
+
+impl ClientCommand {
+    /// Its name, as JSON output has it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::CreateUser { .. } => "create-user",
+            Self::Login { .. } => "login",
+            Self::Logout => "logout",
+            Self::Whoami => "whoami",
+            Self::CreateGroup { .. } => "create-group",
+            Self::ListGroups => "list-groups",
+            Self::JoinGroup { .. } => "join-group",
+            Self::LeaveGroup { .. } => "leave-group",
+            Self::ListRequests { .. } => "list-requests",
+            Self::AcceptRequest { .. } => "accept-request",
+            Self::RejectRequest { .. } => "reject-request",
+            Self::ListMembers { .. } => "list-members",
+            Self::Share { .. } => "share",
+            Self::ListFiles { .. } => "list-files",
+            Self::Search { .. } => "search",
+            Self::Get { .. } => "get",
+            Self::Downloads => "downloads",
+            Self::StopShare { .. } => "stop-share",
+            Self::Wait { .. } => "wait",
+            Self::Quit => "quit",
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! `mtq client`: an agent, and commands for it from standard input.
+
+use std::io::{BufRead as _, IsTerminal as _, Read as _};
+
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use super::args::{ClientArgs, ClientCommand};
+use super::exit::{Failure, status};
+use super::script::{self, Parsed};
+use super::{command, logging, output};
+use crate::client::agent::{Agent, AgentConfig};
+use crate::limits::MAX_LINE_LEN;
+
+/// Runs the client; returns the exit status.
+///
+/// # Errors
+/// [`Failure`] when it cannot start.
+pub fn run(args: &ClientArgs) -> Result<u8, Failure> {
+    if let Some(first) = args.command.first() {
+        let message = format!("{} is not an option", output::printable(first));
+        return Err(Failure::usage(message).hint(
+            "commands go to standard input, one a line: echo list-groups | mtq client ...",
+        ));
+    }
+    logging::start(args.log_file.as_deref(), "warn")?;
+    let trackers = super::tracker::load_trackers(&args.trackers)?;
+    let config = AgentConfig { data_dir: args.data_dir.clone(), trackers, listen: args.listen };
+    // One thread moves all bytes; hashing and disk work go to the blocking pool.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new("internal", error.to_string()))?;
+    let result = runtime.block_on(session(config, args));
+    // A blocking read of standard input must not hold up the end.
+    runtime.shutdown_background();
+    result
+}
+
+/// A line, or why there is none.
+type Lines = mpsc::Receiver<Result<String, Failure>>;
+
+async fn session(config: AgentConfig, args: &ClientArgs) -> Result<u8, Failure> {
+    let failed = |error: std::io::Error| Failure::new("internal", error.to_string());
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let agent = Agent::start(config)?;
+    let interactive = std::io::stdin().is_terminal();
+    let ended = tokio::select! {
+        ended = obey(&agent, args, interactive) => Some(ended),
+        _ = interrupt.recv() => None,
+        _ = terminate.recv() => None,
+    };
+    tokio::select! {
+        () = agent.shutdown() => {}
+        // Once more means now.
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    Ok(ended.unwrap_or(status::INTERRUPTED))
+}
+
+/// Runs commands until they end; returns the first failure's status.
+async fn obey(agent: &Agent, args: &ClientArgs, interactive: bool) -> u8 {
+    let (wanted, mut lines) = read_lines(interactive);
+    let mut first_failure = 0;
+    loop {
+        // The next prompt appears after the last command is done.
+        let _ = wanted.send(());
+        let Some(line) = lines.recv().await else { break };
+        let (name, result) = match line {
+            Ok(line) => match script::parse(&line) {
+                Parsed::Nothing => continue,
+                Parsed::Help(text) => {
+                    eprintln!("{text}");
+                    continue;
+                }
+                Parsed::Command(ClientCommand::Quit) => {
+                    output::print("quit", &command::run(agent, ClientCommand::Quit, &no_ask).await, args.json);
+                    return first_failure;
+                }
+                Parsed::Command(parsed) => {
+                    let name = parsed.name().to_owned();
+                    let ask: &dyn Fn(&str) -> Option<String> =
+                        if interactive { &prompt } else { &no_ask };
+                    (name, command::run(agent, parsed, ask).await)
+                }
+                Parsed::Wrong(name, failure) => (output::printable(&name), Err(failure)),
+            },
+            Err(failure) => (String::new(), Err(failure)),
+        };
+        output::print(&name, &result, args.json);
+        if let Err(failure) = result {
+            failure.print();
+            if first_failure == 0 {
+                first_failure = failure.status;
+            }
+            if !args.keep_going && !interactive {
+                return first_failure;
+            }
+        }
+    }
+    let held = agent.downloads().len();
+    if args.stay {
+        eprintln!("no more commands; {held} files are shared or downloaded until Ctrl-C");
+        std::future::pending::<()>().await;
+    } else if held > 0 && !interactive {
+        eprintln!("no more commands; sharing ends with this client (--stay keeps it on)");
+    }
+    if interactive { 0 } else { first_failure }
+}
+
+/// Reads standard input on a thread of its own, a line when one is wanted.
+fn read_lines(interactive: bool) -> (std::sync::mpsc::Sender<()>, Lines) {
+    let (wanted, wants) = std::sync::mpsc::channel::<()>();
+    let (sender, lines) = mpsc::channel(1);
+    std::thread::spawn(move || {
+        let mut input = std::io::stdin().lock();
+        while wants.recv().is_ok() {
+            if interactive {
+                eprint!("mtq> ");
+            }
+            let mut line = Vec::new();
+            let limit = MAX_LINE_LEN as u64 + 1;
+            let line = match input.by_ref().take(limit).read_until(b'\n', &mut line) {
+                Ok(0) => return,
+                Ok(len) if len > MAX_LINE_LEN && !line.ends_with(b"\n") => {
+                    if skip_line(&mut input).is_err() {
+                        return;
+                    }
+                    Err(Failure::usage(format!("a line is over the limit of {MAX_LINE_LEN} bytes")))
+                }
+                Ok(_) => String::from_utf8(line)
+                    .map_err(|_| Failure::usage("a line is not valid UTF-8")),
+                Err(error) => Err(Failure::new("disk", format!("standard input: {error}"))),
+            };
+            if sender.blocking_send(line).is_err() {
+                return;
+            }
+        }
+    });
+    (wanted, lines)
+}
+
+/// Skips what is left of a line that was too long.
+fn skip_line(input: &mut std::io::StdinLock<'_>) -> std::io::Result<()> {
+    loop {
+        let buffer = input.fill_buf()?;
+        if buffer.is_empty() {
+            return Ok(());
+        }
+        let (len, found) = match buffer.iter().position(|b| *b == b'\n') {
+            Some(at) => (at + 1, true),
+            None => (buffer.len(), false),
+        };
+        input.consume(len);
+        if found {
+            return Ok(());
+        }
+    }
+}
+
+fn prompt(words: &str) -> Option<String> {
+    rpassword::prompt_password(words).ok()
+}
+
+fn no_ask(_words: &str) -> Option<String> {
+    None
+}

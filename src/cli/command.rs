@@ -1,0 +1,380 @@
+//! Runs one client command: the one set of handlers behind script and prompt.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::args::ClientCommand;
+use super::exit::Failure;
+use super::output::{self, Answer, table};
+use super::progress;
+use crate::client::agent::{Agent, DownloadRow, Started};
+use crate::client::error::AgentError;
+use crate::client::library::EntryState;
+use crate::name::{GroupName, Selector};
+use crate::tracker::message::{FileRow, Password, Standing};
+
+/// Runs `command`. `ask` gets a password from the terminal, where there is one.
+///
+/// # Errors
+/// [`Failure`].
+pub async fn run(
+    agent: &Agent,
+    command: ClientCommand,
+    ask: &dyn Fn(&str) -> Option<String>,
+) -> Result<Answer, Failure> {
+    match command {
+        ClientCommand::CreateUser { user, password } => {
+            let password = password_for(password, ask, true)?;
+            agent.create_user(user.clone(), password).await?;
+            Ok(Answer::new(json!({"user": user}), format!("user {user} created")))
+        }
+        ClientCommand::Login { user, password } => {
+            let password = password_for(password, ask, false)?;
+            agent.login(user.clone(), password).await?;
+            Ok(Answer::new(json!({"user": user}), format!("logged in as {user}")))
+        }
+        ClientCommand::Logout => {
+            let stopped = agent.logout().await?;
+            let text = match stopped {
+                0 => "logged out".to_owned(),
+                n => format!("logged out; {n} files are no longer shared or downloaded"),
+            };
+            Ok(Answer::new(json!({"stopped": stopped}), text))
+        }
+        ClientCommand::Whoami => {
+            let (user, peer) = (agent.user(), agent.peer_id());
+            let name = user.as_ref().map_or("nobody".to_owned(), ToString::to_string);
+            let text = format!("{name}, on device {peer}");
+            Ok(Answer::new(json!({"user": user, "peer_id": peer}), text))
+        }
+        ClientCommand::CreateGroup { group, hidden } => {
+            agent.create_group(group.clone(), hidden).await?;
+            Ok(Answer::new(json!({"group": group}), format!("group {group} created; you own it")))
+        }
+        ClientCommand::ListGroups => {
+            let rows = agent.list_groups().await?;
+            let lines: Vec<_> = rows
+                .iter()
+                .map(|row| {
+                    let standing = match row.standing {
+                        Standing::Owner => "owner",
+                        Standing::Member => "member",
+                        Standing::Requested => "requested",
+                        Standing::None => "",
+                    };
+                    vec![
+                        row.name.to_string(),
+                        format!("owner {}", row.owner),
+                        format!("{} members", row.member_count),
+                        standing.to_owned(),
+                    ]
+                })
+                .collect();
+            let json = rows.iter().map(|row| {
+                json!({
+                    "group": row.name, "owner": row.owner, "members": row.member_count,
+                    "standing": row.standing, "hidden": row.hidden,
+                })
+            });
+            Ok(Answer::new(json!({"groups": json.collect::<Value>()}), or_none(&lines, "groups")))
+        }
+        ClientCommand::JoinGroup { group } => {
+            agent.join_group(group.clone()).await?;
+            let text = format!("asked to join {group}; its owner decides");
+            Ok(Answer::new(json!({"group": group}), text))
+        }
+        ClientCommand::LeaveGroup { group } => {
+            agent.leave_group(group.clone()).await?;
+            Ok(Answer::new(json!({"group": group}), format!("left {group}")))
+        }
+        ClientCommand::ListRequests { group } => {
+            let rows = agent.list_requests(group.clone()).await?;
+            let lines: Vec<_> = rows
+                .iter()
+                .map(|row| vec![row.user.to_string(), format!("since {}", row.at)])
+                .collect();
+            let json = rows.iter().map(|row| json!({"user": row.user, "at": row.at}));
+            let json = json!({"group": group, "requests": json.collect::<Value>()});
+            Ok(Answer::new(json, or_none(&lines, "requests")))
+        }
+        ClientCommand::AcceptRequest { group, user } => {
+            agent.accept_request(group.clone(), user.clone()).await?;
+            let text = format!("{user} is now a member of {group}");
+            Ok(Answer::new(json!({"group": group, "user": user}), text))
+        }
+        ClientCommand::RejectRequest { group, user } => {
+            agent.reject_request(group.clone(), user.clone()).await?;
+            let text = format!("the request of {user} to join {group} is rejected");
+            Ok(Answer::new(json!({"group": group, "user": user}), text))
+        }
+        ClientCommand::ListMembers { group } => {
+            let rows = agent.list_members(group.clone()).await?;
+            let lines: Vec<_> = rows
+                .iter()
+                .map(|row| {
+                    vec![
+                        row.user.to_string(),
+                        if row.owner { "owner" } else { "member" }.to_owned(),
+                        if row.online { "online" } else { "offline" }.to_owned(),
+                        format!("since {}", row.since),
+                    ]
+                })
+                .collect();
+            let json = rows.iter().map(|row| {
+                json!({
+                    "user": row.user, "owner": row.owner, "online": row.online,
+                    "since": row.since,
+                })
+            });
+            let json = json!({"group": group, "members": json.collect::<Value>()});
+            Ok(Answer::new(json, table(&lines)))
+        }
+        ClientCommand::Share { path, group, name, mtorrent } => {
+            let what = format!("hashing {}", output::path(&path));
+            let bar = progress::bytes_bar(0, what);
+            let drawn = bar.clone();
+            let note = move |done, size| {
+                drawn.set_length(size);
+                drawn.set_position(done);
+            };
+            let shared = agent.share(&path, group, name, mtorrent, note).await;
+            bar.finish_and_clear();
+            let shared = shared?;
+            if let Some(warning) = &shared.warning {
+                eprintln!("warning: {}", output::printable(warning));
+            }
+            let head = shared.manifest.head();
+            let size = head.layout().size();
+            let mut text =
+                format!("sharing {} ({}) in {}", shared.name, output::size(size), shared.group);
+            if let Some(metafile) = &shared.metafile {
+                text += &format!("\nmetafile {}", output::path(metafile));
+            }
+            let json = json!({
+                "group": shared.group, "name": shared.name, "path": shared.path, "size": size,
+                "content_id": shared.manifest.content_id(), "sha1": head.sha1(),
+                "info_hash": head.info_hash(), "blake3": head.blake3(),
+                "pieces": head.layout().piece_count(), "mtorrent": shared.metafile,
+                "warning": shared.warning,
+            });
+            Ok(Answer::new(json, text))
+        }
+        ClientCommand::ListFiles { group } => {
+            let rows = agent.list_files(group.clone()).await?;
+            let json = rows.iter().map(file_json).collect::<Value>();
+            let lines: Vec<_> = rows.iter().map(file_line).collect();
+            Ok(Answer::new(json!({"group": group, "files": json}), or_none(&lines, "files")))
+        }
+        ClientCommand::Search { pattern } => {
+            let rows = agent.search(&pattern).await?;
+            let json = rows.iter().map(file_json).collect::<Value>();
+            let lines: Vec<_> = rows
+                .iter()
+                .map(|row| [vec![row.group.to_string()], file_line(row)].concat())
+                .collect();
+            Ok(Answer::new(json!({"pattern": pattern, "files": json}), or_none(&lines, "files")))
+        }
+        ClientCommand::Get { args } => get(agent, &args).await,
+        ClientCommand::Downloads => {
+            let rows = agent.downloads();
+            let lines: Vec<_> = rows.iter().map(download_line).collect();
+            let json = json!({"downloads": rows.iter().map(download_json).collect::<Value>()});
+            Ok(Answer::new(json, or_none(&lines, "downloads or shares")))
+        }
+        ClientCommand::StopShare { group, file } => {
+            agent.stop_share(group.clone(), file.clone()).await?;
+            let text = format!("{file} in {group} is no longer shared");
+            Ok(Answer::new(json!({"group": group, "file": file.to_string()}), text))
+        }
+        ClientCommand::Wait { timeout } => wait(agent, timeout).await,
+        ClientCommand::Quit => Ok(Answer::new(json!({}), "")),
+    }
+}
+
+async fn get(agent: &Agent, args: &[String]) -> Result<Answer, Failure> {
+    let started = match args {
+        [metafile, dest] if metafile.ends_with(".mtorrent") => {
+            agent.get_metafile(Path::new(metafile), Path::new(dest)).await?
+        }
+        [_, _] => {
+            return Err(Failure::usage("get takes GROUP NAME DEST, or FILE.mtorrent DEST"));
+        }
+        [group, file, dest] => {
+            let group: GroupName = group.parse().map_err(|e| bad_name(group, &e))?;
+            let file: Selector = file.parse().map_err(|e| bad_name(file, &e))?;
+            agent.get(group, file, Path::new(dest)).await?
+        }
+        _ => return Err(Failure::usage("get takes GROUP NAME DEST, or FILE.mtorrent DEST")),
+    };
+    if let Some(warning) = &started.warning {
+        eprintln!("warning: {warning}");
+    }
+    Ok(Answer::new(started_json(&started), started_text(&started)))
+}
+
+fn started_text(started: &Started) -> String {
+    let mut text = format!(
+        "downloading {} ({}) from {} to {}",
+        started.name,
+        output::size(started.size),
+        started.group,
+        output::path(&started.directory)
+    );
+    if started.stored_bytes > 0 {
+        text += &format!("; {} are there already", output::size(started.stored_bytes));
+    }
+    text
+}
+
+fn started_json(started: &Started) -> Value {
+    json!({
+        "download": started.number, "group": started.group, "name": started.name,
+        "directory": started.directory, "content_id": started.content, "size": started.size,
+        "stored_bytes": started.stored_bytes, "warning": started.warning,
+    })
+}
+
+async fn wait(agent: &Agent, timeout: Option<Duration>) -> Result<Answer, Failure> {
+    let rows = tokio::select! {
+        rows = agent.wait(timeout) => rows?,
+        () = progress::watch(agent) => Vec::new(),
+    };
+    let done: Vec<_> = rows.iter().filter(|row| !row.progress.sources.is_empty()).collect();
+    let lines: Vec<_> = done
+        .iter()
+        .map(|row| vec!["complete".to_owned(), row.name.to_string(), output::path(&row.path)])
+        .collect();
+    let json = json!({"downloads": rows.iter().map(download_json).collect::<Value>()});
+    Ok(Answer::new(json, table(&lines)))
+}
+
+fn file_line(row: &FileRow) -> Vec<String> {
+    let mut sharers: Vec<_> = row.sharers.iter().map(ToString::to_string).collect();
+    if row.sharer_count as usize > sharers.len() {
+        sharers.push("...".to_owned());
+    }
+    vec![
+        row.name.to_string(),
+        output::size(row.size),
+        format!("by {}", sharers.join(", ")),
+        format!("{} seeding", row.seeders),
+        format!("{} downloading", row.leechers),
+        format!("id:{}", row.content.short()),
+    ]
+}
+
+fn file_json(row: &FileRow) -> Value {
+    json!({
+        "group": row.group, "name": row.name, "size": row.size, "content_id": row.content,
+        "sharers": row.sharers, "sharer_count": row.sharer_count, "seeders": row.seeders,
+        "leechers": row.leechers, "since": row.since,
+    })
+}
+
+/// `[D]` or `[S]` first; `[F]` for what failed.
+fn download_line(row: &DownloadRow) -> Vec<String> {
+    let progress = &row.progress;
+    let percent = if row.size == 0 { 100 } else { progress.stored_bytes * 100 / row.size };
+    let connected = progress.sources.values().filter(|source| source.connected).count();
+    let (mark, note) = match &row.state {
+        EntryState::Downloading => {
+            let peers = match connected {
+                0 => "waiting for a peer".to_owned(),
+                n => format!("{n} peers"),
+            };
+            let left = row.size - progress.stored_bytes;
+            let eta = left.checked_div(progress.bytes_per_sec).map(|seconds| {
+                format!("{} left", humantime::format_duration(Duration::from_secs(seconds)))
+            });
+            let rate = output::rate(progress.bytes_per_sec);
+            ("[D]", [Some(rate), Some(peers), eta].into_iter().flatten().collect::<Vec<_>>())
+        }
+        EntryState::Finishing => ("[D]", vec!["checking the whole file".to_owned()]),
+        EntryState::Seeding if row.changed => {
+            ("[S]", vec!["changed on disk, no longer served: share it again".to_owned()])
+        }
+        EntryState::Seeding => {
+            ("[S]", vec![format!("{} uploaded", output::size(row.uploaded_bytes))])
+        }
+        EntryState::Failed(failure) => ("[F]", vec![output::printable(&failure.message)]),
+    };
+    let cells = vec![
+        mark.to_owned(),
+        row.group.to_string(),
+        row.name.to_string(),
+        output::size(row.size),
+        format!("{percent}%"),
+    ];
+    [cells, note].concat()
+}
+
+fn download_json(row: &DownloadRow) -> Value {
+    let (state, error) = match &row.state {
+        EntryState::Downloading => ("downloading", Value::Null),
+        EntryState::Finishing => ("finishing", Value::Null),
+        EntryState::Seeding if row.changed => ("changed", Value::Null),
+        EntryState::Seeding => ("seeding", Value::Null),
+        EntryState::Failed(failure) => {
+            ("failed", json!({"code": failure.code, "message": failure.message}))
+        }
+    };
+    let sources = row.progress.sources.iter().map(|(peer, source)| {
+        json!({
+            "peer_id": peer, "user": source.user, "pieces": source.pieces, "bytes": source.bytes,
+            "bad_pieces": source.bad_pieces, "connected": source.connected,
+        })
+    });
+    json!({
+        "download": row.number, "state": state, "error": error, "group": row.group,
+        "name": row.name, "path": row.path, "content_id": row.content, "size": row.size,
+        "stored_bytes": row.progress.stored_bytes, "bytes_per_sec": row.progress.bytes_per_sec,
+        "elapsed_ms": row.progress.elapsed.as_millis() as u64,
+        "uploaded_bytes": row.uploaded_bytes, "sources": sources.collect::<Value>(),
+    })
+}
+
+fn or_none(rows: &[Vec<String>], what: &str) -> String {
+    if rows.is_empty() { format!("no {what}") } else { table(rows) }
+}
+
+fn bad_name(text: &str, error: &dyn std::error::Error) -> Failure {
+    Failure::usage(format!("{}: {error}", output::printable(text)))
+}
+
+fn password_for(
+    given: Option<String>,
+    ask: &dyn Fn(&str) -> Option<String>,
+    new: bool,
+) -> Result<Password, Failure> {
+    if let Some(password) = given {
+        return Ok(Password(password));
+    }
+    if let Ok(password) = std::env::var("MTQ_PASSWORD") {
+        return Ok(Password(password));
+    }
+    let no_password =
+        || Failure::usage("a password is needed: after the user name, or in MTQ_PASSWORD");
+    let password = ask("password: ").ok_or_else(no_password)?;
+    if new && ask("again: ").as_ref() != Some(&password) {
+        return Err(Failure::usage("the two passwords differ"));
+    }
+    Ok(Password(password))
+}
+
+/// Reads a small text file named on the command line.
+///
+/// # Errors
+/// [`Failure`].
+pub fn read_text(path: &Path, limit: u64) -> Result<String, Failure> {
+    use std::io::Read as _;
+    let fail = |error| {
+        let path: PathBuf = path.to_owned();
+        Failure::from(AgentError::File { path, error })
+    };
+    let mut text = String::new();
+    let file = std::fs::File::open(path).map_err(fail)?;
+    file.take(limit).read_to_string(&mut text).map_err(fail)?;
+    Ok(text)
+}

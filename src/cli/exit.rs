@@ -1,0 +1,91 @@
+//! Failures as the command line sees them, and their exit statuses.
+
+use crate::client::error::AgentError;
+
+/// Exit statuses; README.md lists them.
+pub mod status {
+    /// Failed for any other reason.
+    pub const FAILED: u8 = 1;
+    /// The command line or a script line makes no sense.
+    pub const USAGE: u8 = 2;
+    /// Not logged in, or refused.
+    pub const REFUSED: u8 = 3;
+    /// Something named does not exist.
+    pub const NOT_FOUND: u8 = 4;
+    /// No tracker reachable.
+    pub const NO_TRACKER: u8 = 5;
+    /// Data is not what it should be.
+    pub const INTEGRITY: u8 = 6;
+    /// The disk or a file cannot be used.
+    pub const DISK: u8 = 7;
+    /// Interrupted by a signal.
+    pub const INTERRUPTED: u8 = 130;
+}
+
+/// A failed command: a stable code, a sentence, perhaps a next step.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// Stable code.
+    pub code: String,
+    /// What happened.
+    pub message: String,
+    /// A next step.
+    pub hint: Option<String>,
+    /// Exit status.
+    pub status: u8,
+}
+
+impl Failure {
+    /// A line or option that makes no sense.
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self {
+            code: "usage".to_owned(),
+            message: message.into(),
+            hint: None,
+            status: status::USAGE,
+        }
+    }
+
+    /// A failure of another kind.
+    pub fn new(code: &str, message: impl Into<String>) -> Self {
+        Self { code: code.to_owned(), message: message.into(), hint: None, status: status_of(code) }
+    }
+
+    /// The same with a next step.
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+
+    /// Says it on standard error.
+    pub fn print(&self) {
+        eprintln!("error: {}", self.message);
+        if let Some(hint) = &self.hint {
+            eprintln!("hint: {hint}");
+        }
+    }
+}
+
+impl From<AgentError> for Failure {
+    fn from(error: AgentError) -> Self {
+        let failure = Self::new(error.code(), super::output::printable(&error.to_string()));
+        Self { hint: error.hint().map(str::to_owned), ..failure }
+    }
+}
+
+fn status_of(code: &str) -> u8 {
+    match code {
+        "no-tracker" | "wrong-tracker" | "tracker-lost" => status::NO_TRACKER,
+        "no-such-group" | "no-such-file" | "no-such-request" | "not-shared" | "ambiguous"
+        | "not-found" | "no-destination" => status::NOT_FOUND,
+        "bad-metafile" | "false-manifest" | "changed" => status::INTEGRITY,
+        "disk" | "no-space" | "in-use" | "exists" | "permission-denied" | "locked" | "identity" => {
+            status::DISK
+        }
+        "user-exists" | "wrong-credentials" | "bad-password" | "not-logged-in"
+        | "logged-in-as-other" | "unknown-device" | "group-exists" | "not-a-member"
+        | "already-a-member" | "already-requested" | "rejected-lately" | "not-the-owner"
+        | "limit" | "busy" => status::REFUSED,
+        "usage" | "bad-name" => status::USAGE,
+        _ => status::FAILED,
+    }
+}

@@ -1,0 +1,16 @@
+//! The command line: what is typed, what is printed, and the exit status.
+
+pub mod exit;
+pub mod args;
+pub mod logging;
+pub mod output;
+pub mod progress;
+pub mod command;
+pub mod script;
+pub mod certs;
+pub mod tracker;
+pub mod client;
+pub mod demo;
+pub mod entry;
+
+pub use entry::main;

@@ -1,0 +1,112 @@
+//! `mtq tracker`: runs a tracker until a signal.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::args::TrackerArgs;
+use super::command::read_text;
+use super::exit::{Failure, status};
+use super::{logging, output};
+use crate::client::data_dir;
+use crate::limits::MAX_TRACKER_INFO_LEN;
+use crate::tracker::server::Tracker;
+use crate::tracker_link::{TrackerInfo, TrackerLink};
+use crate::transport::endpoint::{BindError, any_address};
+use crate::transport::identity::{FILE_NAME, Identity, IdentityError};
+
+/// Runs the tracker.
+///
+/// # Errors
+/// [`Failure`].
+pub fn run(args: &TrackerArgs) -> Result<(), Failure> {
+    logging::start(args.log_file.as_deref(), "info")?;
+    let _lock = data_dir::lock(&args.data_dir)?;
+    let identity = match &args.identity {
+        Some(path) => Identity::load(path),
+        None => Identity::load_or_create(&args.data_dir.join(FILE_NAME)),
+    };
+    let identity = Arc::new(identity.map_err(identity_failure)?);
+    let info = args.trackers.as_deref().map(load_trackers).transpose()?;
+    let link = info.as_ref().and_then(|info| info.find(identity.peer_id())).cloned();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::new("internal", error.to_string()))?;
+    runtime.block_on(async {
+        let tracker = start(args.listen, link.as_ref(), &identity).await?;
+        serve(&tracker, &identity).await
+    })
+}
+
+/// Reads a tracker_info.txt.
+///
+/// # Errors
+/// [`Failure`].
+pub fn load_trackers(path: &std::path::Path) -> Result<TrackerInfo, Failure> {
+    let text = read_text(path, MAX_TRACKER_INFO_LEN)?;
+    text.parse().map_err(|error| {
+        Failure::new("bad-tracker-info", format!("{}: {error}", output::path(path)))
+            .hint("each line is a link mtq://HOST:PORT#PEERID, as mtq certs writes them")
+    })
+}
+
+fn identity_failure(error: IdentityError) -> Failure {
+    crate::client::error::AgentError::Identity(error).into()
+}
+
+async fn start(
+    listen: Option<SocketAddr>,
+    link: Option<&TrackerLink>,
+    identity: &Arc<Identity>,
+) -> Result<Tracker, Failure> {
+    let failure = |error: BindError| Failure::new("bind", error.to_string());
+    if let Some(address) = listen {
+        return Tracker::start(identity.clone(), address).map_err(failure);
+    }
+    let Some(link) = link else {
+        let id = identity.peer_id();
+        return Err(Failure::new("not-listed", format!("no line of --trackers is for {id}"))
+            .hint("use the matching --identity, or say --listen ADDR"));
+    };
+    let resolved = tokio::net::lookup_host((link.host(), link.port())).await;
+    let resolved = resolved.map_err(|error| {
+        Failure::new("bind", format!("{}: {error}", link.host())).hint("or say --listen ADDR")
+    })?;
+    for address in resolved {
+        match Tracker::start(identity.clone(), address) {
+            // The address clients use may be a router's, not ours.
+            Err(BindError::Socket { error, .. })
+                if error.kind() == io::ErrorKind::AddrNotAvailable => {}
+            result => return result.map_err(failure),
+        }
+    }
+    tracing::info!(link = %link, "its address is not this machine's; listening on all addresses");
+    Tracker::start(identity.clone(), any_address(link.port())).map_err(failure)
+}
+
+async fn serve(tracker: &Tracker, identity: &Identity) -> Result<(), Failure> {
+    let failed = |error: io::Error| Failure::new("internal", error.to_string());
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let address = tracker.local_address().map_err(failed)?;
+    let link = TrackerLink::new(address, identity.peer_id());
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), %link, "tracker is up");
+    tracing::warn!(
+        "this version keeps accounts, groups and listings in memory: they end with this process"
+    );
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    tracing::info!(clients = tracker.connection_count(), "stopping");
+    tokio::select! {
+        () = tracker.shutdown() => {}
+        _ = interrupt.recv() => std::process::exit(i32::from(status::INTERRUPTED)),
+        _ = terminate.recv() => std::process::exit(i32::from(status::INTERRUPTED)),
+    }
+    tracing::info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! What can go wrong for a user, each with a stable code and, where there is one, a next step.
+
+use std::io;
+use std::path::PathBuf;
+
+use crate::metainfo::MetainfoError;
+use crate::name::NameError;
+use crate::swarm::download::DownloadError;
+use crate::swarm::hashing::HashError;
+use crate::swarm::storage::StorageError;
+use crate::tracker::message::Refusal;
+use crate::transport::endpoint::BindError;
+use crate::transport::identity::IdentityError;
+
+/// A command that failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AgentError {
+    /// A tracker understood and refused.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// No tracker could be reached.
+    #[error("no tracker can be reached: {0}")]
+    NoTracker(String),
+    /// Somebody else answers at a tracker's address.
+    #[error("{0}")]
+    WrongTracker(String),
+    /// The connection was lost and could not be had again.
+    #[error("the connection to the tracker was lost: {0}")]
+    TrackerLost(String),
+    /// The tracker's answer made no sense.
+    #[error("the tracker gave an answer this version does not understand")]
+    BadAnswer,
+    /// A file cannot be used.
+    #[error("{path}: {error}")]
+    File {
+        /// Which.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A file cannot be shared.
+    #[error("{path}: {error}")]
+    Hash {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: HashError,
+    },
+    /// A file's own name cannot be its label.
+    #[error("{path}: {error}")]
+    Name {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: NameError,
+    },
+    /// Not a metafile.
+    #[error("{path}: {error}")]
+    Metafile {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: MetainfoError,
+    },
+    /// The destination does not exist.
+    #[error("{0}: no such directory")]
+    NoDestination(PathBuf),
+    /// The destination is an existing file.
+    #[error("{0} exists and is never overwritten")]
+    Exists(PathBuf),
+    /// The disk.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// This content is being downloaded already.
+    #[error("{0} is being downloaded already")]
+    Downloading(String),
+    /// This content is here already.
+    #[error("you have this file already: {0}")]
+    Have(PathBuf),
+    /// The data directory belongs to a running agent.
+    #[error("{path} is in use by {holder}")]
+    Locked {
+        /// The directory.
+        path: PathBuf,
+        /// Who holds it.
+        holder: String,
+    },
+    /// The identity cannot be used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The socket cannot be used.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// A wait was not long enough.
+    #[error("{0} downloads are not finished yet")]
+    Timeout(usize),
+    /// A download failed.
+    #[error("{name}: {error}")]
+    Download {
+        /// Which.
+        name: String,
+        /// Why.
+        error: DownloadFailure,
+    },
+}
+
+/// Why a download failed; kept as long as the agent runs.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct DownloadFailure {
+    /// Stable code.
+    pub code: &'static str,
+    /// What happened.
+    pub message: String,
+}
+
+impl From<&DownloadError> for DownloadFailure {
+    fn from(error: &DownloadError) -> Self {
+        let code = match error {
+            DownloadError::Storage(StorageError::FalseManifest)
+            | DownloadError::FalseManifest(_) => "false-manifest",
+            DownloadError::Storage(error) => storage_code(error),
+            DownloadError::Stopped => "stopped",
+        };
+        Self { code, message: error.to_string() }
+    }
+}
+
+fn file_code(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::NotFound => "not-found",
+        io::ErrorKind::PermissionDenied => "permission-denied",
+        _ => "disk",
+    }
+}
+
+fn storage_code(error: &StorageError) -> &'static str {
+    match error {
+        StorageError::NoSpace { .. } => "no-space",
+        StorageError::InUse(_) => "in-use",
+        StorageError::FalseManifest => "false-manifest",
+        StorageError::Io { error, .. } => file_code(error),
+        StorageError::NamesTaken(_) => "exists",
+    }
+}
+
+impl AgentError {
+    /// The stable name of this cause, for scripts.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Refused(refusal) => refusal.code(),
+            Self::NoTracker(_) => "no-tracker",
+            Self::WrongTracker(_) => "wrong-tracker",
+            Self::TrackerLost(_) => "tracker-lost",
+            Self::BadAnswer => "bad-answer",
+            Self::File { error, .. } | Self::Hash { error: HashError::Io(error), .. } => {
+                file_code(error)
+            }
+            Self::Hash { error: HashError::NotAFile, .. } => "not-a-file",
+            Self::Hash { error: HashError::Changed, .. } => "changed",
+            Self::Hash { error: HashError::TooLarge(_), .. } => "too-large",
+            Self::Hash { error: HashError::Stopped, .. } => "stopped",
+            Self::Hash { error: HashError::Manifest(_), .. } => "internal",
+            Self::Name { .. } => "bad-name",
+            Self::Metafile { .. } => "bad-metafile",
+            Self::NoDestination(_) => "no-destination",
+            Self::Exists(_) => "exists",
+            Self::Storage(error) => storage_code(error),
+            Self::Downloading(_) => "downloading",
+            Self::Have(_) => "have",
+            Self::Locked { .. } => "locked",
+            Self::Identity(_) => "identity",
+            Self::Bind(_) => "bind",
+            Self::Timeout(_) => "timeout",
+            Self::Download { error, .. } => error.code,
+        }
+    }
+
+    /// A next step, where there is one.
+    pub fn hint(&self) -> Option<&'static str> {
+        Some(match self {
+            Self::Refused(refusal) => return refusal_hint(refusal),
+            Self::NoTracker(_) => "is the tracker running, and is its address in --trackers right?",
+            Self::WrongTracker(_) => "ask the operator for the current tracker_info.txt",
+            Self::Name { .. } => "give the share a name of its own: --name NAME",
+            Self::Hash { error: HashError::NotAFile, .. } => {
+                "only single files can be shared; pack a directory first, for example with tar"
+            }
+            Self::Hash { error: HashError::Changed, .. } => "share it again once it stays as it is",
+            Self::NoDestination(_) => "create the directory first",
+            Self::Exists(_) => "name a directory, or another file",
+            Self::Locked { .. } => "use another --data-dir, or stop the other client first",
+            Self::Identity(IdentityError::Exposed { .. }) => "chmod 600 the key file",
+            Self::Timeout(_) => "they go on as long as the client runs; wait again",
+            Self::Storage(StorageError::NoSpace { .. }) => "make room and get it again",
+            Self::Download { error, .. } if error.code == "no-space" => {
+                "make room and get it again: what is there is kept"
+            }
+            _ => return None,
+        })
+    }
+}
+
+fn refusal_hint(refusal: &Refusal) -> Option<&'static str> {
+    Some(match refusal {
+        Refusal::NotLoggedIn | Refusal::UnknownDevice => "log in first: login USER",
+        Refusal::LoggedInAs(_) => "log out first: logout",
+        Refusal::NoSuchGroup(_) => "list-groups shows those there are",
+        Refusal::NotAMember(_) => "ask to join: join-group GROUP",
+        Refusal::NoSuchFile { .. } => "list-files GROUP shows those there are",
+        Refusal::Ambiguous { .. } => "choose one: USER/NAME or id:HEX",
+        Refusal::NoSuchRequest { .. } => "list-requests GROUP shows those there are",
+        Refusal::Busy => "try again in a moment",
+        _ => return None,
+    })
+}

@@ -1,0 +1,120 @@
+//! What this agent holds: files it shares and files it downloads, with their states.
+//!
+//! Plain maps; the agent acts on them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio_util::sync::CancellationToken;
+
+use super::error::DownloadFailure;
+use crate::manifest::ContentId;
+use crate::name::{FileName, GroupName, Selector, UserName};
+use crate::swarm::download::Meter;
+use crate::swarm::session::SwarmKey;
+use crate::swarm::storage::PieceStore;
+
+/// Where an entry is in its life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EntryState {
+    /// Pieces come in.
+    Downloading,
+    /// Every piece is here; the whole file is checked and named.
+    Finishing,
+    /// Complete; served to others.
+    Seeding,
+    /// It will not go on.
+    Failed(DownloadFailure),
+}
+
+impl EntryState {
+    /// Whether it may still become complete without anybody's help.
+    pub fn is_under_way(&self) -> bool {
+        matches!(self, Self::Downloading | Self::Finishing)
+    }
+}
+
+/// One content in one group on this machine.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// The number shown to people.
+    pub number: u64,
+    /// The group's name.
+    pub group: GroupName,
+    /// The label.
+    pub name: FileName,
+    /// Who published it, for a download.
+    pub publisher: Option<UserName>,
+    /// Its bytes.
+    pub store: Arc<PieceStore>,
+    /// How far it is; nothing for a file that was here from the start.
+    pub meter: Option<Arc<Meter>>,
+    /// Where it is in its life.
+    pub state: EntryState,
+    /// Stops its download.
+    pub stop: CancellationToken,
+}
+
+impl Entry {
+    /// Whether `file` means this entry.
+    pub fn is(&self, group: &GroupName, file: &Selector) -> bool {
+        let content: ContentId = self.store.manifest().content_id();
+        self.group == *group
+            && match file {
+                Selector::Id(id) => *id == content,
+                Selector::Name(name) => *name == self.name,
+                Selector::UserName(user, name) => {
+                    *name == self.name && self.publisher.as_ref() == Some(user)
+                }
+            }
+    }
+}
+
+/// All entries of an agent.
+#[derive(Debug, Default)]
+pub struct Library {
+    entries: BTreeMap<SwarmKey, Entry>,
+    next_number: u64,
+}
+
+impl Library {
+    /// Adds an entry, in place of one that failed; returns its number.
+    pub fn add(&mut self, key: SwarmKey, mut entry: Entry) -> u64 {
+        self.next_number += 1;
+        entry.number = self.next_number;
+        self.entries.insert(key, entry);
+        self.next_number
+    }
+
+    /// The entry of a swarm.
+    pub fn find(&self, key: SwarmKey) -> Option<&Entry> {
+        self.entries.get(&key)
+    }
+
+    /// The swarm of the entry that `file` means in a group.
+    pub fn select(&self, group: &GroupName, file: &Selector) -> Option<SwarmKey> {
+        self.entries.iter().find(|(_, entry)| entry.is(group, file)).map(|(key, _)| *key)
+    }
+
+    /// Changes an entry's state, if it is still there.
+    pub fn set_state(&mut self, key: SwarmKey, state: EntryState) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.state = state;
+        }
+    }
+
+    /// Removes an entry and stops its download.
+    pub fn remove(&mut self, key: SwarmKey) -> Option<Entry> {
+        let entry = self.entries.remove(&key)?;
+        entry.stop.cancel();
+        Some(entry)
+    }
+
+    /// All entries, in the order they were added.
+    pub fn entries(&self) -> Vec<(SwarmKey, Entry)> {
+        let mut entries: Vec<_> =
+            self.entries.iter().map(|(key, entry)| (*key, entry.clone())).collect();
+        entries.sort_by_key(|(_, entry)| entry.number);
+        entries
+    }
+}

@@ -1,0 +1,189 @@
+//! The agent's line to its trackers: one connection in use, had again when it is lost.
+//!
+//! A request whose connection is lost is repeated once on a new one, with the same request id, so
+//! that it is never applied twice.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::sync::mpsc;
+use tokio_util::task::TaskTracker;
+
+use super::error::AgentError;
+use crate::clock;
+use crate::error_code::ErrorCode;
+use crate::limits;
+use crate::name::UserName;
+use crate::tracker::message::{Hello, Push, Refusal, Reply, Request};
+use crate::tracker::stub::{CallError, ConnectError, TrackerConnection};
+use crate::tracker_link::TrackerInfo;
+use crate::transport::endpoint::{DialError, Endpoint};
+
+/// What the agent hears from its line.
+#[derive(Debug)]
+pub enum LineEvent {
+    /// A tracker pushed news.
+    Push(Push),
+    /// There is a connection, new or again.
+    Connected {
+        /// Tracker time less our own, in milliseconds.
+        clock_offset: i64,
+    },
+    /// The connection is gone.
+    Lost,
+    /// The tracker no longer knows this device; the user must log in again.
+    LoggedOut,
+}
+
+/// The line.
+#[derive(Debug)]
+pub struct TrackerLine {
+    endpoint: Endpoint,
+    trackers: TrackerInfo,
+    /// The connection in use; the lock makes one caller dial and the others wait.
+    current: tokio::sync::Mutex<Option<Arc<TrackerConnection>>>,
+    user: Mutex<Option<UserName>>,
+    sessions: AtomicU64,
+    events: mpsc::Sender<LineEvent>,
+    tasks: TaskTracker,
+}
+
+impl TrackerLine {
+    /// A line that is not connected yet; `events` hears of everything unasked.
+    pub fn new(
+        endpoint: Endpoint,
+        trackers: TrackerInfo,
+        events: mpsc::Sender<LineEvent>,
+        tasks: TaskTracker,
+    ) -> Self {
+        Self {
+            endpoint,
+            trackers,
+            current: tokio::sync::Mutex::new(None),
+            user: Mutex::new(None),
+            // Sessions of later runs are higher than those of earlier ones.
+            sessions: AtomicU64::new(clock::now().0),
+            events,
+            tasks,
+        }
+    }
+
+    /// Whom we log in as again on every new connection.
+    pub fn user(&self) -> Option<UserName> {
+        self.user.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Changes whom we log in as.
+    pub fn set_user(&self, user: Option<UserName>) {
+        *self.user.lock().unwrap_or_else(PoisonError::into_inner) = user;
+    }
+
+    /// Asks the tracker; connects first where needed.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn call(&self, request: &Request) -> Result<Reply, AgentError> {
+        let tracker = self.connection().await?;
+        let lost = match tracker.call(request).await {
+            Ok(reply) => return Ok(reply),
+            Err(CallError::Lost(reason)) => reason,
+            Err(error) => return Err(answer_error(error)),
+        };
+        tracing::debug!(reason = %lost, "repeating a request");
+        tracker.close(ErrorCode::TimedOut);
+        let tracker = self.connection().await?;
+        tracker.call(request).await.map_err(answer_error)
+    }
+
+    /// The living connection, dialled now if there is none.
+    ///
+    /// # Errors
+    /// [`AgentError::NoTracker`], [`AgentError::WrongTracker`].
+    pub async fn connection(&self) -> Result<Arc<TrackerConnection>, AgentError> {
+        let mut current = self.current.lock().await;
+        if let Some(tracker) = current.as_ref().filter(|tracker| !tracker.is_closed()) {
+            return Ok(tracker.clone());
+        }
+        *current = None;
+        let tracker = self.dial().await?;
+        if let Some(user) = self.user() {
+            match tracker.call(&Request::LoginByKey).await {
+                Ok(Reply::LoggedIn { user: found }) if found == user => {}
+                Ok(_) | Err(CallError::Refused(Refusal::UnknownDevice)) => {
+                    self.set_user(None);
+                    let _ = self.events.send(LineEvent::LoggedOut).await;
+                }
+                Err(error) => return Err(answer_error(error)),
+            }
+        }
+        *current = Some(tracker.clone());
+        Ok(tracker)
+    }
+
+    /// Closes the connection in order.
+    pub async fn close(&self) {
+        if let Some(tracker) = self.current.lock().await.take() {
+            tracker.close(ErrorCode::Done);
+        }
+    }
+
+    /// Tries the trackers in order.
+    async fn dial(&self) -> Result<Arc<TrackerConnection>, AgentError> {
+        let mut errors = Vec::new();
+        let mut stranger = None;
+        for link in self.trackers.links() {
+            let hello = Hello {
+                features: 0,
+                agent: crate::AGENT.to_owned(),
+                session: self.sessions.fetch_add(1, Ordering::Relaxed),
+                addresses: self.declared(),
+                extensions: Vec::new(),
+            };
+            match TrackerConnection::open(&self.endpoint, link, &hello).await {
+                Ok((tracker, mut pushes)) => {
+                    let clock_offset = tracker.clock_offset();
+                    let _ = self.events.send(LineEvent::Connected { clock_offset }).await;
+                    let events = self.events.clone();
+                    self.tasks.spawn(async move {
+                        while let Some(push) = pushes.next().await {
+                            if events.send(LineEvent::Push(push)).await.is_err() {
+                                return;
+                            }
+                        }
+                        let _ = events.send(LineEvent::Lost).await;
+                    });
+                    return Ok(Arc::new(tracker));
+                }
+                Err(error) => {
+                    tracing::debug!(tracker = %link, %error, "tracker not reached");
+                    if matches!(&error, ConnectError::Dial(DialError::WrongPeer { .. })) {
+                        stranger.get_or_insert(error.to_string());
+                    }
+                    errors.push(error.to_string());
+                }
+            }
+        }
+        Err(match stranger {
+            Some(stranger) => AgentError::WrongTracker(stranger),
+            None => AgentError::NoTracker(errors.join("; ")),
+        })
+    }
+
+    /// What we say of our own address: of use only to devices behind the same router.
+    fn declared(&self) -> Vec<std::net::SocketAddr> {
+        let local = self.endpoint.local_address().ok();
+        local
+            .filter(|address| crate::tracker::address::is_local(address.ip()))
+            .into_iter()
+            .take(limits::MAX_ADDRESSES)
+            .collect()
+    }
+}
+
+fn answer_error(error: CallError) -> AgentError {
+    match error {
+        CallError::Refused(refusal) => AgentError::Refused(refusal),
+        CallError::Lost(reason) => AgentError::TrackerLost(reason),
+        CallError::Unexpected => AgentError::BadAnswer,
+    }
+}

@@ -1,0 +1,8 @@
+//! The agent: one data directory, one identity, one UDP socket, and what they do for a user.
+
+pub mod error;
+pub mod data_dir;
+pub mod line;
+pub mod destination;
+pub mod library;
+pub mod agent;

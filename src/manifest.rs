@@ -80,8 +80,7 @@ impl ManifestHead {
     /// # Errors
     /// [`ManifestError`] unless every byte is accounted for.
     pub fn parse(bytes: &[u8]) -> Result<Self, ManifestError> {
-        let too_short =
-            ManifestError::HeadLen { actual: bytes.len(), expected: HEAD_FIXED_LEN };
+        let too_short = ManifestError::HeadLen { actual: bytes.len(), expected: HEAD_FIXED_LEN };
         let (tag, rest) = bytes.split_first_chunk::<16>().ok_or(too_short)?;
         if tag != HEAD_TAG {
             return Err(ManifestError::Tag);
@@ -236,7 +235,10 @@ impl Manifest {
     ///
     /// # Errors
     /// [`ManifestError`] when a page is not the head's or the head contradicts its pages.
-    pub fn assemble<P: AsRef<[u8]>>(head: ManifestHead, pages: &[P]) -> Result<Self, ManifestError> {
+    pub fn assemble<P: AsRef<[u8]>>(
+        head: ManifestHead,
+        pages: &[P],
+    ) -> Result<Self, ManifestError> {
         let mut pieces = Vec::with_capacity(head.layout.piece_count() as usize);
         for (number, page) in (0..head.layout.page_count()).zip(pages) {
             let bytes = page.as_ref();
@@ -248,12 +250,10 @@ impl Manifest {
             let (sha1s, blake3s) = bytes.split_at(count * 20);
             let sha1s = sha1s.as_chunks::<20>().0;
             let blake3s = blake3s.as_chunks::<32>().0;
-            pieces.extend(
-                sha1s.iter().zip(blake3s).map(|(sha1, blake3)| PieceHashes {
-                    sha1: Sha1Hash(*sha1),
-                    blake3: Blake3Hash(*blake3),
-                }),
-            );
+            pieces.extend(sha1s.iter().zip(blake3s).map(|(sha1, blake3)| PieceHashes {
+                sha1: Sha1Hash(*sha1),
+                blake3: Blake3Hash(*blake3),
+            }));
         }
         let expected = head.layout.piece_count() as usize;
         if pieces.len() != expected {

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use unicode_normalization::{UnicodeNormalization as _, is_nfc};
 
 use crate::limits::{MAX_FILE_NAME_LEN, MAX_NAME_LEN};
+use crate::manifest::ContentId;
 
 /// Text that cannot be a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -206,6 +207,46 @@ fn is_device(text: &str) -> bool {
     }
 }
 
+/// Digits of a content id that listings show; fewer select nothing.
+const MIN_ID_DIGITS: usize = 8;
+
+/// The beginning of a content id, or all of it, in lower-case hex.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct IdPrefix(String);
+
+impl IdPrefix {
+    /// Whether `content` begins so.
+    pub fn matches(&self, content: ContentId) -> bool {
+        content.to_string().starts_with(&self.0)
+    }
+}
+
+impl From<ContentId> for IdPrefix {
+    fn from(content: ContentId) -> Self {
+        Self(content.to_string())
+    }
+}
+
+impl TryFrom<String> for IdPrefix {
+    type Error = SelectorError;
+
+    fn try_from(text: String) -> Result<Self, SelectorError> {
+        let digits = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if digits && (MIN_ID_DIGITS..=2 * ContentId::LEN).contains(&text.len()) {
+            Ok(Self(text))
+        } else {
+            Err(SelectorError::Id)
+        }
+    }
+}
+
+impl From<IdPrefix> for String {
+    fn from(prefix: IdPrefix) -> Self {
+        prefix.0
+    }
+}
+
 /// How a file of a group is named in a command: `NAME`, `USER/NAME` or `id:HEX`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Selector {
@@ -213,8 +254,8 @@ pub enum Selector {
     Name(FileName),
     /// The file this user lists under this name.
     UserName(UserName, FileName),
-    /// The file with this content id.
-    Id(crate::manifest::ContentId),
+    /// The file whose content id begins so.
+    Id(IdPrefix),
 }
 
 /// Text that selects no file.
@@ -222,8 +263,8 @@ pub enum Selector {
 #[non_exhaustive]
 pub enum SelectorError {
     /// Bad hex after `id:`.
-    #[error("after id: comes a content id: {0}")]
-    Id(#[from] crate::hash::HexError),
+    #[error("after id: come {MIN_ID_DIGITS} to 64 hex digits of a content id")]
+    Id,
     /// A bad user or file name.
     #[error(transparent)]
     Name(#[from] NameError),
@@ -234,12 +275,10 @@ impl FromStr for Selector {
 
     fn from_str(text: &str) -> Result<Self, SelectorError> {
         if let Some(id) = text.strip_prefix("id:") {
-            return Ok(Self::Id(id.parse()?));
+            return Ok(Self::Id(IdPrefix::try_from(id.to_owned())?));
         }
         match text.split_once('/') {
-            Some((user, name)) => {
-                Ok(Self::UserName(user.parse()?, FileName::normalized(name)?))
-            }
+            Some((user, name)) => Ok(Self::UserName(user.parse()?, FileName::normalized(name)?)),
             None => Ok(Self::Name(FileName::normalized(text)?)),
         }
     }
@@ -250,7 +289,7 @@ impl fmt::Display for Selector {
         match self {
             Self::Name(name) => name.fmt(f),
             Self::UserName(user, name) => write!(f, "{user}/{name}"),
-            Self::Id(id) => write!(f, "id:{id}"),
+            Self::Id(id) => write!(f, "id:{}", id.0),
         }
     }
 }
@@ -298,7 +337,8 @@ mod tests {
 
     #[test]
     fn honest_file_names_are_kept_as_they_are() {
-        for good in ["a", "-rf", "with space.iso", "日本語.tar.gz", ".hidden", "com10", "a'b\"c"] {
+        for good in ["a", "-rf", "with space.iso", "日本語.tar.gz", ".hidden", "com10", "a'b\"c"]
+        {
             let name = good.parse::<FileName>().expect(good);
             assert_eq!(name.as_str(), good);
             round_trip(&name);
@@ -311,9 +351,12 @@ mod tests {
 
     #[test]
     fn numbered_goes_before_the_extension() {
-        for (name, expected) in
-            [("a.iso", "a (2).iso"), ("a", "a (2)"), (".rc", ".rc (2)"), ("a.tar.gz", "a.tar (2).gz")]
-        {
+        for (name, expected) in [
+            ("a.iso", "a (2).iso"),
+            ("a", "a (2)"),
+            (".rc", ".rc (2)"),
+            ("a.tar.gz", "a.tar (2).gz"),
+        ] {
             assert_eq!(name.parse::<FileName>().expect("valid").numbered(2), expected);
         }
     }
@@ -321,12 +364,14 @@ mod tests {
     #[test]
     fn selectors() {
         let id = "id:".to_owned() + &"ab".repeat(32);
-        for text in ["a b.iso", "bob/a.iso", &id] {
+        for text in ["a b.iso", "bob/a.iso", &id, "id:abababab"] {
             let selector: Selector = text.parse().expect(text);
             assert_eq!(selector.to_string(), text);
             round_trip(&selector);
         }
-        for bad in ["id:xyz", "bob/..", "B OB/x", "a/b/c", ""] {
+        let prefix = IdPrefix::try_from("abababab".to_owned()).expect("valid");
+        assert!(prefix.matches(ContentId([0xab; 32])) && !prefix.matches(ContentId([0xac; 32])));
+        for bad in ["id:xyz", "id:abc", "id:ABABABAB", "bob/..", "B OB/x", "a/b/c", ""] {
             assert!(bad.parse::<Selector>().is_err(), "{bad}");
         }
     }

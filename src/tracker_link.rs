@@ -182,9 +182,8 @@ impl FromStr for TrackerInfo {
             if line.is_empty() || line.starts_with('#') {
                 continue;
             }
-            let link: TrackerLink = line
-                .parse()
-                .map_err(|error| TrackerInfoError::Line { line: index + 1, error })?;
+            let link: TrackerLink =
+                line.parse().map_err(|error| TrackerInfoError::Line { line: index + 1, error })?;
             if links.iter().any(|earlier| earlier.peer_id == link.peer_id) {
                 return Err(TrackerInfoError::Duplicate(index + 1));
             }

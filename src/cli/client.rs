@@ -19,9 +19,8 @@ use crate::limits::MAX_LINE_LEN;
 pub fn run(args: &ClientArgs) -> Result<u8, Failure> {
     if let Some(first) = args.command.first() {
         let message = format!("{} is not an option", output::printable(first));
-        return Err(Failure::usage(message).hint(
-            "commands go to standard input, one a line: echo list-groups | mtq client ...",
-        ));
+        return Err(Failure::usage(message)
+            .hint("commands go to standard input, one a line: echo list-groups | mtq client ..."));
     }
     logging::start(args.log_file.as_deref(), "warn")?;
     let trackers = super::tracker::load_trackers(&args.trackers)?;
@@ -76,7 +75,11 @@ async fn obey(agent: &Agent, args: &ClientArgs, interactive: bool) -> u8 {
                     continue;
                 }
                 Parsed::Command(ClientCommand::Quit) => {
-                    output::print("quit", &command::run(agent, ClientCommand::Quit, &no_ask).await, args.json);
+                    output::print(
+                        "quit",
+                        &command::run(agent, ClientCommand::Quit, &no_ask).await,
+                        args.json,
+                    );
                     return first_failure;
                 }
                 Parsed::Command(parsed) => {
@@ -130,8 +133,9 @@ fn read_lines(interactive: bool) -> (std::sync::mpsc::Sender<()>, Lines) {
                     }
                     Err(Failure::usage(format!("a line is over the limit of {MAX_LINE_LEN} bytes")))
                 }
-                Ok(_) => String::from_utf8(line)
-                    .map_err(|_| Failure::usage("a line is not valid UTF-8")),
+                Ok(_) => {
+                    String::from_utf8(line).map_err(|_| Failure::usage("a line is not valid UTF-8"))
+                }
                 Err(error) => Err(Failure::new("disk", format!("standard input: {error}"))),
             };
             if sender.blocking_send(line).is_err() {

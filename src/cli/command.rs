@@ -276,7 +276,7 @@ fn file_json(row: &FileRow) -> Value {
 /// `[D]` or `[S]` first; `[F]` for what failed.
 fn download_line(row: &DownloadRow) -> Vec<String> {
     let progress = &row.progress;
-    let percent = if row.size == 0 { 100 } else { progress.stored_bytes * 100 / row.size };
+    let percent = (progress.stored_bytes * 100).checked_div(row.size).unwrap_or(100);
     let connected = progress.sources.values().filter(|source| source.connected).count();
     let (mark, note) = match &row.state {
         EntryState::Downloading => {

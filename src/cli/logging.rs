@@ -22,9 +22,10 @@ pub fn start(file: Option<&Path>, level: &str) -> Result<(), Failure> {
             .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
             .init(),
         Some(path) => {
-            let log = OpenOptions::new().create(true).append(true).open(path).map_err(|error| {
-                Failure::new("disk", format!("{}: {error}", path.display()))
-            })?;
+            let log =
+                OpenOptions::new().create(true).append(true).open(path).map_err(|error| {
+                    Failure::new("disk", format!("{}: {error}", path.display()))
+                })?;
             builder.with_writer(log).with_ansi(false).init();
         }
     }

@@ -50,7 +50,8 @@ pub fn print(command: &str, result: &Result<Answer, Failure>, as_json: bool) {
 pub fn printable(text: &str) -> String {
     text.chars()
         .flat_map(|c| {
-            let escaped = c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+            let escaped =
+                c.is_control() || matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
             if escaped { c.escape_default().collect::<Vec<_>>() } else { vec![c] }
         })
         .collect()

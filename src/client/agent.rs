@@ -412,8 +412,7 @@ impl Agent {
         let key = SwarmKey { group: id, content: manifest.content_id() };
         let known = self.inner.library().find(key).map(|entry| entry.state.clone());
         if !known.is_some_and(|state| state == EntryState::Seeding) {
-            let store =
-                Arc::new(PieceStore::whole(manifest.clone(), path.clone(), stamp));
+            let store = Arc::new(PieceStore::whole(manifest.clone(), path.clone(), stamp));
             // A download of the same content that is under way is not needed any more.
             if let Some(old) = self.inner.library().remove(key) {
                 old.store.discard();
@@ -543,7 +542,8 @@ impl Agent {
             name: found.name.to_string(),
             error: DownloadFailure { code: "false-manifest", message: error.to_string() },
         })?;
-        self.start_download(group, found.name, Some(found.sharer), manifest, destination, None).await
+        self.start_download(group, found.name, Some(found.sharer), manifest, destination, None)
+            .await
     }
 
     /// Starts downloading what a metafile describes.
@@ -554,7 +554,7 @@ impl Agent {
         let meta = read_metafile(metafile)?;
         let destination = destination::resolve(dest, &meta.name)?;
         let content = meta.manifest.content_id();
-        let file = Selector::Id(content);
+        let file = Selector::Id(content.into());
         let request = Request::FindFile { group: meta.group.clone(), file };
         let Reply::File(found) = self.inner.line.call(&request).await? else {
             return Err(AgentError::BadAnswer);
@@ -595,13 +595,11 @@ impl Agent {
         let key = SwarmKey { group: id, content: manifest.content_id() };
         let directory = destination.directory.clone();
         let opened = manifest.clone();
-        let store = tokio::task::spawn_blocking(move || {
-            PieceStore::part(opened, &directory, &|_| {})
-        });
+        let store =
+            tokio::task::spawn_blocking(move || PieceStore::part(opened, &directory, &|_| {}));
         let store = Arc::new(store.await.map_err(|_| AgentError::BadAnswer)??);
         let layout = manifest.layout();
-        let stored_bytes =
-            store.bitfield().iter().map(|piece| u64::from(layout.len(piece))).sum();
+        let stored_bytes = store.bitfield().iter().map(|piece| u64::from(layout.len(piece))).sum();
         let meter = Arc::new(Meter::new(stored_bytes));
         let (news_sender, news) = mpsc::channel(limits::DOWNLOAD_QUEUE);
         let stop = self.inner.stop.child_token();

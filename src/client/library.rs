@@ -61,7 +61,7 @@ impl Entry {
         let content: ContentId = self.store.manifest().content_id();
         self.group == *group
             && match file {
-                Selector::Id(id) => *id == content,
+                Selector::Id(id) => id.matches(content),
                 Selector::Name(name) => *name == self.name,
                 Selector::UserName(user, name) => {
                     *name == self.name && self.publisher.as_ref() == Some(user)

@@ -27,8 +27,7 @@ pub async fn handle(
         Control::Bitfield { swarm, bits } => bitfield(registry, session, swarm, &bits).await,
         Control::Have { swarm, pieces } => have(registry, session, swarm, &pieces).await,
         Control::Close { swarm, refused, code } => {
-            let key =
-                if refused { session.refused(swarm) } else { session.closed_by_peer(swarm) };
+            let key = if refused { session.refused(swarm) } else { session.closed_by_peer(swarm) };
             let swarm = key.and_then(|key| registry.swarm(key));
             let code = ErrorCode::from_number(u64::from(code));
             if let Some(swarm) = swarm {
@@ -47,11 +46,7 @@ pub async fn handle(
     }
 }
 
-fn show_ticket(
-    registry: &Registry,
-    session: &Session,
-    ticket: &[u8],
-) -> Result<(), ErrorCode> {
+fn show_ticket(registry: &Registry, session: &Session, ticket: &[u8]) -> Result<(), ErrorCode> {
     match registry.verify(ticket, session.connection.remote()) {
         Ok(ticket) => {
             session.keep_ticket(ticket);
@@ -130,11 +125,7 @@ async fn have(
 
 /// The swarm the peer means by `number`. One that either side has closed meanwhile is nobody's
 /// fault: what is said of it is skipped.
-fn known(
-    registry: &Registry,
-    session: &Session,
-    number: u32,
-) -> Option<(SwarmKey, Arc<Swarm>)> {
+fn known(registry: &Registry, session: &Session, number: u32) -> Option<(SwarmKey, Arc<Swarm>)> {
     let key = session.their_swarm(number)?;
     Some((key, registry.swarm(key)?))
 }

@@ -13,8 +13,8 @@ use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::message::{Encoding, Nack, PieceHeader, PieceRequest};
-use super::scheduler::{Action, Event, NotServed, PeerKey, Scheduler};
 use super::registry::Registry;
+use super::scheduler::{Action, Event, NotServed, PeerKey, Scheduler};
 use super::session::{News, Session, SwarmKey};
 use super::storage::{PieceStore, StorageError, WriteError};
 use crate::bitfield::Bitfield;
@@ -24,6 +24,7 @@ use crate::limits::{MAX_FRAME_LEN, MAX_HAVE_BATCH, PIECE_DEADLINE};
 use crate::name::UserName;
 use crate::peer_id::PeerId;
 use crate::piece::PieceIndex;
+use crate::transport::connection::RecvStream;
 use crate::transport::frame::{FrameError, quic_code, read_frame, write_frame};
 
 /// New pieces are told to others this long after the first of a batch.
@@ -462,7 +463,7 @@ fn source<'a>(progress: &'a mut Progress, peer: PeerId, user: &UserName) -> &'a 
 }
 
 /// Stops the answer when the request is dropped before its end.
-struct StopOnDrop(quinn::RecvStream);
+struct StopOnDrop(RecvStream);
 
 impl Drop for StopOnDrop {
     fn drop(&mut self) {

@@ -102,9 +102,8 @@ fn hash_pieces(
     }
     let queue = Mutex::new(queue);
     thread::scope(|scope| {
-        let handles: Vec<_> = (0..workers)
-            .map(|_| scope.spawn(|| hash_queue(layout, &queue, &give_back)))
-            .collect();
+        let handles: Vec<_> =
+            (0..workers).map(|_| scope.spawn(|| hash_queue(layout, &queue, &give_back))).collect();
         let read = read_pieces(file, layout, work, &free, progress);
         let mut pieces: Vec<_> = handles
             .into_iter()

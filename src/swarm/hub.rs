@@ -12,13 +12,13 @@ use tokio_util::task::TaskTracker;
 
 use super::control;
 use super::message::{Control, PeerHello};
-use super::registry::{Registry, tell_download};
+use super::registry::{Admission, Registry, tell_download};
 use super::session::{News, Session, SwarmKey};
 use super::upload;
 use crate::error_code::ErrorCode;
 use crate::limits;
 use crate::peer_id::PeerId;
-use crate::transport::connection::Connection;
+use crate::transport::connection::{Connection, RecvStream, SendStream};
 use crate::transport::endpoint::Endpoint;
 use crate::transport::frame::{FrameError, read_frame, write_frame};
 use crate::transport::hello;
@@ -162,9 +162,12 @@ async fn run_session(shared: Arc<Shared>, connection: Connection) {
     let session = Arc::new(Session::new(number, connection.clone(), control));
     let me = shared.endpoint.identity().peer_id();
     match shared.registry.add_session(me, &session) {
-        Ok(Some(old)) => old.connection.close(ErrorCode::Duplicate),
-        Ok(None) => {}
-        Err(()) => {
+        Admission::Stays { instead_of } => {
+            if let Some(old) = instead_of {
+                old.connection.close(ErrorCode::Duplicate);
+            }
+        }
+        Admission::Duplicate => {
             connection.close(ErrorCode::Duplicate);
             return;
         }
@@ -234,12 +237,9 @@ async fn run_session(shared: Arc<Shared>, connection: Connection) {
 }
 
 /// Exchanges hellos.
-async fn greet(
-    connection: &Connection,
-) -> Result<(quinn::SendStream, quinn::RecvStream), FrameError> {
+async fn greet(connection: &Connection) -> Result<(SendStream, RecvStream), FrameError> {
     let mut writer = connection.open_control().await?;
-    let hello =
-        PeerHello { features: 0, agent: crate::AGENT.to_owned(), extensions: Vec::new() };
+    let hello = PeerHello { features: 0, agent: crate::AGENT.to_owned(), extensions: Vec::new() };
     write_frame(&mut writer, &hello).await?;
     let mut reader = connection.accept_control().await?;
     let theirs: PeerHello = read_frame(&mut reader, limits::MAX_HELLO_LEN).await?;

@@ -29,6 +29,18 @@ struct Maps {
     uploaded: HashMap<SwarmKey, u64>,
 }
 
+/// What became of a new session.
+#[derive(Debug)]
+pub enum Admission {
+    /// It is the one with its peer now.
+    Stays {
+        /// The session that has to give way to it.
+        instead_of: Option<Arc<Session>>,
+    },
+    /// Another session with the same peer stays.
+    Duplicate,
+}
+
 /// The shared state of an agent's peer side.
 #[derive(Debug)]
 pub struct Registry {
@@ -139,24 +151,16 @@ impl Registry {
         true
     }
 
-    /// Adds a session unless another one with the same peer stays; returns the session that had
-    /// to give way. Both sides decide alike: the connection begun by the lower peer id stays, and
-    /// of two begun by the same side the newer.
-    ///
-    /// # Errors
-    /// The new session itself, when the old one stays.
-    pub fn add_session(
-        &self,
-        me: PeerId,
-        session: &Arc<Session>,
-    ) -> Result<Option<Arc<Session>>, ()> {
+    /// Adds a session unless another one with the same peer stays. Both sides decide alike: the
+    /// connection begun by the lower peer id stays, and of two begun by the same side the newer.
+    pub fn add_session(&self, me: PeerId, session: &Arc<Session>) -> Admission {
         let mut maps = self.lock();
         let peer = session.connection.remote();
         if let Some(old) = maps.sessions.get(&peer)
             && !old.connection.is_closed()
             && !newer_stays(me, peer, old.connection.dialled(), session.connection.dialled())
         {
-            return Err(());
+            return Admission::Duplicate;
         }
         let old = maps.sessions.insert(peer, session.clone());
         let wanted: Vec<_> = maps.wanted.get(&peer).into_iter().flatten().copied().collect();
@@ -165,7 +169,7 @@ impl Registry {
                 session.open(key, ticket);
             }
         }
-        Ok(old)
+        Admission::Stays { instead_of: old }
     }
 
     /// A session ended; downloads hear of it.

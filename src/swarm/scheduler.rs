@@ -456,7 +456,8 @@ mod tests {
         join(&mut s, 2, "eve", "########");
         for (round, index) in [(0, 0u32), (1, 1)] {
             let p = piece(&s, index);
-            let holder = [1, 2].map(PeerKey).into_iter().find(|k| s.peers[k].asked.contains_key(&p));
+            let holder =
+                [1, 2].map(PeerKey).into_iter().find(|k| s.peers[k].asked.contains_key(&p));
             let peer = holder.expect("asked");
             s.handle(MS, Event::Received { peer, piece: p, rtt: MS });
             let actions = s.handle(MS, Event::Bad { user: user("eve"), piece: p });
@@ -544,7 +545,9 @@ mod tests {
         let mut log = Vec::new();
         let field = |bits: &[bool]| {
             let mut field = Bitfield::none(l);
-            l.pieces().zip(bits).filter(|(_, b)| **b).for_each(|(p, _)| drop(field.insert(p)));
+            l.pieces().zip(bits).filter(|(_, b)| **b).for_each(|(p, _)| {
+                field.insert(p);
+            });
             field
         };
         for (tick, step) in steps.iter().enumerate() {
@@ -589,7 +592,10 @@ mod tests {
                 for action in &actions {
                     match action {
                         Action::Request { peer, piece } => {
-                            assert!(s.peers[peer].pieces.contains(*piece), "asked for what it lacks");
+                            assert!(
+                                s.peers[peer].pieces.contains(*piece),
+                                "asked for what it lacks"
+                            );
                             open.push((*peer, *piece));
                         }
                         Action::Ban { user } => {

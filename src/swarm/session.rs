@@ -201,7 +201,8 @@ impl Session {
     /// The peer refused the swarm we had opened under `number`.
     pub fn refused(&self, number: u32) -> Option<SwarmKey> {
         let mut tables = self.lock();
-        let key = tables.ours.iter().find(|(_, ours)| ours.number == number).map(|(key, _)| *key)?;
+        let key =
+            tables.ours.iter().find(|(_, ours)| ours.number == number).map(|(key, _)| *key)?;
         tables.ours.remove(&key);
         // Perhaps it was the ticket: the next attempt shows it again.
         tables.shown.remove(&key.group);

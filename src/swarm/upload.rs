@@ -7,7 +7,6 @@ use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use quinn::{RecvStream, SendStream};
 use tokio::sync::SemaphorePermit;
 
 use super::message::{Encoding, Nack, PieceHeader, PieceRequest};
@@ -17,7 +16,7 @@ use super::storage::{PieceStore, ReadError};
 use crate::error_code::ErrorCode;
 use crate::limits::{MAX_REQUEST_LEN, REQUEST_FRAME_DEADLINE};
 use crate::piece::PieceIndex;
-use crate::transport::connection::CONTROL_PRIORITY;
+use crate::transport::connection::{CONTROL_PRIORITY, RecvStream, SendStream};
 use crate::transport::frame::{FrameError, quic_code, read_frame_within, write_frame};
 
 /// Serves the request on a fresh stream; `order` is its place among this session's requests.

@@ -149,11 +149,7 @@ pub fn decide(
                     let oldest = account.devices.iter().min_by_key(|(id, at)| (**at, **id));
                     ops.extend(oldest.map(|(device, _)| Op::DeviceRemoved { device: *device }));
                 }
-                ops.push(Op::DeviceEnrolled {
-                    user: user.clone(),
-                    device: actor.device,
-                    at: now,
-                });
+                ops.push(Op::DeviceEnrolled { user: user.clone(), device: actor.device, at: now });
             }
             Ok((ops, Outcome::Done))
         }
@@ -312,10 +308,10 @@ fn pending<'a>(
 ) -> Result<(GroupId, &'a Group, JoinRequestId), Refusal> {
     let owner = logged_in(actor)?;
     let (id, found) = view::group_of_owner(state, group, owner)?;
-    let request = found.requests.get(user).ok_or_else(|| Refusal::NoSuchRequest {
-        user: user.clone(),
-        group: group.clone(),
-    })?;
+    let request = found
+        .requests
+        .get(user)
+        .ok_or_else(|| Refusal::NoSuchRequest { user: user.clone(), group: group.clone() })?;
     Ok((id, found, request.id))
 }
 

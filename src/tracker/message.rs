@@ -430,11 +430,7 @@ pub enum Refusal {
     #[error("wrong user name or password")]
     WrongCredentials,
     /// The password is too short or too long.
-    #[error(
-        "a password has {} to {} bytes",
-        limits::MIN_PASSWORD_LEN,
-        limits::MAX_PASSWORD_LEN
-    )]
+    #[error("a password has {} to {} bytes", limits::MIN_PASSWORD_LEN, limits::MAX_PASSWORD_LEN)]
     BadPassword,
     /// Nobody is logged in on this connection.
     #[error("not logged in")]
@@ -605,7 +601,10 @@ mod tests {
             user: "bob".parse().expect("name"),
             password: Password("secret".into()),
         });
-        round_trip(&Request::Announce { group: group(), contents: vec![(ContentId([1; 32]), true)] });
+        round_trip(&Request::Announce {
+            group: group(),
+            contents: vec![(ContentId([1; 32]), true)],
+        });
         let refusal = Refusal::Limit { what: "groups".into(), max: 3 };
         round_trip(&Err::<Reply, _>(refusal));
         round_trip(&Ok::<_, Refusal>(Reply::Peers {

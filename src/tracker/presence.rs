@@ -172,7 +172,9 @@ impl Presence {
             let contents: Vec<_> = self
                 .clients
                 .get(&connection)
-                .map(|client| client.announced.iter().filter(|(g, _)| *g == group).copied().collect())
+                .map(|client| {
+                    client.announced.iter().filter(|(g, _)| *g == group).copied().collect()
+                })
                 .unwrap_or_default();
             for (_, content) in contents {
                 self.withdraw(connection, group, content);

@@ -8,7 +8,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use quinn::{RecvStream, SendStream};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -27,7 +26,7 @@ use crate::limits;
 use crate::manifest::{ContentId, ManifestHead};
 use crate::name::{FileName, GroupName, UserName};
 use crate::ticket::Ticket;
-use crate::transport::connection::Connection;
+use crate::transport::connection::{Connection, RecvStream, SendStream};
 use crate::transport::endpoint::{BindError, Endpoint, Incoming};
 use crate::transport::frame::{FrameError, quic_code, read_frame_within, write_frame};
 use crate::transport::identity::Identity;
@@ -181,8 +180,7 @@ async fn greet(
         extensions: Vec::new(),
     };
     // Present before welcomed: what the client asks next may already push to it.
-    let client =
-        Client::new(connection.remote(), observed, hello.addresses, hello.session, pushes);
+    let client = Client::new(connection.remote(), observed, hello.addresses, hello.session, pushes);
     shared.presence.enter(number, client);
     if let Err(error) = write_frame(&mut control, &welcome).await {
         shared.presence.leave(number);
@@ -215,11 +213,8 @@ async fn accept_requests(
         let client = client.clone();
         let connection = connection.clone();
         requests.spawn(async move {
-            let request = read_frame_within(
-                &mut recv,
-                limits::MAX_FRAME_LEN,
-                limits::REQUEST_FRAME_DEADLINE,
-            );
+            let request =
+                read_frame_within(&mut recv, limits::MAX_FRAME_LEN, limits::REQUEST_FRAME_DEADLINE);
             match request.await {
                 Ok(request) => {
                     let answer = client.answer(request).await;
@@ -335,9 +330,10 @@ impl ClientSession {
             Request::Announce { group, contents } => self.announce(&group, contents),
             Request::Withdraw { group, contents } => {
                 let user = self.user()?;
-                let id = self.shared.store.read(|state| {
-                    view::group_of_member(state, &group, &user).map(|(id, _)| id)
-                })?;
+                let id = self
+                    .shared
+                    .store
+                    .read(|state| view::group_of_member(state, &group, &user).map(|(id, _)| id))?;
                 for content in contents {
                     self.shared.presence.withdraw(self.number, id, content);
                 }
@@ -345,18 +341,20 @@ impl ClientSession {
             }
             Request::Peers { group, content } => {
                 let user = self.user()?;
-                let id = self.shared.store.read(|state| {
-                    view::group_of_member(state, &group, &user).map(|(id, _)| id)
-                })?;
+                let id = self
+                    .shared
+                    .store
+                    .read(|state| view::group_of_member(state, &group, &user).map(|(id, _)| id))?;
                 let mut rng = fastrand::Rng::new();
                 let peers = self.shared.presence.sample(id, content, self.number, &mut rng);
                 Ok(Reply::Peers { peers })
             }
             Request::Ticket { group } => {
                 let user = self.user()?;
-                let holder = self.shared.store.read(|state| {
-                    view::ticket_holder(state, &group, &user, self.device)
-                })?;
+                let holder = self
+                    .shared
+                    .store
+                    .read(|state| view::ticket_holder(state, &group, &user, self.device))?;
                 let identity = self.shared.endpoint.identity();
                 let group = holder.group;
                 let sign = |message: &[u8]| identity.sign(message);
@@ -574,4 +572,3 @@ impl ClientSession {
         self.unfinished.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 }
-

@@ -217,8 +217,11 @@ impl State {
         });
         let Some(user) = user.flatten() else { return };
         self.user_mut(&user, |account| account.groups.remove(&group));
-        let contents: Vec<_> =
-            self.groups.get(&group).map(|g| g.listings.keys().copied().collect()).unwrap_or_default();
+        let contents: Vec<_> = self
+            .groups
+            .get(&group)
+            .map(|g| g.listings.keys().copied().collect())
+            .unwrap_or_default();
         for content in contents {
             self.withdraw(group, content, |_, share| share.user == user);
         }

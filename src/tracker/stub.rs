@@ -2,14 +2,12 @@
 
 use std::net::SocketAddr;
 
-use quinn::SendStream;
-
 use super::message::{Hello, Push, Refusal, Reply, Request, Welcome};
 use crate::clock;
 use crate::error_code::ErrorCode;
 use crate::limits;
 use crate::tracker_link::TrackerLink;
-use crate::transport::connection::{self, Connection};
+use crate::transport::connection::{self, Connection, RecvStream, SendStream};
 use crate::transport::endpoint::{DialError, Endpoint};
 use crate::transport::frame::{FrameError, read_frame, read_frame_within, write_frame};
 use crate::transport::tls::Alpn;
@@ -77,7 +75,8 @@ impl TrackerConnection {
         link: &TrackerLink,
         hello: &Hello,
     ) -> Result<(Self, PushQueue), ConnectError> {
-        let resolve_error = |reason: String| ConnectError::Resolve { host: link.host().into(), reason };
+        let resolve_error =
+            |reason: String| ConnectError::Resolve { host: link.host().into(), reason };
         let addresses = tokio::net::lookup_host((link.host(), link.port()))
             .await
             .map_err(|error| resolve_error(error.to_string()))?;
@@ -177,7 +176,7 @@ impl TrackerConnection {
 /// What a tracker says unasked.
 #[derive(Debug)]
 pub struct PushQueue {
-    stream: quinn::RecvStream,
+    stream: RecvStream,
     connection: Connection,
 }
 

@@ -11,8 +11,8 @@ use crate::id::GroupId;
 use crate::limits::{MAX_CANDIDATES, MAX_LIST_ROWS};
 use crate::manifest::ContentId;
 use crate::name::{FileName, GroupName, Selector, UserName};
-use crate::ticket::Holder;
 use crate::peer_id::PeerId;
+use crate::ticket::Holder;
 
 /// Sharers named in one row; the count says how many there are.
 const NAMED_SHARERS: usize = 8;
@@ -55,25 +55,24 @@ pub fn group_of_owner<'a>(
 
 /// Groups after `after` that `user` may see, and whether more follow.
 pub fn groups(state: &State, user: &UserName, after: Option<&GroupName>) -> (Vec<GroupRow>, bool) {
-    let mut rows = state
-        .group_names
-        .keys()
-        .filter(|name| after.is_none_or(|after| *name > after))
-        .filter_map(|name| {
-            let (_, group) = state.group_named(name)?;
-            let owner = group.owner()?.clone();
-            let standing = standing(group, user);
-            if group.hidden && standing == Standing::None {
-                return None;
-            }
-            Some(GroupRow {
-                name: name.clone(),
-                standing,
-                member_count: group.members.len() as u32,
-                hidden: group.hidden,
-                owner,
-            })
-        });
+    let mut rows =
+        state.group_names.keys().filter(|name| after.is_none_or(|after| *name > after)).filter_map(
+            |name| {
+                let (_, group) = state.group_named(name)?;
+                let owner = group.owner()?.clone();
+                let standing = standing(group, user);
+                if group.hidden && standing == Standing::None {
+                    return None;
+                }
+                Some(GroupRow {
+                    name: name.clone(),
+                    standing,
+                    member_count: group.members.len() as u32,
+                    hidden: group.hidden,
+                    owner,
+                })
+            },
+        );
     page(&mut rows)
 }
 
@@ -107,16 +106,15 @@ pub fn members(
     online: impl Fn(&UserName) -> bool,
 ) -> (Vec<MemberRow>, bool) {
     let owner = group.owner();
-    let mut rows = group
-        .members
-        .iter()
-        .filter(|(user, _)| after.is_none_or(|after| *user > after))
-        .map(|(user, member)| MemberRow {
-            user: user.clone(),
-            since: member.since,
-            owner: owner == Some(user),
-            online: online(user),
-        });
+    let mut rows =
+        group.members.iter().filter(|(user, _)| after.is_none_or(|after| *user > after)).map(
+            |(user, member)| MemberRow {
+                user: user.clone(),
+                since: member.since,
+                owner: owner == Some(user),
+                online: online(user),
+            },
+        );
     page(&mut rows)
 }
 
@@ -128,9 +126,8 @@ pub fn files<'a>(
     wanted: impl Fn(&FileName) -> bool,
     holders: impl Fn(GroupId, ContentId) -> (u32, u32),
 ) -> (Vec<FileRow>, bool) {
-    let mut groups: Vec<_> = groups
-        .filter(|(_, group)| after.is_none_or(|after| group.name >= after.group))
-        .collect();
+    let mut groups: Vec<_> =
+        groups.filter(|(_, group)| after.is_none_or(|after| group.name >= after.group)).collect();
     groups.sort_by(|a, b| a.1.name.cmp(&b.1.name));
     let mut rows = Vec::new();
     for (id, group) in groups {
@@ -141,9 +138,8 @@ pub fn files<'a>(
             }
         }
         for ((name, content), shares) in labels {
-            let seen = after.is_some_and(|a| {
-                (&group.name, name, &content) <= (&a.group, &a.name, &a.content)
-            });
+            let seen = after
+                .is_some_and(|a| (&group.name, name, &content) <= (&a.group, &a.name, &a.content));
             if seen {
                 continue;
             }
@@ -204,7 +200,7 @@ pub fn find_file(
 /// Whether `file` means this share of `content`.
 pub(super) fn selects(file: &Selector, content: ContentId, share: &Share) -> bool {
     match file {
-        Selector::Id(id) => *id == content,
+        Selector::Id(id) => id.matches(content),
         Selector::Name(name) => share.name == *name,
         Selector::UserName(user, name) => share.user == *user && share.name == *name,
     }
@@ -220,7 +216,11 @@ pub(super) fn ambiguous(
     Refusal::Ambiguous {
         file: file.to_string(),
         group: group.clone(),
-        candidates: candidates.into_iter().take(MAX_CANDIDATES).map(|c| format!("id:{c}")).collect(),
+        candidates: candidates
+            .into_iter()
+            .take(MAX_CANDIDATES)
+            .map(|c| format!("id:{c}"))
+            .collect(),
     }
 }
 

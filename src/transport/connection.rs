@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use quinn::{RecvStream, SendStream};
+pub use quinn::{ConnectionError, RecvStream, SendStream};
 
 use super::frame::quic_code;
 use super::tls::public_key_of;
@@ -67,7 +67,7 @@ impl Connection {
     ///
     /// # Errors
     /// When the connection is gone.
-    pub async fn open_bi(&self) -> Result<(SendStream, RecvStream), quinn::ConnectionError> {
+    pub async fn open_bi(&self) -> Result<(SendStream, RecvStream), ConnectionError> {
         self.quic.open_bi().await
     }
 
@@ -75,7 +75,7 @@ impl Connection {
     ///
     /// # Errors
     /// When the connection is gone.
-    pub async fn accept_bi(&self) -> Result<(SendStream, RecvStream), quinn::ConnectionError> {
+    pub async fn accept_bi(&self) -> Result<(SendStream, RecvStream), ConnectionError> {
         self.quic.accept_bi().await
     }
 
@@ -83,7 +83,7 @@ impl Connection {
     ///
     /// # Errors
     /// When the connection is gone.
-    pub async fn open_control(&self) -> Result<SendStream, quinn::ConnectionError> {
+    pub async fn open_control(&self) -> Result<SendStream, ConnectionError> {
         let stream = self.quic.open_uni().await?;
         // Fails only on a stream already closed, which this one is not.
         let _ = stream.set_priority(CONTROL_PRIORITY);
@@ -94,7 +94,7 @@ impl Connection {
     ///
     /// # Errors
     /// When the connection is gone.
-    pub async fn accept_control(&self) -> Result<RecvStream, quinn::ConnectionError> {
+    pub async fn accept_control(&self) -> Result<RecvStream, ConnectionError> {
         self.quic.accept_uni().await
     }
 
@@ -104,7 +104,7 @@ impl Connection {
     }
 
     /// Resolves when the connection is gone, with the reason.
-    pub async fn closed(&self) -> quinn::ConnectionError {
+    pub async fn closed(&self) -> ConnectionError {
         self.quic.closed().await
     }
 
@@ -115,9 +115,9 @@ impl Connection {
 }
 
 /// The code the other side closed with, if it closed in order.
-pub fn close_code(error: &quinn::ConnectionError) -> Option<ErrorCode> {
+pub fn close_code(error: &ConnectionError) -> Option<ErrorCode> {
     match error {
-        quinn::ConnectionError::ApplicationClosed(close) => {
+        ConnectionError::ApplicationClosed(close) => {
             ErrorCode::from_number(close.error_code.into_inner())
         }
         _ => None,
@@ -125,14 +125,12 @@ pub fn close_code(error: &quinn::ConnectionError) -> Option<ErrorCode> {
 }
 
 /// Why a connection is gone, for a person.
-pub fn describe(error: &quinn::ConnectionError) -> String {
+pub fn describe(error: &ConnectionError) -> String {
     match error {
-        quinn::ConnectionError::ApplicationClosed(close) => {
-            super::frame::describe(close.error_code)
-        }
-        quinn::ConnectionError::TimedOut => "the connection timed out".to_owned(),
-        quinn::ConnectionError::Reset => "the other side restarted".to_owned(),
-        quinn::ConnectionError::LocallyClosed => "closed here".to_owned(),
+        ConnectionError::ApplicationClosed(close) => super::frame::describe(close.error_code),
+        ConnectionError::TimedOut => "the connection timed out".to_owned(),
+        ConnectionError::Reset => "the other side restarted".to_owned(),
+        ConnectionError::LocallyClosed => "closed here".to_owned(),
         other => other.to_string(),
     }
 }

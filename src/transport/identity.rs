@@ -184,7 +184,8 @@ mod tests {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o644)).expect("chmod");
         assert!(matches!(Identity::load(&path), Err(IdentityError::Exposed { mode: 0o644, .. })));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).expect("chmod");
-        for junk in ["", "hello", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"] {
+        for junk in ["", "hello", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n"]
+        {
             fs::write(&path, junk).expect("written");
             assert!(matches!(Identity::load(&path), Err(IdentityError::NotAKey(_))), "{junk}");
         }

@@ -60,7 +60,10 @@ fn provider() -> Arc<CryptoProvider> {
 
 /// TLS of a side that accepts: any device with an Ed25519 key may connect; who it is, is known
 /// afterwards.
-pub(super) fn server_config(identity: &Identity, alpn: Alpn) -> Result<rustls::ServerConfig, Error> {
+pub(super) fn server_config(
+    identity: &Identity,
+    alpn: Alpn,
+) -> Result<rustls::ServerConfig, Error> {
     let provider = provider();
     let verifier = Arc::new(AnyDevice(provider.clone()));
     let mut config = rustls::ServerConfig::builder_with_provider(provider)

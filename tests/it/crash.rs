@@ -1,0 +1,111 @@
+//! Things die at bad moments: nothing verified is lost, and what can go on goes on.
+
+use std::fs;
+
+use crate::world::{Client, World, content, quoted, wait_for};
+
+const P: usize = 524_288;
+
+fn stored(client: &mut Client, name: &str) -> u64 {
+    client.row(name)["stored_bytes"].as_u64().unwrap_or(0)
+}
+
+#[test]
+fn a_killed_leecher_goes_on_with_what_it_had() {
+    let world = World::new();
+    let [mut alice, mut bob] = world.lab(["alice", "bob"]);
+    let bytes = content(300 * P, 4);
+    let path = world.write("film.mkv", &bytes);
+    alice.ok(&format!("share {} lab", quoted(&path)));
+    let dest = world.make_dir("dest");
+    let get = format!("get lab film.mkv {}", quoted(&dest));
+    bob.ok(&get);
+    wait_for("some pieces", || (stored(&mut bob, "film.mkv") >= 20 * P as u64).then_some(()));
+    bob.kill();
+
+    let mut bob = world.client("bob");
+    bob.ok("login bob bob-secret");
+    let again = bob.ok(&get);
+    let kept = again["stored_bytes"].as_u64().expect("a number");
+    assert!(kept >= 20 * P as u64, "only {kept} bytes were kept");
+    bob.ok("wait --timeout 110");
+    let row = bob.row("film.mkv");
+    let fetched = row["sources"][0]["bytes"].as_u64().expect("a number");
+    assert_eq!(fetched + kept, bytes.len() as u64, "nothing verified came twice");
+    assert!(fs::read(dest.join("film.mkv")).expect("arrived") == bytes);
+    bob.quit();
+    alice.quit();
+}
+
+#[test]
+fn a_download_without_seeders_waits_and_goes_on_when_one_returns() {
+    let world = World::new();
+    let [mut alice, mut bob] = world.lab(["alice", "bob"]);
+    let bytes = content(300 * P, 5);
+    let path = world.write("film.mkv", &bytes);
+    alice.ok(&format!("share {} lab", quoted(&path)));
+    let dest = world.make_dir("dest");
+    bob.ok(&format!("get lab film.mkv {}", quoted(&dest)));
+    wait_for("some pieces", || (stored(&mut bob, "film.mkv") >= 10 * P as u64).then_some(()));
+    alice.kill();
+    let mut alice = world.client("alice");
+    alice.ok("login alice alice-secret");
+    alice.ok(&format!("share {} lab", quoted(&path)));
+    bob.ok("wait --timeout 110");
+    assert!(fs::read(dest.join("film.mkv")).expect("arrived") == bytes);
+    bob.quit();
+    alice.quit();
+}
+
+#[test]
+fn a_transfer_outlives_its_tracker() {
+    let mut world = World::new();
+    let [mut alice, mut bob] = world.lab(["alice", "bob"]);
+    let bytes = content(300 * P, 6);
+    let path = world.write("film.mkv", &bytes);
+    alice.ok(&format!("share {} lab", quoted(&path)));
+    let dest = world.make_dir("dest");
+    bob.ok(&format!("get lab film.mkv {}", quoted(&dest)));
+    wait_for("a piece", || (stored(&mut bob, "film.mkv") > 0).then_some(()));
+    world.kill_tracker();
+    bob.ok("wait --timeout 110");
+    assert!(fs::read(dest.join("film.mkv")).expect("arrived") == bytes);
+    assert_eq!(bob.err("list-groups"), "no-tracker");
+    // This tracker keeps everything in memory: another one does not know the device any more.
+    world.start_tracker();
+    let code = wait_for("the new tracker", || {
+        Some(bob.err("list-groups")).filter(|code| code != "no-tracker")
+    });
+    assert_eq!(code, "not-logged-in");
+    world.stop_tracker();
+}
+
+#[test]
+fn a_signal_ends_a_client_in_order() {
+    let world = World::new();
+    let [mut alice, mut bob] = world.lab(["alice", "bob"]);
+    let path = world.write("f", &content(40 * P, 7));
+    alice.ok(&format!("share {} lab", quoted(&path)));
+    assert_eq!(bob.ok("list-files lab")["files"][0]["seeders"], 1);
+    assert_eq!(alice.terminate(), 130);
+    wait_for("the tracker to see it", || {
+        (bob.ok("list-files lab")["files"][0]["seeders"] == 0).then_some(())
+    });
+    bob.quit();
+}
+
+#[test]
+fn a_file_changed_on_disk_is_never_served() {
+    let world = World::new();
+    let [mut alice, mut bob] = world.lab(["alice", "bob"]);
+    let path = world.write("f.bin", &content(4 * P, 8));
+    alice.ok(&format!("share {} lab", quoted(&path)));
+    fs::write(&path, content(4 * P, 9)).expect("changed");
+    let dest = world.make_dir("dest");
+    bob.ok(&format!("get lab f.bin {}", quoted(&dest)));
+    wait_for("the seeder to notice", || (alice.row("f.bin")["state"] == "changed").then_some(()));
+    assert_eq!(bob.row("f.bin")["stored_bytes"], 0);
+    assert_eq!(bob.err("wait --timeout 1"), "timeout");
+    bob.quit();
+    alice.quit();
+}

@@ -1,0 +1,9 @@
+//! The integration tests: the house's own rules, the real program, and peers that cheat.
+
+mod architecture;
+mod world;
+mod transfer;
+mod errors;
+mod crash;
+
+mod demo;

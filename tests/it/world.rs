@@ -1,0 +1,304 @@
+//! A small world of real processes: a tracker and clients, in a directory of their own.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::UdpSocket;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::thread;
+use std::time::Duration;
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+/// How long anything may take before the test fails. Generous: it only bounds a hang.
+pub const DEADLINE: Duration = Duration::from_secs(120);
+
+/// The program under test.
+pub fn mtq() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_mtq"));
+    command.env_remove("MTQ_PASSWORD").env_remove("MTQ_LOG");
+    command
+}
+
+/// Runs a command to its end.
+pub fn run(command: &mut Command) -> Output {
+    command.stdin(Stdio::null()).output().expect("mtq runs")
+}
+
+/// A free UDP port on loopback.
+pub fn free_port() -> u16 {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    socket.local_addr().expect("an address").port()
+}
+
+/// Content that differs from piece to piece.
+pub fn content(len: usize, seed: u64) -> Vec<u8> {
+    let mut bytes = vec![0; len];
+    fastrand::Rng::with_seed(seed).fill(&mut bytes);
+    bytes
+}
+
+/// A directory, a tracker, and whatever clients a test starts.
+pub struct World {
+    pub dir: TempDir,
+    pub port: u16,
+    tracker: Option<Child>,
+}
+
+impl World {
+    /// A world whose tracker is up.
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let port = free_port();
+        let out = dir.path().join("net");
+        let made = run(mtq().arg("certs").arg("--out").arg(&out).arg(format!("127.0.0.1:{port}")));
+        assert!(made.status.success(), "{made:?}");
+        let mut world = Self { dir, port, tracker: None };
+        world.start_tracker();
+        world
+    }
+
+    /// A path in the world.
+    pub fn path(&self, name: impl AsRef<Path>) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Makes a directory in the world.
+    pub fn make_dir(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(&path).expect("made");
+        path
+    }
+
+    /// Writes a file in the world.
+    pub fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+        fs::write(&path, bytes).expect("written");
+        path
+    }
+
+    /// The file of tracker links.
+    pub fn trackers(&self) -> PathBuf {
+        self.path("net/tracker_info.txt")
+    }
+
+    /// Starts the tracker and waits until it is up.
+    pub fn start_tracker(&mut self) {
+        let log = self.path("tracker.log");
+        let _ = fs::remove_file(&log);
+        let mut child = mtq()
+            .args(["tracker", "--identity"])
+            .arg(self.path("net/tracker1.pem"))
+            .arg("--trackers")
+            .arg(self.trackers())
+            .arg("--data-dir")
+            .arg(self.path("tracker"))
+            .arg("--log-file")
+            .arg(&log)
+            .stdin(Stdio::null())
+            .spawn()
+            .expect("mtq runs");
+        wait_for("the tracker", || {
+            assert!(matches!(child.try_wait(), Ok(None)), "the tracker ended");
+            fs::read_to_string(&log).unwrap_or_default().contains("tracker is up").then_some(())
+        });
+        self.tracker = Some(child);
+    }
+
+    /// Kills the tracker at once.
+    pub fn kill_tracker(&mut self) {
+        let mut tracker = self.tracker.take().expect("a tracker");
+        tracker.kill().expect("killed");
+        tracker.wait().expect("reaped");
+    }
+
+    /// Ends the tracker in order; it must say so with status 0.
+    pub fn stop_tracker(&mut self) {
+        let mut tracker = self.tracker.take().expect("a tracker");
+        terminate(&tracker);
+        assert!(tracker.wait().expect("reaped").success());
+    }
+
+    /// The command line of a client with its own data directory.
+    pub fn client_command(&self, name: &str) -> Command {
+        let mut command = mtq();
+        command
+            .args(["client", "--listen", "127.0.0.1:0", "--trackers"])
+            .arg(self.trackers())
+            .arg("--data-dir")
+            .arg(self.path(format!("{name}.data")));
+        command
+    }
+
+    /// Runs a script to its end; standard output, standard error and status are the caller's.
+    pub fn script(&self, name: &str, options: &[&str], lines: &str) -> Output {
+        let mut child = self
+            .client_command(name)
+            .args(options)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("mtq runs");
+        let mut input = child.stdin.take().expect("piped");
+        // A client that stopped early no longer reads.
+        let _ = input.write_all(lines.as_bytes());
+        drop(input);
+        child.wait_with_output().expect("reaped")
+    }
+
+    /// Starts a client that answers in JSON.
+    pub fn client(&self, name: &str) -> Client {
+        Client::start(self, name)
+    }
+
+    /// Starts a client, makes its account and logs in.
+    pub fn user(&self, name: &str) -> Client {
+        let mut client = self.client(name);
+        client.ok(&format!("create-user {name} {name}-secret"));
+        client.ok(&format!("login {name} {name}-secret"));
+        client
+    }
+
+    /// Starts clients for `names`, all members of `lab`, which the first owns.
+    pub fn lab<const N: usize>(&self, names: [&str; N]) -> [Client; N] {
+        let mut clients = names.map(|name| self.user(name));
+        let (owner, others) = clients.split_first_mut().expect("somebody");
+        owner.ok("create-group lab");
+        for other in others {
+            other.ok("join-group lab");
+            owner.ok(&format!("accept-request lab {}", other.name));
+        }
+        clients
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Some(tracker) = &mut self.tracker {
+            let _ = tracker.kill();
+            let _ = tracker.wait();
+        }
+    }
+}
+
+/// Waits until `event` gives something.
+pub fn wait_for<T>(what: &str, mut event: impl FnMut() -> Option<T>) -> T {
+    let deadline = std::time::Instant::now() + DEADLINE;
+    loop {
+        if let Some(found) = event() {
+            return found;
+        }
+        assert!(std::time::Instant::now() < deadline, "waited too long for {what}");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+fn terminate(child: &Child) {
+    let id = rustix::process::Pid::from_child(child);
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("signalled");
+}
+
+/// A running `mtq client --json`.
+pub struct Client {
+    pub name: String,
+    child: Child,
+    input: Option<ChildStdin>,
+    answers: Receiver<String>,
+}
+
+impl Client {
+    fn start(world: &World, name: &str) -> Self {
+        let mut child = world
+            .client_command(name)
+            .args(["--json", "--keep-going", "--log-file"])
+            .arg(world.path(format!("{name}.log")))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("mtq runs");
+        let (sender, answers) = channel();
+        let output = BufReader::new(child.stdout.take().expect("piped"));
+        thread::spawn(move || {
+            for line in output.lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        let input = child.stdin.take();
+        Self { name: name.to_owned(), child, input, answers }
+    }
+
+    /// Writes a command without waiting for its answer.
+    pub fn say(&mut self, line: &str) {
+        let input = self.input.as_mut().expect("open");
+        writeln!(input, "{line}").and_then(|()| input.flush()).expect("the client reads");
+    }
+
+    /// The next answer.
+    pub fn answer(&mut self) -> Value {
+        let line = self.answers.recv_timeout(DEADLINE);
+        let line = line.unwrap_or_else(|_| panic!("{} did not answer", self.name));
+        let answer: Value = serde_json::from_str(&line).expect("an answer is JSON");
+        assert_eq!(answer["v"], 1);
+        answer
+    }
+
+    /// Runs a command that must succeed; returns its result.
+    pub fn ok(&mut self, line: &str) -> Value {
+        self.say(line);
+        let answer = self.answer();
+        assert_eq!(answer["ok"], true, "{}: {line}: {answer}", self.name);
+        answer["result"].clone()
+    }
+
+    /// Runs a command that must fail; returns its error's code.
+    pub fn err(&mut self, line: &str) -> String {
+        self.say(line);
+        let answer = self.answer();
+        assert_eq!(answer["ok"], false, "{}: {line}: {answer}", self.name);
+        answer["error"]["code"].as_str().expect("a code").to_owned()
+    }
+
+    /// The one row of `downloads` for a name.
+    pub fn row(&mut self, name: &str) -> Value {
+        let result = self.ok("downloads");
+        let rows = result["downloads"].as_array().expect("rows");
+        rows.iter().find(|row| row["name"] == name).cloned().unwrap_or_default()
+    }
+
+    /// Ends the client in order; it must end with status 0.
+    pub fn quit(mut self) {
+        self.ok("quit");
+        assert!(self.child.wait().expect("reaped").success());
+    }
+
+    /// Ends the client as Ctrl-C or a service manager does; returns its exit status.
+    pub fn terminate(mut self) -> i32 {
+        terminate(&self.child);
+        self.child.wait().expect("reaped").code().expect("no signal killed it")
+    }
+
+    /// Kills the client at once.
+    pub fn kill(mut self) {
+        self.child.kill().expect("killed");
+        self.child.wait().expect("reaped");
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// A path as one word of a script line.
+pub fn quoted(path: &Path) -> String {
+    shlex::try_quote(path.to_str().expect("UTF-8")).expect("no NUL").into_owned()
+}

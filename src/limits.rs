@@ -159,6 +159,9 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Client to tracker: one request waits at most this long for its answer.
 pub const TRACKER_REQUEST_DEADLINE: Duration = Duration::from_secs(20);
 
+/// Client to tracker: an ordinary request unanswered for so long is repeated on a new connection.
+pub const TRACKER_PATIENCE: Duration = Duration::from_secs(3);
+
 /// Dialling one candidate address of a tracker or a peer.
 pub const DIAL_DEADLINE: Duration = Duration::from_secs(5);
 

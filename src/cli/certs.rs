@@ -5,7 +5,7 @@ use std::io::Write as _;
 
 use super::args::CertsArgs;
 use super::exit::Failure;
-use super::output;
+use super::text;
 use crate::tracker_link::{TrackerInfo, TrackerLink};
 use crate::transport::identity::Identity;
 
@@ -15,7 +15,7 @@ use crate::transport::identity::Identity;
 /// [`Failure`]; nothing is written when any of them exists or an address is malformed.
 pub fn run(args: &CertsArgs) -> Result<(), Failure> {
     let disk = |path: &std::path::Path, error: std::io::Error| {
-        Failure::new("disk", format!("{}: {error}", output::path(path)))
+        Failure::new("disk", format!("{}: {error}", text::path(path)))
     };
     let mut made = Vec::new();
     for (index, address) in args.addresses.iter().enumerate() {
@@ -23,7 +23,7 @@ pub fn run(args: &CertsArgs) -> Result<(), Failure> {
         let link = format!("mtq://{address}#{}", identity.peer_id());
         let link: TrackerLink = link
             .parse()
-            .map_err(|error| Failure::usage(format!("{}: {error}", output::printable(address))))?;
+            .map_err(|error| Failure::usage(format!("{}: {error}", text::printable(address))))?;
         made.push((args.out.join(format!("tracker{}.pem", index + 1)), identity, link));
     }
     let links = made.iter().map(|(_, _, link)| link.clone()).collect();
@@ -31,22 +31,22 @@ pub fn run(args: &CertsArgs) -> Result<(), Failure> {
     let info_path = args.out.join("tracker_info.txt");
     for path in made.iter().map(|(path, ..)| path).chain([&info_path]) {
         if path.symlink_metadata().is_ok() {
-            return Err(Failure::new("exists", format!("{} exists already", output::path(path)))
+            return Err(Failure::new("exists", format!("{} exists already", text::path(path)))
                 .hint("an identity is never overwritten: name another directory"));
         }
     }
     fs::create_dir_all(&args.out).map_err(|error| disk(&args.out, error))?;
     for (path, identity, link) in &made {
         identity.save_new(path).map_err(|error| Failure::new("disk", error.to_string()))?;
-        println!("{}  {link}", output::path(path));
+        println!("{}  {link}", text::path(path));
     }
-    let text = format!(
+    let links = format!(
         "# The trackers of this network: give this file to every client and tracker.\n{info}"
     );
     fs::File::create_new(&info_path)
-        .and_then(|mut file| file.write_all(text.as_bytes()))
+        .and_then(|mut file| file.write_all(links.as_bytes()))
         .map_err(|error| disk(&info_path, error))?;
-    println!("{}", output::path(&info_path));
+    println!("{}", text::path(&info_path));
     eprintln!("the .pem files are private: copy each to its own tracker, and nowhere else");
     Ok(())
 }

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use super::args::{ClientArgs, ClientCommand};
 use super::exit::{Failure, status};
 use super::script::{self, Parsed};
-use super::{command, logging, output};
+use super::{command, logging, output, text};
 use crate::client::agent::{Agent, AgentConfig};
 use crate::limits::MAX_LINE_LEN;
 
@@ -18,7 +18,7 @@ use crate::limits::MAX_LINE_LEN;
 /// [`Failure`] when it cannot start.
 pub fn run(args: &ClientArgs) -> Result<u8, Failure> {
     if let Some(first) = args.command.first() {
-        let message = format!("{} is not an option", output::printable(first));
+        let message = format!("{} is not an option", text::printable(first));
         return Err(Failure::usage(message)
             .hint("commands go to standard input, one a line: echo list-groups | mtq client ..."));
     }
@@ -88,7 +88,7 @@ async fn obey(agent: &Agent, args: &ClientArgs, interactive: bool) -> u8 {
                         if interactive { &prompt } else { &no_ask };
                     (name, command::run(agent, parsed, ask).await)
                 }
-                Parsed::Wrong(name, failure) => (output::printable(&name), Err(failure)),
+                Parsed::Wrong(name, failure) => (text::printable(&name), Err(failure)),
             },
             Err(failure) => (String::new(), Err(failure)),
         };

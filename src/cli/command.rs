@@ -7,11 +7,13 @@ use serde_json::{Value, json};
 
 use super::args::ClientCommand;
 use super::exit::Failure;
-use super::output::{self, Answer, table};
+use super::output::Answer;
 use super::progress;
-use crate::client::agent::{Agent, DownloadRow, Started};
+use super::text::{self, table};
+use crate::client::agent::Agent;
 use crate::client::error::AgentError;
 use crate::client::library::EntryState;
+use crate::client::report::{DownloadRow, Started};
 use crate::name::{GroupName, Selector};
 use crate::tracker::message::{FileRow, Password, Standing};
 
@@ -132,7 +134,7 @@ pub async fn run(
             Ok(Answer::new(json, table(&lines)))
         }
         ClientCommand::Share { path, group, name, mtorrent } => {
-            let what = format!("hashing {}", output::path(&path));
+            let what = format!("hashing {}", text::path(&path));
             let bar = progress::bytes_bar(0, what);
             let drawn = bar.clone();
             let note = move |done, size| {
@@ -143,14 +145,14 @@ pub async fn run(
             bar.finish_and_clear();
             let shared = shared?;
             if let Some(warning) = &shared.warning {
-                eprintln!("warning: {}", output::printable(warning));
+                eprintln!("warning: {}", text::printable(warning));
             }
             let head = shared.manifest.head();
             let size = head.layout().size();
             let mut text =
-                format!("sharing {} ({}) in {}", shared.name, output::size(size), shared.group);
+                format!("sharing {} ({}) in {}", shared.name, text::size(size), shared.group);
             if let Some(metafile) = &shared.metafile {
-                text += &format!("\nmetafile {}", output::path(metafile));
+                text += &format!("\nmetafile {}", text::path(metafile));
             }
             let json = json!({
                 "group": shared.group, "name": shared.name, "path": shared.path, "size": size,
@@ -218,12 +220,12 @@ fn started_text(started: &Started) -> String {
     let mut text = format!(
         "downloading {} ({}) from {} to {}",
         started.name,
-        output::size(started.size),
+        text::size(started.size),
         started.group,
-        output::path(&started.directory)
+        text::path(&started.directory)
     );
     if started.stored_bytes > 0 {
-        text += &format!("; {} are there already", output::size(started.stored_bytes));
+        text += &format!("; {} are there already", text::size(started.stored_bytes));
     }
     text
 }
@@ -244,7 +246,7 @@ async fn wait(agent: &Agent, timeout: Option<Duration>) -> Result<Answer, Failur
     let done: Vec<_> = rows.iter().filter(|row| !row.progress.sources.is_empty()).collect();
     let lines: Vec<_> = done
         .iter()
-        .map(|row| vec!["complete".to_owned(), row.name.to_string(), output::path(&row.path)])
+        .map(|row| vec!["complete".to_owned(), row.name.to_string(), text::path(&row.path)])
         .collect();
     let json = json!({"downloads": rows.iter().map(download_json).collect::<Value>()});
     Ok(Answer::new(json, table(&lines)))
@@ -257,7 +259,7 @@ fn file_line(row: &FileRow) -> Vec<String> {
     }
     vec![
         row.name.to_string(),
-        output::size(row.size),
+        text::size(row.size),
         format!("by {}", sharers.join(", ")),
         format!("{} seeding", row.seeders),
         format!("{} downloading", row.leechers),
@@ -288,7 +290,7 @@ fn download_line(row: &DownloadRow) -> Vec<String> {
             let eta = left.checked_div(progress.bytes_per_sec).map(|seconds| {
                 format!("{} left", humantime::format_duration(Duration::from_secs(seconds)))
             });
-            let rate = output::rate(progress.bytes_per_sec);
+            let rate = text::rate(progress.bytes_per_sec);
             ("[D]", [Some(rate), Some(peers), eta].into_iter().flatten().collect::<Vec<_>>())
         }
         EntryState::Finishing => ("[D]", vec!["checking the whole file".to_owned()]),
@@ -296,15 +298,15 @@ fn download_line(row: &DownloadRow) -> Vec<String> {
             ("[S]", vec!["changed on disk, no longer served: share it again".to_owned()])
         }
         EntryState::Seeding => {
-            ("[S]", vec![format!("{} uploaded", output::size(row.uploaded_bytes))])
+            ("[S]", vec![format!("{} uploaded", text::size(row.uploaded_bytes))])
         }
-        EntryState::Failed(failure) => ("[F]", vec![output::printable(&failure.message)]),
+        EntryState::Failed(failure) => ("[F]", vec![text::printable(&failure.message)]),
     };
     let cells = vec![
         mark.to_owned(),
         row.group.to_string(),
         row.name.to_string(),
-        output::size(row.size),
+        text::size(row.size),
         format!("{percent}%"),
     ];
     [cells, note].concat()
@@ -340,7 +342,7 @@ fn or_none(rows: &[Vec<String>], what: &str) -> String {
 }
 
 fn bad_name(text: &str, error: &dyn std::error::Error) -> Failure {
-    Failure::usage(format!("{}: {error}", output::printable(text)))
+    Failure::usage(format!("{}: {error}", text::printable(text)))
 }
 
 fn password_for(

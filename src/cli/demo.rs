@@ -19,8 +19,8 @@ use tokio::task::JoinSet;
 
 use super::args::DemoArgs;
 use super::exit::{Failure, status};
-use super::output::{self, table};
 use super::progress::{REDRAW, bytes_bar};
+use super::text::{self, table};
 use crate::hash::{Sha1Hash, Sha1Hasher};
 use crate::swarm::hashing;
 
@@ -74,10 +74,10 @@ impl Home {
         match result {
             Ok(path) => Ok(Self { path, temporary }),
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                Err(Failure::new("exists", format!("{} exists already", output::path(&path)))
+                Err(Failure::new("exists", format!("{} exists already", text::path(&path)))
                     .hint("name a new directory"))
             }
-            Err(error) => Err(failed(&output::path(&path), &error)),
+            Err(error) => Err(failed(&text::path(&path), &error)),
         }
     }
 }
@@ -95,8 +95,8 @@ async fn play(args: &DemoArgs, home: &Path) -> Result<u8, Failure> {
     let size = args.size.as_u64();
     println!(
         "{count} clients, one tracker, one file of {}; everything is in {}",
-        output::size(size),
-        output::path(home)
+        text::size(size),
+        text::path(home)
     );
     let mut tracker = start_tracker(home).await?;
     let mut clients = Vec::new();
@@ -118,7 +118,7 @@ async fn play(args: &DemoArgs, home: &Path) -> Result<u8, Failure> {
 
     println!("{} makes and shares the file", first.name);
     let source = first.dir.join(FILE);
-    let sha1 = generate(&source, size).map_err(|error| failed(&output::path(&source), &error))?;
+    let sha1 = generate(&source, size).map_err(|error| failed(&text::path(&source), &error))?;
     first.ask(&format!("share {} {GROUP}", quote(&source))).await?;
 
     println!("everybody else gets it, all at once");
@@ -213,7 +213,7 @@ impl ClientProcess {
     fn start(home: &Path, index: usize) -> Result<Self, Failure> {
         let name = NAMES.get(index).map_or_else(|| format!("peer{}", index + 1), |n| n.to_string());
         let dir = home.join(&name);
-        fs::create_dir(&dir).map_err(|error| failed(&output::path(&dir), &error))?;
+        fs::create_dir(&dir).map_err(|error| failed(&text::path(&dir), &error))?;
         let log = dir.join("client.log");
         let mut child = program()?
             .args(["client", "--json", "--listen", "127.0.0.1:0", "--trackers"])
@@ -238,7 +238,7 @@ impl ClientProcess {
     async fn ask(&mut self, line: &str) -> Result<Value, Failure> {
         let died = || {
             Failure::new("internal", format!("client {} died", self.name))
-                .hint(format!("run again with --keep DIR and see {}", output::path(&self.log)))
+                .hint(format!("run again with --keep DIR and see {}", text::path(&self.log)))
         };
         let exchange = async {
             self.input.write_all(format!("{line}\n").as_bytes()).await?;
@@ -355,7 +355,7 @@ async fn start_tracker(home: &Path) -> Result<Child, Failure> {
     match tokio::time::timeout(START_LIMIT, up).await {
         Ok(true) => Ok(tracker),
         _ => Err(Failure::new("internal", "the tracker did not come up")
-            .hint(format!("run again with --keep DIR and see {}", output::path(&log)))),
+            .hint(format!("run again with --keep DIR and see {}", text::path(&log)))),
     }
 }
 
@@ -403,7 +403,7 @@ fn generate(path: &Path, size: u64) -> io::Result<Sha1Hash> {
 
 fn file_sha1(path: &Path) -> Result<Sha1Hash, Failure> {
     let sha1 = File::open(path).and_then(|file| hashing::sha1_of(&file));
-    sha1.map_err(|error| failed(&output::path(path), &error))
+    sha1.map_err(|error| failed(&text::path(path), &error))
 }
 
 /// A path as one word of a script line.

@@ -67,7 +67,7 @@ impl Failure {
 
 impl From<AgentError> for Failure {
     fn from(error: AgentError) -> Self {
-        let failure = Self::new(error.code(), super::output::printable(&error.to_string()));
+        let failure = Self::new(error.code(), super::text::printable(&error.to_string()));
         Self { hint: error.hint().map(str::to_owned), ..failure }
     }
 }

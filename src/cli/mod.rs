@@ -1,5 +1,6 @@
 //! The command line: what is typed, what is printed, and the exit status.
 
+pub mod text;
 pub mod exit;
 pub mod args;
 pub mod logging;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use crate::client::agent::{Agent, DownloadRow};
+use crate::client::agent::Agent;
+use crate::client::report::DownloadRow;
 
 /// How often bars that watch something are redrawn.
 pub const REDRAW: Duration = Duration::from_millis(150);

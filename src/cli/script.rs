@@ -60,7 +60,7 @@ fn failure(error: &clap::Error) -> Failure {
         missing => format!("missing {}", missing.join(" ")),
     };
     let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
-    let failure = Failure::usage(super::output::printable(&message));
+    let failure = Failure::usage(super::text::printable(&message));
     match (error.kind(), usage) {
         (ErrorKind::InvalidSubcommand, _) | (_, None) => failure.hint("help lists the commands"),
         (_, Some(usage)) => failure.hint(format!("usage: {}", usage.trim())),

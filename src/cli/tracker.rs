@@ -9,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::args::TrackerArgs;
 use super::command::read_text;
 use super::exit::{Failure, status};
-use super::{logging, output};
+use super::{logging, text};
 use crate::client::data_dir;
 use crate::limits::MAX_TRACKER_INFO_LEN;
 use crate::tracker::server::Tracker;
@@ -48,7 +48,7 @@ pub fn run(args: &TrackerArgs) -> Result<(), Failure> {
 pub fn load_trackers(path: &std::path::Path) -> Result<TrackerInfo, Failure> {
     let text = read_text(path, MAX_TRACKER_INFO_LEN)?;
     text.parse().map_err(|error| {
-        Failure::new("bad-tracker-info", format!("{}: {error}", output::path(path)))
+        Failure::new("bad-tracker-info", format!("{}: {error}", text::path(path)))
             .hint("each line is a link mtq://HOST:PORT#PEERID, as mtq certs writes them")
     })
 }

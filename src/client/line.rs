@@ -5,6 +5,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio_util::task::TaskTracker;
@@ -35,13 +36,37 @@ pub enum LineEvent {
     LoggedOut,
 }
 
+/// What became of dialling.
+#[derive(Debug, Default)]
+struct Current {
+    tracker: Option<Arc<TrackerConnection>>,
+    /// The last attempt in vain, and when it ended.
+    failure: Option<(Instant, DialFailure)>,
+}
+
+/// Why no tracker was reached.
+#[derive(Clone, Debug)]
+enum DialFailure {
+    NoTracker(String),
+    WrongTracker(String),
+}
+
+impl From<DialFailure> for AgentError {
+    fn from(failure: DialFailure) -> Self {
+        match failure {
+            DialFailure::NoTracker(reasons) => Self::NoTracker(reasons),
+            DialFailure::WrongTracker(reason) => Self::WrongTracker(reason),
+        }
+    }
+}
+
 /// The line.
 #[derive(Debug)]
 pub struct TrackerLine {
     endpoint: Endpoint,
     trackers: TrackerInfo,
     /// The connection in use; the lock makes one caller dial and the others wait.
-    current: tokio::sync::Mutex<Option<Arc<TrackerConnection>>>,
+    current: tokio::sync::Mutex<Current>,
     user: Mutex<Option<UserName>>,
     sessions: AtomicU64,
     events: mpsc::Sender<LineEvent>,
@@ -59,7 +84,7 @@ impl TrackerLine {
         Self {
             endpoint,
             trackers,
-            current: tokio::sync::Mutex::new(None),
+            current: tokio::sync::Mutex::default(),
             user: Mutex::new(None),
             // Sessions of later runs are higher than those of earlier ones.
             sessions: AtomicU64::new(clock::now().0),
@@ -84,12 +109,14 @@ impl TrackerLine {
     /// [`AgentError`].
     pub async fn call(&self, request: &Request) -> Result<Reply, AgentError> {
         let tracker = self.connection().await?;
-        let lost = match tracker.call(request).await {
-            Ok(reply) => return Ok(reply),
-            Err(CallError::Lost(reason)) => reason,
-            Err(error) => return Err(answer_error(error)),
-        };
-        tracing::debug!(reason = %lost, "repeating a request");
+        match tokio::time::timeout(patience(request), tracker.call(request)).await {
+            Ok(Ok(reply)) => return Ok(reply),
+            Ok(Err(CallError::Lost(reason))) => {
+                tracing::debug!(%reason, "repeating a request");
+            }
+            Ok(Err(error)) => return Err(answer_error(error)),
+            Err(_elapsed) => tracing::debug!("no answer; repeating a request"),
+        }
         tracker.close(ErrorCode::TimedOut);
         let tracker = self.connection().await?;
         tracker.call(request).await.map_err(answer_error)
@@ -100,12 +127,25 @@ impl TrackerLine {
     /// # Errors
     /// [`AgentError::NoTracker`], [`AgentError::WrongTracker`].
     pub async fn connection(&self) -> Result<Arc<TrackerConnection>, AgentError> {
+        let asked = clock::monotonic();
         let mut current = self.current.lock().await;
-        if let Some(tracker) = current.as_ref().filter(|tracker| !tracker.is_closed()) {
+        if let Some(tracker) = current.tracker.as_ref().filter(|tracker| !tracker.is_closed()) {
             return Ok(tracker.clone());
         }
-        *current = None;
-        let tracker = self.dial().await?;
+        // Whoever waited while another caller dialled in vain need not try the same again.
+        if let Some((at, failure)) = &current.failure
+            && *at >= asked
+        {
+            return Err(failure.clone().into());
+        }
+        current.tracker = None;
+        let tracker = match self.dial().await {
+            Ok(tracker) => tracker,
+            Err(failure) => {
+                current.failure = Some((clock::monotonic(), failure.clone()));
+                return Err(failure.into());
+            }
+        };
         if let Some(user) = self.user() {
             match tracker.call(&Request::LoginByKey).await {
                 Ok(Reply::LoggedIn { user: found }) if found == user => {}
@@ -116,19 +156,19 @@ impl TrackerLine {
                 Err(error) => return Err(answer_error(error)),
             }
         }
-        *current = Some(tracker.clone());
+        current.tracker = Some(tracker.clone());
         Ok(tracker)
     }
 
     /// Closes the connection in order.
     pub async fn close(&self) {
-        if let Some(tracker) = self.current.lock().await.take() {
+        if let Some(tracker) = self.current.lock().await.tracker.take() {
             tracker.close(ErrorCode::Done);
         }
     }
 
     /// Tries the trackers in order.
-    async fn dial(&self) -> Result<Arc<TrackerConnection>, AgentError> {
+    async fn dial(&self) -> Result<Arc<TrackerConnection>, DialFailure> {
         let mut errors = Vec::new();
         let mut stranger = None;
         for link in self.trackers.links() {
@@ -164,8 +204,8 @@ impl TrackerLine {
             }
         }
         Err(match stranger {
-            Some(stranger) => AgentError::WrongTracker(stranger),
-            None => AgentError::NoTracker(errors.join("; ")),
+            Some(stranger) => DialFailure::WrongTracker(stranger),
+            None => DialFailure::NoTracker(errors.join("; ")),
         })
     }
 
@@ -177,6 +217,15 @@ impl TrackerLine {
             .into_iter()
             .take(limits::MAX_ADDRESSES)
             .collect()
+    }
+}
+
+/// How long an answer may take before the connection is believed to be dead. Passwords take
+/// their time at the tracker.
+fn patience(request: &Request) -> Duration {
+    match request {
+        Request::CreateUser { .. } | Request::Login { .. } => limits::TRACKER_REQUEST_DEADLINE,
+        _ => limits::TRACKER_PATIENCE,
     }
 }
 

@@ -5,4 +5,7 @@ pub mod data_dir;
 pub mod line;
 pub mod destination;
 pub mod library;
+pub mod metafile;
+pub mod report;
+mod core;
 pub mod agent;

@@ -24,8 +24,9 @@ use crate::limits::{MAX_FRAME_LEN, MAX_HAVE_BATCH, PIECE_DEADLINE};
 use crate::name::UserName;
 use crate::peer_id::PeerId;
 use crate::piece::PieceIndex;
+use crate::transport::code::quic_code;
 use crate::transport::connection::RecvStream;
-use crate::transport::frame::{FrameError, quic_code, read_frame, write_frame};
+use crate::transport::frame::{FrameError, read_frame, write_frame};
 
 /// New pieces are told to others this long after the first of a batch.
 const TELL_DELAY: Duration = Duration::from_millis(20);
@@ -201,6 +202,8 @@ struct Driver {
     /// Stored and not yet told to others.
     untold: Vec<u32>,
     tell_at: Option<Instant>,
+    /// When to ask for more peers.
+    ask_at: Instant,
     started: Instant,
 }
 
@@ -224,6 +227,8 @@ impl Download {
             stores: JoinSet::new(),
             untold: Vec::new(),
             tell_at: None,
+            // The first round is the caller's own.
+            ask_at: clock::monotonic() + ASK_AGAIN_ALONE,
             started: clock::monotonic(),
         };
         driver.run().await
@@ -232,12 +237,11 @@ impl Download {
 
 impl Driver {
     async fn run(mut self) -> Result<(), DownloadError> {
-        let mut ask_at = clock::monotonic();
         loop {
             let now = self.started.elapsed();
             let tick = self.scheduler.next_timeout(now).map(|at| self.started + at);
-            let wake = [tick, self.tell_at, Some(ask_at)].into_iter().flatten().min();
-            let wake = tokio::time::Instant::from_std(wake.unwrap_or(ask_at));
+            let wake = [tick, self.tell_at].into_iter().flatten().fold(self.ask_at, Instant::min);
+            let wake = tokio::time::Instant::from_std(wake);
             let event = tokio::select! {
                 () = self.download.stop.cancelled() => return Err(DownloadError::Stopped),
                 Some(done) = self.stores.join_next() => match done {
@@ -266,13 +270,11 @@ impl Driver {
             if self.tell_at.is_some_and(|at| at <= now) || self.untold.len() >= MAX_HAVE_BATCH {
                 self.tell();
             }
-            if ask_at <= now {
+            if self.ask_at <= now {
                 let wait = if self.peers.is_empty() { ASK_AGAIN_ALONE } else { ASK_AGAIN };
-                ask_at = now + wait;
-                // The first round is the caller's own; a full queue means it is being done.
-                if now.duration_since(self.started) >= ASK_AGAIN_ALONE {
-                    let _ = self.download.peers_wanted.try_send(());
-                }
+                self.ask_at = now + wait;
+                // A full queue means that it is being done.
+                let _ = self.download.peers_wanted.try_send(());
             }
             if self.scheduler.is_complete() {
                 self.tell();
@@ -432,6 +434,9 @@ impl Driver {
 
     fn forget(&mut self, key: PeerKey) {
         let Some(peer) = self.peers.remove(&key) else { return };
+        if self.peers.is_empty() {
+            self.ask_at = self.ask_at.min(clock::monotonic() + ASK_AGAIN_ALONE);
+        }
         peer.fetches.values().for_each(AbortHandle::abort);
         let from = peer.session.connection.remote();
         self.download.meter.change(|progress| {

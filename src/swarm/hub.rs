@@ -62,7 +62,7 @@ impl Hub {
     /// Opens a swarm with a peer: on the session there is, or on one dialled now at one of
     /// `addresses`.
     pub fn connect(&self, peer: PeerId, addresses: Vec<SocketAddr>, key: SwarmKey) {
-        if self.shared.registry.want(peer, key) || addresses.is_empty() {
+        if self.shared.registry.want(peer, &addresses, key) || addresses.is_empty() {
             return;
         }
         let new = self.dialling().insert(peer);

@@ -3,6 +3,7 @@
 //! Maps behind short locks, never held across an await.
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Semaphore;
@@ -139,16 +140,19 @@ impl Registry {
         maps.sessions.values().for_each(|session| session.close(key, code));
     }
 
-    /// Wants a swarm opened with a peer: now if there is a session, else with the next one.
-    /// Returns whether there is one.
-    pub fn want(&self, peer: PeerId, key: SwarmKey) -> bool {
+    /// Wants a swarm opened with a peer that is at `addresses`: now if there is a session, else
+    /// with the next one. Returns whether there is one worth keeping: one that we dialled where
+    /// the peer no longer is belongs to a process that is gone.
+    pub fn want(&self, peer: PeerId, addresses: &[SocketAddr], key: SwarmKey) -> bool {
         let mut maps = self.lock();
         maps.wanted.entry(peer).or_default().insert(key);
         let Some(session) = maps.sessions.get(&peer).cloned() else { return false };
         if let Some(ticket) = maps.tickets.get(&key.group) {
             session.open(key, ticket);
         }
-        true
+        let connection = &session.connection;
+        !connection.is_closed()
+            && (!connection.dialled() || addresses.contains(&connection.remote_address()))
     }
 
     /// Adds a session unless another one with the same peer stays. Both sides decide alike: the
@@ -180,11 +184,6 @@ impl Registry {
             maps.sessions.remove(&peer);
         }
         session.swarms().iter().filter_map(|key| maps.swarms.get(key).cloned()).collect()
-    }
-
-    /// Whether there is a living session with a peer.
-    pub fn is_connected(&self, peer: PeerId) -> bool {
-        self.lock().sessions.get(&peer).is_some_and(|session| !session.connection.is_closed())
     }
 
     /// All sessions.

@@ -16,8 +16,9 @@ use super::storage::{PieceStore, ReadError};
 use crate::error_code::ErrorCode;
 use crate::limits::{MAX_REQUEST_LEN, REQUEST_FRAME_DEADLINE};
 use crate::piece::PieceIndex;
+use crate::transport::code::quic_code;
 use crate::transport::connection::{CONTROL_PRIORITY, RecvStream, SendStream};
-use crate::transport::frame::{FrameError, quic_code, read_frame_within, write_frame};
+use crate::transport::frame::{FrameError, read_frame_within, write_frame};
 
 /// Serves the request on a fresh stream; `order` is its place among this session's requests.
 ///

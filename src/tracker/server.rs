@@ -26,9 +26,10 @@ use crate::limits;
 use crate::manifest::{ContentId, ManifestHead};
 use crate::name::{FileName, GroupName, UserName};
 use crate::ticket::Ticket;
+use crate::transport::code::quic_code;
 use crate::transport::connection::{Connection, RecvStream, SendStream};
 use crate::transport::endpoint::{BindError, Endpoint, Incoming};
-use crate::transport::frame::{FrameError, quic_code, read_frame_within, write_frame};
+use crate::transport::frame::{FrameError, read_frame_within, write_frame};
 use crate::transport::identity::Identity;
 use crate::transport::tls::Alpn;
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 pub use quinn::{ConnectionError, RecvStream, SendStream};
 
-use super::frame::quic_code;
+use super::code::quic_code;
 use super::tls::public_key_of;
 use crate::error_code::ErrorCode;
 use crate::peer_id::{PeerId, PublicKey};
@@ -111,27 +111,6 @@ impl Connection {
     /// Whether the connection is gone.
     pub fn is_closed(&self) -> bool {
         self.quic.close_reason().is_some()
-    }
-}
-
-/// The code the other side closed with, if it closed in order.
-pub fn close_code(error: &ConnectionError) -> Option<ErrorCode> {
-    match error {
-        ConnectionError::ApplicationClosed(close) => {
-            ErrorCode::from_number(close.error_code.into_inner())
-        }
-        _ => None,
-    }
-}
-
-/// Why a connection is gone, for a person.
-pub fn describe(error: &ConnectionError) -> String {
-    match error {
-        ConnectionError::ApplicationClosed(close) => super::frame::describe(close.error_code),
-        ConnectionError::TimedOut => "the connection timed out".to_owned(),
-        ConnectionError::Reset => "the other side restarted".to_owned(),
-        ConnectionError::LocallyClosed => "closed here".to_owned(),
-        other => other.to_string(),
     }
 }
 

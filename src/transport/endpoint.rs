@@ -7,9 +7,9 @@ use std::sync::Arc;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::code::{self, quic_code};
 use super::config;
 use super::connection::{self, Connection};
-use super::frame::quic_code;
 use super::identity::Identity;
 use super::tls::{self, Alpn};
 use crate::error_code::ErrorCode;
@@ -166,7 +166,7 @@ impl Endpoint {
             Ok(Err(error)) => Err(match verifier.stranger() {
                 Some(found) => DialError::WrongPeer { address, expected, found },
                 None if error == quinn::ConnectionError::TimedOut => DialError::Silent(address),
-                None => failed(connection::describe(&error)),
+                None => failed(code::describe_end(&error)),
             }),
         }
     }

@@ -6,6 +6,7 @@ use quinn::{ReadExactError, RecvStream, SendStream, VarInt};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::code;
 use crate::error_code::ErrorCode;
 use crate::wire::{self, DecodeError};
 
@@ -34,10 +35,10 @@ pub enum FrameError {
     #[error("the stream ended")]
     Ended,
     /// The other side reset or stopped the stream.
-    #[error("{}", describe(*.0))]
+    #[error("{}", code::describe(*.0))]
     Reset(VarInt),
     /// The connection is gone.
-    #[error("{}", super::connection::describe(.0))]
+    #[error("{}", code::describe_end(.0))]
     Connection(#[from] quinn::ConnectionError),
     /// Its time is over.
     #[error("a frame took too long")]
@@ -59,19 +60,6 @@ impl FrameError {
             Self::Ended | Self::Reset(_) | Self::Connection(_) => ErrorCode::Done,
         }
     }
-}
-
-/// What a code on the wire means, also when a later version sent it.
-pub fn describe(code: VarInt) -> String {
-    match ErrorCode::from_number(code.into_inner()) {
-        Some(known) => known.sentence().to_owned(),
-        None => format!("code {code}"),
-    }
-}
-
-/// A code as quinn wants it.
-pub fn quic_code(code: ErrorCode) -> VarInt {
-    VarInt::from_u32(code.number())
 }
 
 /// The bytes of a frame holding `message`.
@@ -162,7 +150,5 @@ mod tests {
     #[test]
     fn a_frame_is_its_length_and_its_postcard() {
         assert_eq!(frame_bytes(&(1u8, "ab")), [4, 0, 0, 0, 1, 2, b'a', b'b']);
-        assert_eq!(describe(quic_code(ErrorCode::Changed)), ErrorCode::Changed.sentence());
-        assert_eq!(describe(VarInt::from_u32(999)), "code 999");
     }
 }

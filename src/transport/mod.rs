@@ -3,6 +3,7 @@
 pub mod identity;
 pub mod tls;
 pub mod config;
+pub mod code;
 pub mod frame;
 pub mod hello;
 pub mod connection;

@@ -1,0 +1,733 @@
+//! Peers and clients that cheat, at the level of frames: refused with a code, others served.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use mtq::client::agent::{Agent, AgentConfig};
+use mtq::client::library::EntryState;
+use mtq::clock;
+use mtq::error_code::ErrorCode;
+use mtq::id::{GroupId, MembershipId, RequestId};
+use mtq::manifest::{ContentId, Manifest};
+use mtq::name::{GroupName, Selector, UserName};
+use mtq::peer_id::PeerId;
+use mtq::swarm::message::{Control, Encoding, Nack, PeerHello, PieceHeader, PieceRequest};
+use mtq::ticket::{Holder, Ticket};
+use mtq::tracker::message::{Hello, Password, Push, Refusal, Reply, Request};
+use mtq::tracker::server::Tracker;
+use mtq::tracker::stub::{CallError, PushQueue, TrackerConnection};
+use mtq::tracker_link::{TrackerInfo, TrackerLink};
+use mtq::transport::connection::{Connection, ConnectionError, RecvStream, SendStream};
+use mtq::transport::endpoint::Endpoint;
+use mtq::transport::frame::{FrameError, frame_bytes, read_frame, write_frame};
+use mtq::transport::identity::Identity;
+use mtq::transport::tls::Alpn;
+use tempfile::TempDir;
+
+use crate::world::{DEADLINE, content, wait_for};
+
+const P: usize = 524_288;
+
+/// A tracker and a directory, in this process.
+struct Net {
+    dir: TempDir,
+    tracker: Tracker,
+    link: TrackerLink,
+}
+
+fn loopback() -> SocketAddr {
+    "127.0.0.1:0".parse().expect("an address")
+}
+
+fn group() -> GroupName {
+    "lab".parse().expect("a name")
+}
+
+fn user(name: &str) -> UserName {
+    name.parse().expect("a name")
+}
+
+fn password() -> Password {
+    Password("secret".to_owned())
+}
+
+fn request_id() -> RequestId {
+    RequestId::random(&mut fastrand::Rng::new())
+}
+
+/// Whatever a test waits for must come; this only bounds a hang.
+async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let waited = tokio::time::timeout(DEADLINE, future).await;
+    waited.unwrap_or_else(|_| panic!("waited too long for {what}"))
+}
+
+impl Net {
+    fn new() -> Self {
+        let identity = Arc::new(Identity::generate());
+        let id = identity.peer_id();
+        let tracker = Tracker::start(identity, loopback()).expect("a tracker");
+        let link = TrackerLink::new(tracker.local_address().expect("an address"), id);
+        Self { dir: tempfile::tempdir().expect("temp dir"), tracker, link }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    async fn agent(&self, name: &str) -> Agent {
+        let trackers = TrackerInfo::new(vec![self.link.clone()]).expect("one tracker");
+        let data_dir = self.path(&format!("{name}.data"));
+        let agent = Agent::start(AgentConfig { data_dir, trackers, listen: Some(loopback()) });
+        let agent = agent.expect("an agent");
+        agent.create_user(user(name), password()).await.expect("created");
+        agent.login(user(name), password()).await.expect("logged in");
+        agent
+    }
+
+    /// An agent that owns `lab` and shares `bytes` in it.
+    async fn seeder(&self, bytes: &[u8]) -> (Agent, Arc<Manifest>) {
+        let alice = self.agent("alice").await;
+        alice.create_group(group(), false).await.expect("created");
+        let path = self.path("file.bin");
+        fs::write(&path, bytes).expect("written");
+        let shared = alice.share(&path, group(), None, None, |_, _| {}).await.expect("shared");
+        (alice, shared.manifest)
+    }
+
+    /// A raw client: an endpoint and a connection to the tracker.
+    async fn intruder(&self) -> (Endpoint, TrackerConnection, PushQueue) {
+        let endpoint =
+            Endpoint::bind(Arc::new(Identity::generate()), loopback(), Alpn::Peer).expect("bound");
+        let hello = Hello {
+            features: 0,
+            agent: "evil".to_owned(),
+            session: 1,
+            addresses: Vec::new(),
+            extensions: Vec::new(),
+        };
+        let (line, pushes) =
+            TrackerConnection::open(&endpoint, &self.link, &hello).await.expect("connected");
+        (endpoint, line, pushes)
+    }
+
+    /// A raw client with an account that `owner` lets into `lab`.
+    async fn insider(&self, name: &str, owner: &Agent) -> (Endpoint, TrackerConnection, PushQueue) {
+        let (endpoint, line, pushes) = self.intruder().await;
+        for request in [
+            Request::CreateUser {
+                request_id: request_id(),
+                user: user(name),
+                password: password(),
+            },
+            Request::Login { user: user(name), password: password() },
+            Request::JoinGroup { request_id: request_id(), group: group() },
+        ] {
+            line.call(&request).await.expect("granted");
+        }
+        owner.accept_request(group(), user(name)).await.expect("accepted");
+        (endpoint, line, pushes)
+    }
+
+    async fn end(self, agents: impl IntoIterator<Item = Agent>) {
+        for agent in agents {
+            agent.shutdown().await;
+        }
+        self.tracker.shutdown().await;
+    }
+}
+
+async fn ticket(line: &TrackerConnection) -> (GroupId, Vec<u8>) {
+    match line.call(&Request::Ticket { group: group() }).await.expect("a ticket") {
+        Reply::Ticket { group, ticket } => (group, ticket),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The address and peer id of the one peer that holds a content.
+async fn peer_of(line: &TrackerConnection, content: ContentId) -> (PeerId, SocketAddr) {
+    match line.call(&Request::Peers { group: group(), content }).await.expect("peers") {
+        Reply::Peers { peers } => (peers[0].peer_id, peers[0].addresses[0]),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn hello() -> PeerHello {
+    PeerHello { features: 0, agent: "evil".to_owned(), extensions: Vec::new() }
+}
+
+/// A raw peer connection past the hellos.
+struct RawPeer {
+    connection: Connection,
+    writer: SendStream,
+    reader: RecvStream,
+}
+
+impl RawPeer {
+    async fn greet(connection: Connection) -> Self {
+        let mut writer = connection.open_control().await.expect("a stream");
+        write_frame(&mut writer, &hello()).await.expect("written");
+        let mut reader = connection.accept_control().await.expect("a stream");
+        let _: PeerHello = read_frame(&mut reader, 4096).await.expect("a hello");
+        Self { connection, writer, reader }
+    }
+
+    async fn dial(endpoint: &Endpoint, (peer, address): (PeerId, SocketAddr)) -> Self {
+        let dialled = endpoint.dial(address, Alpn::Peer, peer).await;
+        Self::greet(dialled.expect("dialled")).await
+    }
+
+    async fn say(&mut self, message: &Control) {
+        write_frame(&mut self.writer, message).await.expect("written");
+    }
+
+    async fn hear(&mut self) -> Control {
+        soon("a control frame", read_frame(&mut self.reader, 1 << 20)).await.expect("a frame")
+    }
+
+    async fn request(&self, swarm: u32, piece: u32) -> Result<PieceHeader, FrameError> {
+        let (mut send, mut recv) = self.connection.open_bi().await?;
+        write_frame(&mut send, &PieceRequest { swarm, piece }).await?;
+        let _ = send.finish();
+        soon("a header", read_frame(&mut recv, 1 << 20)).await
+    }
+
+    /// The code the other side closed the connection with.
+    async fn close_code(&self) -> Option<ErrorCode> {
+        match soon("the end", self.connection.closed()).await {
+            ConnectionError::ApplicationClosed(close) => {
+                ErrorCode::from_number(close.error_code.into_inner())
+            }
+            other => panic!("{other}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn without_a_valid_ticket_a_seeder_gives_nothing() {
+    let net = Net::new();
+    let (alice, manifest) = net.seeder(&content(2 * P, 1)).await;
+    let content = manifest.content_id();
+    let (endpoint, line, _pushes) = net.insider("mallory", &alice).await;
+    let (lab, good) = ticket(&line).await;
+    let at = peer_of(&line, content).await;
+    let open = Control::Open { swarm: 0, group: lab, content };
+    let refused = Control::Close { swarm: 0, refused: true, code: ErrorCode::NoTicket.number() };
+
+    // No ticket at all: refused, and a request is told nothing but that.
+    let mut peer = RawPeer::dial(&endpoint, at).await;
+    peer.say(&open).await;
+    assert_eq!(peer.hear().await, refused);
+    let answer = peer.request(0, 0).await.expect("an answer");
+    assert_eq!(answer, PieceHeader::Nack(Nack::NoSwarm));
+    peer.connection.close(ErrorCode::Done);
+
+    // A ticket of another group opens nothing here.
+    let holder = |peer_id, group| Holder {
+        peer_id,
+        user: user("mallory"),
+        group,
+        group_name: "lab".parse().expect("a name"),
+        membership: MembershipId([1; 16]),
+    };
+    let me = endpoint.identity().clone();
+    let mine = |group| {
+        let sign = |message: &[u8]| me.sign(message);
+        Ticket::sign(holder(me.peer_id(), group), clock::now(), me.public_key(), &sign)
+    };
+    // Signed by ourselves instead of a tracker.
+    let mut peer = RawPeer::dial(&endpoint, at).await;
+    peer.say(&Control::Ticket { ticket: mine(lab) }).await;
+    peer.say(&open).await;
+    assert_eq!(peer.hear().await, refused);
+    peer.connection.close(ErrorCode::Done);
+
+    // Stolen: a good ticket shown by another device ends the connection.
+    let thief =
+        Endpoint::bind(Arc::new(Identity::generate()), loopback(), Alpn::Peer).expect("bound");
+    let mut peer = RawPeer::dial(&thief, at).await;
+    peer.say(&Control::Ticket { ticket: good.clone() }).await;
+    assert_eq!(peer.close_code().await, Some(ErrorCode::NoTicket));
+
+    // Tampered with.
+    let mut peer = RawPeer::dial(&endpoint, at).await;
+    let mut tampered = good.clone();
+    let last = tampered.len() - 1;
+    tampered[last] ^= 1;
+    peer.say(&Control::Ticket { ticket: tampered }).await;
+    assert_eq!(peer.close_code().await, Some(ErrorCode::NoTicket));
+
+    // The good one works; a content nobody shares does not.
+    let mut peer = RawPeer::dial(&endpoint, at).await;
+    peer.say(&Control::Ticket { ticket: good }).await;
+    peer.say(&Control::Open { swarm: 7, group: lab, content: ContentId([9; 32]) }).await;
+    let unknown = Control::Close { swarm: 7, refused: true, code: ErrorCode::NotFound.number() };
+    assert_eq!(peer.hear().await, unknown);
+    peer.say(&Control::Open { swarm: 8, group: lab, content }).await;
+    assert!(matches!(peer.hear().await, Control::Ticket { .. }));
+    assert!(matches!(peer.hear().await, Control::Open { .. }));
+    assert!(matches!(peer.hear().await, Control::Bitfield { .. }));
+    let header = peer.request(8, 1).await.expect("an answer");
+    assert_eq!(header, PieceHeader::Data { encoding: Encoding::Identity, len: P as u32 });
+
+    // Once the membership ends, the ticket is void at once.
+    line.call(&Request::LeaveGroup { request_id: request_id(), group: group() })
+        .await
+        .expect("left");
+    loop {
+        if matches!(peer.hear().await, Control::Close { refused: false, .. }) {
+            break;
+        }
+    }
+    let answer = peer.request(8, 0).await.expect("an answer");
+    assert!(matches!(answer, PieceHeader::Nack(Nack::NoSwarm | Nack::Revoked)), "{answer:?}");
+    net.end([alice]).await;
+}
+
+#[tokio::test]
+async fn a_peer_that_breaks_the_protocol_is_cut_off_and_others_are_served() {
+    let net = Net::new();
+    let bytes = content(3 * P + 5, 2);
+    let (alice, manifest) = net.seeder(&bytes).await;
+    let content = manifest.content_id();
+    let (endpoint, line, _pushes) = net.insider("mallory", &alice).await;
+    let (lab, good) = ticket(&line).await;
+    let at = peer_of(&line, content).await;
+
+    // Raw bytes on the control stream, and what the connection must end with.
+    let huge_prefix = u32::MAX.to_le_bytes().to_vec();
+    let unknown_variant = vec![1, 0, 0, 0, 99];
+    let mut trailing = frame_bytes(&Control::GoingAway);
+    trailing[0] += 1;
+    trailing.push(0);
+    for (junk, code) in [
+        (huge_prefix, ErrorCode::FrameTooLarge),
+        (unknown_variant, ErrorCode::Protocol),
+        (trailing, ErrorCode::Protocol),
+        (frame_bytes(&Control::Ticket { ticket: vec![7; 2000] }), ErrorCode::NoTicket),
+    ] {
+        let mut peer = RawPeer::dial(&endpoint, at).await;
+        peer.writer.write_all(&junk).await.expect("written");
+        assert_eq!(peer.close_code().await, Some(code), "{junk:?}");
+    }
+    // Frames that are well formed and make no sense in a swarm that is open.
+    let (all, spare) = (vec![0xf0], vec![0xff]);
+    for (message, code) in [
+        (Control::Bitfield { swarm: 0, bits: spare }, ErrorCode::Protocol),
+        (Control::Bitfield { swarm: 0, bits: vec![0; 2] }, ErrorCode::Protocol),
+        (Control::Have { swarm: 0, pieces: vec![4] }, ErrorCode::Protocol),
+        (Control::Have { swarm: 0, pieces: vec![0; 5000] }, ErrorCode::LimitReached),
+        (Control::Open { swarm: 0, group: lab, content }, ErrorCode::Protocol),
+    ] {
+        let mut peer = RawPeer::dial(&endpoint, at).await;
+        peer.say(&Control::Ticket { ticket: good.clone() }).await;
+        peer.say(&Control::Open { swarm: 0, group: lab, content }).await;
+        // Numbers never opened are skipped: they may be a close under way.
+        peer.say(&Control::Bitfield { swarm: 77, bits: all.clone() }).await;
+        peer.say(&message).await;
+        assert_eq!(peer.close_code().await, Some(code), "{message:?}");
+    }
+    // A piece that does not exist.
+    let mut peer = RawPeer::dial(&endpoint, at).await;
+    peer.say(&Control::Ticket { ticket: good.clone() }).await;
+    peer.say(&Control::Open { swarm: 0, group: lab, content }).await;
+    while !matches!(peer.hear().await, Control::Bitfield { .. }) {}
+    assert!(peer.request(0, 4).await.is_err());
+    assert_eq!(peer.close_code().await, Some(ErrorCode::Protocol));
+
+    // Meanwhile everybody else is served.
+    let bob = net.agent("bob").await;
+    bob.join_group(group()).await.expect("asked");
+    alice.accept_request(group(), user("bob")).await.expect("accepted");
+    let dest = net.path("dest");
+    fs::create_dir(&dest).expect("made");
+    let file: Selector = "file.bin".parse().expect("a selector");
+    bob.get(group(), file, &dest).await.expect("begun");
+    bob.wait(Some(DEADLINE)).await.expect("complete");
+    assert!(fs::read(dest.join("file.bin")).expect("arrived") == bytes);
+    net.end([alice, bob]).await;
+}
+
+/// What an evil seeder does to a request.
+#[derive(Clone, Copy, Debug)]
+enum Trick {
+    WrongBytes,
+    OtherPiece,
+    Zeros,
+    Short,
+    Long,
+    WrongLength,
+    NackAfterAll,
+    Reset,
+}
+
+/// Serves every request with a trick, until the connection ends.
+async fn serve_evil(connection: Connection, manifest: Arc<Manifest>, bytes: Vec<u8>, trick: Trick) {
+    let layout = manifest.layout();
+    while let Ok((mut send, mut recv)) = connection.accept_bi().await {
+        let Ok(request) = read_frame::<PieceRequest>(&mut recv, 64).await else { continue };
+        let piece = layout.piece(request.piece).expect("an honest request");
+        let start = layout.offset(piece) as usize;
+        let len = layout.len(piece);
+        let mut body = bytes[start..start + len as usize].to_vec();
+        let mut header = PieceHeader::Data { encoding: Encoding::Identity, len };
+        match trick {
+            Trick::WrongBytes => body[len as usize / 2] ^= 1,
+            Trick::OtherPiece => body.rotate_left(1),
+            Trick::Zeros => body.fill(0),
+            Trick::Short => body.truncate(len as usize - 1),
+            Trick::Long => body.push(0),
+            Trick::WrongLength => {
+                header = PieceHeader::Data { encoding: Encoding::Identity, len: len - 1 };
+            }
+            Trick::NackAfterAll => header = PieceHeader::Nack(Nack::NotHave { bits: None }),
+            Trick::Reset => {
+                let _ = send.reset(mtq::transport::code::quic_code(ErrorCode::Internal));
+                continue;
+            }
+        }
+        let _ = write_frame(&mut send, &header).await;
+        if matches!(header, PieceHeader::Data { .. }) {
+            let _ = send.write_all(&body).await;
+        }
+        let _ = send.finish();
+    }
+}
+
+/// Accepts one peer and cheats on it.
+async fn evil_seeder(
+    endpoint: Endpoint,
+    (group, ticket): (GroupId, Vec<u8>),
+    manifest: Arc<Manifest>,
+    bytes: Vec<u8>,
+    trick: Trick,
+) {
+    while let Some(incoming) = endpoint.accept().await {
+        let Some(connection) = incoming.finish().await else { continue };
+        let mut peer = RawPeer::greet(connection).await;
+        let content = manifest.content_id();
+        peer.say(&Control::Ticket { ticket: ticket.clone() }).await;
+        peer.say(&Control::Open { swarm: 3, group, content }).await;
+        let all = mtq::bitfield::Bitfield::all(manifest.layout());
+        peer.say(&Control::Bitfield { swarm: 3, bits: all.as_bytes().to_vec() }).await;
+        serve_evil(peer.connection.clone(), manifest.clone(), bytes.clone(), trick).await;
+    }
+}
+
+#[tokio::test]
+async fn no_trick_of_a_seeder_stops_a_download_that_has_an_honest_source() {
+    for trick in [
+        Trick::WrongBytes,
+        Trick::OtherPiece,
+        Trick::Zeros,
+        Trick::Short,
+        Trick::Long,
+        Trick::WrongLength,
+        Trick::NackAfterAll,
+        Trick::Reset,
+    ] {
+        let net = Net::new();
+        let bytes = content(12 * P, 3);
+        let (alice, manifest) = net.seeder(&bytes).await;
+        let (endpoint, line, _pushes) = net.insider("mallory", &alice).await;
+        let shown = ticket(&line).await;
+        let contents = vec![(manifest.content_id(), true)];
+        line.call(&Request::Announce { group: group(), contents }).await.expect("announced");
+        let evil = evil_seeder(endpoint, shown, manifest.clone(), bytes.clone(), trick);
+        let evil = tokio::task::JoinSet::from_iter([evil]);
+
+        let bob = net.agent("bob").await;
+        bob.join_group(group()).await.expect("asked");
+        alice.accept_request(group(), user("bob")).await.expect("accepted");
+        let dest = net.path("dest");
+        fs::create_dir(&dest).expect("made");
+        // Before the honest seeder is there, only tricks are to be had.
+        alice.logout().await.expect("logged out");
+        let file: Selector = "file.bin".parse().expect("a selector");
+        bob.get(group(), file, &dest).await.expect("begun");
+        if matches!(trick, Trick::WrongBytes | Trick::OtherPiece | Trick::Zeros) {
+            soon("two bad pieces", async {
+                loop {
+                    let rows = bob.downloads();
+                    let bad = rows[0].progress.sources.values().map(|s| s.bad_pieces).max();
+                    if bad >= Some(2) {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(5)).await;
+                }
+            })
+            .await;
+        }
+        alice.login(user("alice"), password()).await.expect("back");
+        let path = net.path("file.bin");
+        alice.share(&path, group(), None, None, |_, _| {}).await.expect("shared");
+        let rows = bob.wait(Some(DEADLINE)).await;
+        let rows = rows.unwrap_or_else(|error| panic!("{trick:?}: {error}"));
+        assert!(fs::read(dest.join("file.bin")).expect("arrived") == bytes, "{trick:?}");
+        assert_eq!(rows[0].state, EntryState::Seeding);
+        let good: u32 = rows[0].progress.sources.values().map(|source| source.pieces).sum();
+        assert_eq!(good, 12, "{trick:?}");
+        drop(evil);
+        net.end([alice, bob]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_publisher_whose_manifest_lies_is_named_and_nothing_is_left() {
+    let net = Net::new();
+    let alice = net.agent("alice").await;
+    alice.create_group(group(), false).await.expect("created");
+    let (endpoint, line, _pushes) = net.insider("mallory", &alice).await;
+    let bytes = content(2 * P, 4);
+    // The pieces are right and the SHA-1 of the file is not.
+    let path = net.path("file.bin");
+    fs::write(&path, &bytes).expect("written");
+    let (honest, _) = mtq::swarm::hashing::hash_file(&path, &|_| true).expect("hashed");
+    let false_sha1 = mtq::hash::sha1(b"something else");
+    let lie = Manifest::new(honest.layout(), false_sha1, honest.pieces().to_vec()).expect("made");
+    let share = Request::Share {
+        request_id: request_id(),
+        group: group(),
+        name: "film".parse().expect("a name"),
+        head: lie.head().encode(),
+    };
+    let missing = line.call(&share).await.expect("granted");
+    assert_eq!(missing, Reply::PagesMissing { pages: vec![0] });
+    let put = |bytes| Request::PutPage { content: lie.content_id(), page: 0, bytes };
+    let refused = line.call(&put(vec![0; 104])).await;
+    assert!(matches!(refused, Err(CallError::Refused(Refusal::BadManifest(_)))), "{refused:?}");
+    line.call(&put(lie.page(0))).await.expect("put");
+    assert!(matches!(line.call(&share).await, Ok(Reply::Shared { .. })));
+    let contents = vec![(lie.content_id(), true)];
+    line.call(&Request::Announce { group: group(), contents }).await.expect("announced");
+    let shown = ticket(&line).await;
+    let served = Arc::new(lie);
+    let evil = evil_seeder_honest_bytes(endpoint, shown, served, bytes);
+    let evil = tokio::task::JoinSet::from_iter([evil]);
+
+    let dest = net.path("dest");
+    fs::create_dir(&dest).expect("made");
+    let file: Selector = "mallory/film".parse().expect("a selector");
+    alice.get(group(), file, &dest).await.expect("begun");
+    let error = alice.wait(Some(DEADLINE)).await.expect_err("a lie");
+    assert_eq!(error.code(), "false-manifest");
+    assert!(error.to_string().contains("published by mallory"), "{error}");
+    assert_eq!(fs::read_dir(&dest).expect("readable").count(), 0);
+    drop(evil);
+    net.end([alice]).await;
+}
+
+/// Serves exactly what the manifest's pieces say.
+async fn evil_seeder_honest_bytes(
+    endpoint: Endpoint,
+    (group, ticket): (GroupId, Vec<u8>),
+    manifest: Arc<Manifest>,
+    bytes: Vec<u8>,
+) {
+    let Some(incoming) = endpoint.accept().await else { return };
+    let Some(connection) = incoming.finish().await else { return };
+    let mut peer = RawPeer::greet(connection).await;
+    peer.say(&Control::Ticket { ticket }).await;
+    peer.say(&Control::Open { swarm: 0, group, content: manifest.content_id() }).await;
+    let all = mtq::bitfield::Bitfield::all(manifest.layout());
+    peer.say(&Control::Bitfield { swarm: 0, bits: all.as_bytes().to_vec() }).await;
+    while let Ok((mut send, mut recv)) = peer.connection.accept_bi().await {
+        let Ok(request) = read_frame::<PieceRequest>(&mut recv, 64).await else { continue };
+        let start = request.piece as usize * P;
+        let header = PieceHeader::Data { encoding: Encoding::Identity, len: P as u32 };
+        let _ = write_frame(&mut send, &header).await;
+        let _ = send.write_all(&bytes[start..start + P]).await;
+        let _ = send.finish();
+    }
+}
+
+#[tokio::test]
+async fn a_tracker_grants_nothing_that_is_not_ones_own() {
+    let net = Net::new();
+    let (alice, manifest) = net.seeder(&content(P, 5)).await;
+    let (_endpoint, line, _pushes) = net.intruder().await;
+    let code = async |request: Request| match line.call(&request).await {
+        Err(CallError::Refused(refusal)) => refusal.code(),
+        other => panic!("{request:?}: {other:?}"),
+    };
+    let content = manifest.content_id();
+    let everything = || {
+        [
+            Request::ListFiles { group: group(), after: None },
+            Request::FindFile { group: group(), file: Selector::Id(content.into()) },
+            Request::Page { group: group(), content, page: 0 },
+            Request::Peers { group: group(), content },
+            Request::Ticket { group: group() },
+            Request::Announce { group: group(), contents: vec![(content, true)] },
+            Request::ListMembers { group: group(), after: None },
+            Request::ListRequests { group: group() },
+            Request::AcceptRequest { request_id: request_id(), group: group(), user: user("eve") },
+            Request::Share {
+                request_id: request_id(),
+                group: group(),
+                name: "x".parse().expect("a name"),
+                head: manifest.head().encode(),
+            },
+        ]
+    };
+    for request in everything() {
+        assert_eq!(code(request).await, "not-logged-in");
+    }
+    assert_eq!(code(Request::LoginByKey).await, "unknown-device");
+    line.call(&Request::CreateUser {
+        request_id: request_id(),
+        user: user("eve"),
+        password: password(),
+    })
+    .await
+    .expect("created");
+    let wrong = Request::Login { user: user("alice"), password: password() };
+    // Alice's password happens to be the same here; eve still needs to know it.
+    let guess = Request::Login { user: user("alice"), password: Password("guess".to_owned()) };
+    assert_eq!(code(guess).await, "wrong-credentials");
+    line.call(&Request::Login { user: user("eve"), password: password() }).await.expect("in");
+    assert_eq!(code(wrong).await, "logged-in-as-other");
+    for request in everything() {
+        assert_eq!(code(request).await, "not-a-member");
+    }
+    // A member who is not the owner.
+    line.call(&Request::JoinGroup { request_id: request_id(), group: group() })
+        .await
+        .expect("asked");
+    let own =
+        Request::AcceptRequest { request_id: request_id(), group: group(), user: user("eve") };
+    assert_eq!(code(own.clone()).await, "not-a-member");
+    alice.accept_request(group(), user("eve")).await.expect("accepted");
+    assert_eq!(code(own).await, "not-the-owner");
+    let stop = Request::StopShare {
+        request_id: request_id(),
+        group: group(),
+        file: "file.bin".parse().expect("a selector"),
+    };
+    assert_eq!(code(stop).await, "not-shared", "alice's share is not eve's");
+    // A page nobody asked for, a page number beyond the last.
+    let put = Request::PutPage { content, page: 0, bytes: manifest.page(0) };
+    assert_eq!(code(put).await, "no-such-share");
+    let beyond = Request::Page { group: group(), content, page: 1 };
+    assert_eq!(code(beyond).await, "no-such-file");
+    net.end([alice]).await;
+}
+
+#[tokio::test]
+async fn a_repeated_request_is_applied_once() {
+    let net = Net::new();
+    let (_endpoint, line, _pushes) = net.intruder().await;
+    let create =
+        Request::CreateUser { request_id: request_id(), user: user("eve"), password: password() };
+    for _ in 0..3 {
+        assert!(matches!(line.call(&create).await, Ok(Reply::Done)));
+    }
+    line.call(&Request::Login { user: user("eve"), password: password() }).await.expect("in");
+    let make = Request::CreateGroup { request_id: request_id(), group: group(), hidden: false };
+    for _ in 0..3 {
+        assert!(matches!(line.call(&make).await, Ok(Reply::Done)));
+    }
+    let again = Request::CreateGroup { request_id: request_id(), group: group(), hidden: false };
+    let refused = line.call(&again).await;
+    assert!(matches!(refused, Err(CallError::Refused(Refusal::GroupExists(_)))));
+    let groups = line.call(&Request::ListGroups { after: None }).await.expect("listed");
+    let Reply::Groups { rows, more: false } = groups else { panic!("{groups:?}") };
+    assert_eq!(rows.len(), 1);
+    net.end([]).await;
+}
+
+#[tokio::test]
+async fn members_hear_of_newcomers_and_revocations() {
+    let net = Net::new();
+    let (alice, manifest) = net.seeder(&content(P, 6)).await;
+    let (_endpoint, line, mut pushes) = net.insider("bob", &alice).await;
+    let contents = vec![(manifest.content_id(), false)];
+    line.call(&Request::Announce { group: group(), contents: contents.clone() })
+        .await
+        .expect("announced");
+    let (_other_endpoint, other, _other_pushes) = net.insider("carol", &alice).await;
+    other.call(&Request::Announce { group: group(), contents }).await.expect("announced");
+    let push = soon("a push", pushes.next()).await;
+    let Some(Push::SwarmJoined { content, peer, .. }) = push else { panic!("{push:?}") };
+    assert_eq!((content, peer.user), (manifest.content_id(), user("carol")));
+    other
+        .call(&Request::LeaveGroup { request_id: request_id(), group: group() })
+        .await
+        .expect("left");
+    let push = soon("a push", pushes.next()).await;
+    assert!(matches!(push, Some(Push::Revoked { .. })), "{push:?}");
+    net.end([alice]).await;
+}
+
+#[tokio::test]
+async fn a_tracker_survives_junk_and_serves_on() {
+    let net = Net::new();
+    let (endpoint, line, _pushes) = net.intruder().await;
+    // Junk instead of a hello, on connections of their own.
+    for junk in [vec![0xff; 64], vec![4, 0, 0, 0, 1, 2, 3, 4], vec![0, 0, 0, 0]] {
+        let dialled = endpoint.dial(address(&net.link), Alpn::Tracker, net.link.peer_id()).await;
+        let connection = dialled.expect("dialled");
+        let mut control = connection.open_control().await.expect("a stream");
+        let _ = control.write_all(&junk).await;
+        let end = soon("the end", connection.closed()).await;
+        assert!(matches!(end, ConnectionError::ApplicationClosed(_)), "{end}");
+    }
+    // The wrong protocol for this port.
+    let wrong = endpoint.dial(address(&net.link), Alpn::Peer, net.link.peer_id()).await;
+    assert!(wrong.is_err());
+    // A request that is none.
+    let dialled = endpoint.dial(address(&net.link), Alpn::Tracker, net.link.peer_id()).await;
+    let connection = dialled.expect("dialled");
+    let mut control = connection.open_control().await.expect("a stream");
+    let hello = Hello {
+        features: u64::MAX,
+        agent: "evil".to_owned(),
+        session: 2,
+        addresses: Vec::new(),
+        extensions: Vec::new(),
+    };
+    write_frame(&mut control, &hello).await.expect("written");
+    let (mut send, _recv) = connection.open_bi().await.expect("a stream");
+    send.write_all(&[1, 0, 0, 0, 200]).await.expect("written");
+    let end = soon("the end", connection.closed()).await;
+    assert!(matches!(end, ConnectionError::ApplicationClosed(_)), "{end}");
+    // Everybody else goes on.
+    let created =
+        Request::CreateUser { request_id: request_id(), user: user("bob"), password: password() };
+    line.call(&created).await.expect("created");
+    net.end([]).await;
+}
+
+fn address(link: &TrackerLink) -> SocketAddr {
+    format!("{}:{}", link.host(), link.port()).parse().expect("an address")
+}
+
+#[tokio::test]
+async fn after_a_shutdown_the_directory_and_the_port_are_free() {
+    let net = Net::new();
+    let agent = net.agent("alice").await;
+    let data_dir = agent.data_dir().to_owned();
+    agent.shutdown().await;
+    drop(agent);
+    let trackers = TrackerInfo::new(vec![net.link.clone()]).expect("one tracker");
+    let listen = Some(loopback());
+    let again = soon("the lock", async {
+        loop {
+            let config =
+                AgentConfig { data_dir: data_dir.clone(), trackers: trackers.clone(), listen };
+            match Agent::start(config) {
+                Ok(agent) => return agent,
+                Err(error) => assert_eq!(error.code(), "locked"),
+            }
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
+    // Enrolled at its first login, the device is known without a password.
+    assert!(again.user().is_none());
+    let port = net.tracker.local_address().expect("an address");
+    net.end([again]).await;
+    wait_for("the port", || std::net::UdpSocket::bind(port).ok());
+}

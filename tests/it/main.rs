@@ -5,5 +5,5 @@ mod world;
 mod transfer;
 mod errors;
 mod crash;
-
+mod evil;
 mod demo;

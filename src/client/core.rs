@@ -1,0 +1,361 @@
+//! What an agent consists of, and what it does unasked: hears pushes, runs downloads, brings a lost
+//! line back, renews tickets.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::data_dir;
+use super::destination::Destination;
+use super::error::{AgentError, DownloadFailure};
+use super::library::{Entry, EntryState, Library};
+use super::line::{LineEvent, TrackerLine};
+use crate::clock::UnixMillis;
+use crate::error_code::ErrorCode;
+use crate::id::GroupId;
+use crate::limits;
+use crate::manifest::ContentId;
+use crate::name::GroupName;
+use crate::swarm::download::{Download, DownloadError};
+use crate::swarm::hub::Hub;
+use crate::swarm::registry::Registry;
+use crate::swarm::session::{Swarm, SwarmKey};
+use crate::swarm::trust::Trust;
+use crate::tracker::message::{Push, Reply, Request};
+use crate::tracker_link::TrackerInfo;
+use crate::transport::endpoint::{Endpoint, any_address};
+use crate::transport::identity::{FILE_NAME as IDENTITY_FILE, Identity};
+use crate::transport::tls::Alpn;
+
+/// How often tickets are looked at for renewal.
+const RENEWAL_CHECK: Duration = Duration::from_secs(15);
+
+/// A lost tracker is dialled again after this, twice as long each time up to the second.
+const REDIAL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
+
+/// What an agent is started with.
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    /// Where it keeps its identity; one agent at a time.
+    pub data_dir: PathBuf,
+    /// The trackers, in the order they are tried.
+    pub trackers: TrackerInfo,
+    /// The UDP address; all addresses and a free port when not given.
+    pub listen: Option<SocketAddr>,
+}
+
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) data_dir: PathBuf,
+    pub(super) endpoint: Endpoint,
+    pub(super) registry: Arc<Registry>,
+    pub(super) hub: Hub,
+    pub(super) line: TrackerLine,
+    pub(super) trackers: TrackerInfo,
+    pub(super) library: Mutex<Library>,
+    /// Groups we hold tickets for, with the tracker time to renew each.
+    pub(super) groups: Mutex<HashMap<GroupName, (GroupId, UnixMillis)>>,
+    /// Notified when an entry's state changes.
+    pub(super) changed: Notify,
+    pub(super) stop: CancellationToken,
+    pub(super) tasks: TaskTracker,
+    /// Held as long as the agent lives.
+    _lock: File,
+}
+
+impl Core {
+    /// Locks the data directory, binds the socket, starts everything.
+    pub(super) fn start(config: AgentConfig) -> Result<Arc<Self>, AgentError> {
+        let lock = data_dir::lock(&config.data_dir)?;
+        let identity = Identity::load_or_create(&config.data_dir.join(IDENTITY_FILE))?;
+        let listen = config.listen.unwrap_or_else(|| any_address(0));
+        let endpoint = Endpoint::bind(Arc::new(identity), listen, Alpn::Peer)?;
+        let trackers = config.trackers;
+        let trust = Trust::new(trackers.links().iter().map(|link| link.peer_id()));
+        let registry = Arc::new(Registry::new(trust));
+        let hub = Hub::start(endpoint.clone(), registry.clone());
+        let (events, queue) = mpsc::channel(limits::CONTROL_QUEUE);
+        let tasks = TaskTracker::new();
+        let line = TrackerLine::new(endpoint.clone(), trackers.clone(), events, tasks.clone());
+        let core = Arc::new(Self {
+            data_dir: config.data_dir,
+            endpoint,
+            registry,
+            hub,
+            line,
+            trackers,
+            library: Mutex::default(),
+            groups: Mutex::default(),
+            changed: Notify::new(),
+            stop: CancellationToken::new(),
+            tasks: tasks.clone(),
+            _lock: lock,
+        });
+        tasks.spawn(core.clone().hear(queue));
+        tasks.spawn(core.clone().renew_tickets());
+        Ok(core)
+    }
+
+    /// Stops everything in order: downloads, peers, the tracker, the socket.
+    pub(super) async fn shutdown(&self) {
+        self.stop.cancel();
+        self.hub.shutdown().await;
+        self.line.close().await;
+        self.tasks.close();
+        self.endpoint.close(ErrorCode::GoingAway).await;
+        self.tasks.wait().await;
+    }
+
+    pub(super) fn library(&self) -> MutexGuard<'_, Library> {
+        self.library.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn groups(&self) -> MutexGuard<'_, HashMap<GroupName, (GroupId, UnixMillis)>> {
+        self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gets a fresh ticket for a group; returns the group's id.
+    pub(super) async fn ticket(&self, group: &GroupName) -> Result<GroupId, AgentError> {
+        let request = Request::Ticket { group: group.clone() };
+        let Reply::Ticket { group: id, ticket } = self.line.call(&request).await? else {
+            return Err(AgentError::BadAnswer);
+        };
+        let me = self.endpoint.identity().peer_id();
+        let verified = self.registry.verify(&ticket, me).map_err(|error| {
+            tracing::error!(%error, "the tracker's ticket does not verify");
+            AgentError::BadAnswer
+        })?;
+        self.groups().insert(group.clone(), (id, verified.renew_at()));
+        self.registry.set_ticket(id, ticket);
+        Ok(id)
+    }
+
+    pub(super) async fn announce(
+        &self,
+        group: &GroupName,
+        contents: &[(ContentId, bool)],
+    ) -> Result<(), AgentError> {
+        let request = Request::Announce { group: group.clone(), contents: contents.to_vec() };
+        match self.line.call(&request).await? {
+            Reply::Done => Ok(()),
+            _ => Err(AgentError::BadAnswer),
+        }
+    }
+
+    /// Connects to everybody the tracker knows to hold a content.
+    pub(super) async fn find_peers(&self, group: &GroupName, key: SwarmKey) {
+        let request = Request::Peers { group: group.clone(), content: key.content };
+        match self.line.call(&request).await {
+            Ok(Reply::Peers { peers }) => {
+                for peer in peers {
+                    self.hub.connect(peer.peer_id, peer.addresses, key);
+                }
+            }
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "no peers from the tracker"),
+        }
+    }
+
+    /// A download from its first peer to its name on disk.
+    pub(super) async fn run_download(
+        self: Arc<Self>,
+        group: GroupName,
+        download: Download,
+        destination: Destination,
+        mut wanted: mpsc::Receiver<()>,
+    ) {
+        let (key, store, stop) = (download.key, download.store.clone(), download.stop.clone());
+        let meter = download.meter.clone();
+        let find = async {
+            // First present, then looking: two that begin together find each other.
+            if let Err(error) = self.announce(&group, &[(key.content, false)]).await {
+                tracing::debug!(%error, "announce failed; it is repeated with the next connection");
+            }
+            self.find_peers(&group, key).await;
+            while let Some(()) = wanted.recv().await {
+                self.find_peers(&group, key).await;
+            }
+        };
+        let result = tokio::select! {
+            result = download.run() => result,
+            () = async { find.await; std::future::pending().await } => Err(DownloadError::Stopped),
+        };
+        let result = match result {
+            Ok(()) => {
+                self.library().set_state(key, EntryState::Finishing);
+                let finishing = store.clone();
+                let named = tokio::task::spawn_blocking(move || {
+                    finishing.finish(&destination.directory, &destination.name)
+                });
+                match named.await {
+                    Ok(named) => named.map_err(DownloadError::from),
+                    Err(_panicked) => Err(DownloadError::Stopped),
+                }
+            }
+            Err(error) => Err(error),
+        };
+        meter.end();
+        match result {
+            Ok(path) => {
+                tracing::info!(%group, path = %path.display(), "download complete");
+                let swarm = Swarm { key, store, news: None };
+                self.registry.add_swarm(Arc::new(swarm));
+                self.library().set_state(key, EntryState::Seeding);
+                self.changed.notify_waiters();
+                if let Err(error) = self.announce(&group, &[(key.content, true)]).await {
+                    tracing::debug!(%error, "announce failed; it is repeated later");
+                }
+            }
+            // Whoever stopped it has taken it out of the library.
+            Err(DownloadError::Stopped) if stop.is_cancelled() => self.changed.notify_waiters(),
+            Err(error) => {
+                tracing::error!(%group, %error, "download failed");
+                if matches!(error, DownloadError::FalseManifest(_)) {
+                    store.discard();
+                }
+                self.registry.remove_swarm(key, ErrorCode::Done);
+                self.fail(key, DownloadFailure::from(&error));
+                self.changed.notify_waiters();
+                let request = Request::Withdraw { group, contents: vec![key.content] };
+                let _ = self.line.call(&request).await;
+            }
+        }
+    }
+
+    /// Marks a download as failed; a false manifest is its publisher's doing.
+    fn fail(&self, key: SwarmKey, mut failure: DownloadFailure) {
+        let mut library = self.library();
+        let publisher = library.find(key).and_then(|entry| entry.publisher.clone());
+        if let ("false-manifest", Some(user)) = (failure.code, publisher) {
+            failure.message += &format!("; it was published by {user}");
+        }
+        library.set_state(key, EntryState::Failed(failure));
+    }
+
+    /// Takes entries out of the library and their swarms out of the registry.
+    pub(super) fn drop_entries(&self, which: impl Fn(&Entry) -> bool, code: ErrorCode) -> usize {
+        let mut library = self.library();
+        let keys: Vec<_> = library
+            .entries()
+            .into_iter()
+            .filter(|(_, entry)| which(entry))
+            .map(|(key, _)| key)
+            .collect();
+        for key in &keys {
+            library.remove(*key);
+            self.registry.remove_swarm(*key, code);
+        }
+        drop(library);
+        self.changed.notify_waiters();
+        keys.len()
+    }
+
+    /// Hears what trackers say unasked, and brings a lost line back.
+    async fn hear(self: Arc<Self>, mut queue: mpsc::Receiver<LineEvent>) {
+        loop {
+            let event = tokio::select! {
+                () = self.stop.cancelled() => return,
+                event = queue.recv() => event,
+            };
+            match event {
+                None => return,
+                Some(LineEvent::Connected { clock_offset }) => {
+                    self.registry.set_clock_offset(clock_offset);
+                }
+                Some(LineEvent::Push(Push::SwarmJoined { group, content, peer })) => {
+                    let key = SwarmKey { group, content };
+                    let wants = self.library().find(key).is_some_and(|e| e.state.is_under_way());
+                    if wants {
+                        self.hub.connect(peer.peer_id, peer.addresses, key);
+                    }
+                }
+                Some(LineEvent::Push(Push::Revoked { membership })) => {
+                    self.registry.revoke(membership);
+                }
+                Some(LineEvent::LoggedOut) => {
+                    tracing::warn!("the tracker no longer knows this device; log in again");
+                }
+                Some(LineEvent::Lost) => {
+                    if self.line.user().is_some() {
+                        tracing::warn!("the connection to the tracker is lost; dialling again");
+                        self.tasks.spawn(self.clone().come_back());
+                    }
+                }
+            }
+        }
+    }
+
+    /// Dials until there is a line again, then announces everything anew.
+    async fn come_back(self: Arc<Self>) {
+        let mut wait = REDIAL.0;
+        loop {
+            let dialled = tokio::select! {
+                () = self.stop.cancelled() => return,
+                dialled = self.line.connection() => dialled,
+            };
+            match dialled {
+                Ok(_) => break,
+                Err(error) => tracing::debug!(%error, "tracker still away"),
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(wait) => wait = (wait * 2).min(REDIAL.1),
+            }
+        }
+        if self.line.user().is_none() {
+            return;
+        }
+        tracing::info!("connected to a tracker again");
+        let mut by_group: HashMap<GroupName, Vec<(SwarmKey, bool)>> = HashMap::new();
+        for (key, entry) in self.library().entries() {
+            let complete = entry.state == EntryState::Seeding;
+            if complete || entry.state.is_under_way() {
+                by_group.entry(entry.group).or_default().push((key, complete));
+            }
+        }
+        for (group, held) in by_group {
+            let contents: Vec<_> = held.iter().map(|(key, whole)| (key.content, *whole)).collect();
+            if let Err(error) = self.announce(&group, &contents).await {
+                tracing::warn!(%group, %error, "cannot announce");
+                continue;
+            }
+            for (key, _) in held.iter().filter(|(_, complete)| !complete) {
+                self.find_peers(&group, *key).await;
+            }
+        }
+    }
+
+    /// Renews tickets half-way through their life.
+    async fn renew_tickets(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(RENEWAL_CHECK) => {}
+            }
+            let now = self.registry.tracker_time();
+            let due: Vec<_> = self
+                .groups()
+                .iter()
+                .filter(|(_, (_, renew_at))| *renew_at <= now)
+                .map(|(group, _)| group.clone())
+                .collect();
+            for group in due {
+                match self.ticket(&group).await {
+                    Ok(_) => tracing::debug!(%group, "ticket renewed"),
+                    Err(AgentError::Refused(refusal)) => {
+                        tracing::warn!(%group, %refusal, "no ticket any more");
+                        self.groups().remove(&group);
+                    }
+                    Err(error) => tracing::debug!(%group, %error, "ticket not renewed yet"),
+                }
+            }
+        }
+    }
+}

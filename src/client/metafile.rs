@@ -1,0 +1,62 @@
+//! Metafiles on disk: read with a bound, written whole or not at all.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::path::{Path, PathBuf};
+
+use super::error::AgentError;
+use crate::limits;
+use crate::metainfo::{Metainfo, MetainfoError};
+
+/// `a.iso` -> `a.iso.mtorrent`.
+pub fn beside(path: &Path) -> PathBuf {
+    let mut metafile = path.as_os_str().to_owned();
+    metafile.push(".mtorrent");
+    metafile.into()
+}
+
+/// Reads and checks a metafile.
+///
+/// # Errors
+/// [`AgentError`].
+pub fn read(path: &Path) -> Result<Metainfo, AgentError> {
+    let file_error = |error| AgentError::File { path: path.to_owned(), error };
+    let mut text = String::new();
+    let limit = limits::MAX_METAFILE_LEN;
+    let file = File::open(path).map_err(file_error)?;
+    let read = file.take(limit + 1).read_to_string(&mut text);
+    let bad = |error| AgentError::Metafile { path: path.to_owned(), error };
+    match read {
+        Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {
+            let error = MetainfoError::Syntax("it is not text".to_owned());
+            Err(bad(error))
+        }
+        Err(error) => Err(file_error(error)),
+        Ok(len) if len as u64 > limit => {
+            let message = format!("it is over the limit of {limit} bytes");
+            Err(bad(MetainfoError::Syntax(message)))
+        }
+        Ok(_) => Metainfo::parse(&text).map_err(bad),
+    }
+}
+
+/// Writes a metafile whole or not at all. An older metafile is replaced, anything else is not.
+///
+/// # Errors
+/// [`AgentError`].
+pub fn write(path: &Path, meta: &Metainfo) -> Result<(), AgentError> {
+    if path.try_exists().unwrap_or(true) && read(path).is_err() {
+        return Err(AgentError::Exists(path.to_owned()));
+    }
+    let file_error = |error| AgentError::File { path: path.to_owned(), error };
+    let mut unfinished = path.as_os_str().to_owned();
+    unfinished.push(format!(".{}", std::process::id()));
+    let unfinished = PathBuf::from(unfinished);
+    let written = File::create_new(&unfinished)
+        .and_then(|mut file| file.write_all(meta.to_text().as_bytes()))
+        .and_then(|()| fs::rename(&unfinished, path));
+    written.map_err(|error| {
+        let _ = fs::remove_file(&unfinished);
+        file_error(error)
+    })
+}

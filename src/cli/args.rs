@@ -232,8 +232,8 @@ pub enum ClientCommand {
         #[arg(num_args = 2..=3, required = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
-    /// What is being downloaded [D] and shared [S].
-    #[command(alias = "show_downloads")]
+    /// Downloads and shares, one row each.
+    #[command(alias = "show_downloads", about = "What is being downloaded [D] and shared [S]")]
     Downloads,
     /// Stop sharing a file.
     #[command(alias = "stop_share")]

@@ -27,7 +27,7 @@ use mtq::transport::identity::Identity;
 use mtq::transport::tls::Alpn;
 use tempfile::TempDir;
 
-use crate::world::{DEADLINE, content, wait_for};
+use crate::world::{DEADLINE, content};
 
 const P: usize = 524_288;
 
@@ -729,5 +729,10 @@ async fn after_a_shutdown_the_directory_and_the_port_are_free() {
     assert!(again.user().is_none());
     let port = net.tracker.local_address().expect("an address");
     net.end([again]).await;
-    wait_for("the port", || std::net::UdpSocket::bind(port).ok());
+    soon("the port", async {
+        while std::net::UdpSocket::bind(port).is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await;
 }

@@ -244,6 +244,12 @@ pub enum ClientCommand {
         #[arg(allow_hyphen_values = true)]
         file: Selector,
     },
+    /// Stop sharing or downloading what a metafile describes, and delete the metafile; the data stays.
+    Remove {
+        /// The metafile.
+        #[arg(value_name = "FILE.mtorrent")]
+        metafile: PathBuf,
+    },
     /// Wait until every download is complete or failed.
     Wait {
         /// Give up after this many seconds (or 10m, 2h).
@@ -288,6 +294,7 @@ impl ClientCommand {
             Self::Get { .. } => "get",
             Self::Downloads => "downloads",
             Self::StopShare { .. } => "stop-share",
+            Self::Remove { .. } => "remove",
             Self::Wait { .. } => "wait",
             Self::Quit => "quit",
         }

@@ -190,6 +190,12 @@ pub async fn run(
             let text = format!("{file} in {group} is no longer shared");
             Ok(Answer::new(json!({"group": group, "file": file.to_string()}), text))
         }
+        ClientCommand::Remove { metafile } => {
+            let (group, name) = agent.remove(&metafile).await?;
+            let text = format!("{name} in {group} is no longer shared; its data stays");
+            let json = json!({"group": group, "name": name, "mtorrent": metafile});
+            Ok(Answer::new(json, text))
+        }
         ClientCommand::Wait { timeout } => wait(agent, timeout).await,
         ClientCommand::Quit => Ok(Answer::new(json!({}), "")),
     }

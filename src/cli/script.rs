@@ -120,6 +120,7 @@ mod tests {
             ("show_downloads", "downloads"),
             ("show downloads", "downloads"),
             ("stop_share g f", "stop-share"),
+            ("remove f.mtorrent", "remove"),
             ("exit", "quit"),
         ] {
             assert_eq!(command(line).name(), name, "{line}");

@@ -351,7 +351,7 @@ impl Agent {
         Err(AgentError::BadAnswer)
     }
 
-    /// Withdraws one's listing of a file and stops serving it; returns its name.
+    /// Withdraws one's listing of a file, stops serving it, and stops its download.
     ///
     /// # Errors
     /// [`AgentError`].
@@ -374,6 +374,19 @@ impl Agent {
         self.core.registry.remove_swarm(key, ErrorCode::Done);
         let contents = vec![key.content];
         self.done(Request::Withdraw { group, contents }).await
+    }
+
+    /// Stops sharing and downloading what a metafile describes and deletes the metafile, never
+    /// the data; returns group and name.
+    ///
+    /// # Errors
+    /// [`AgentError`]; the metafile stays then.
+    pub async fn remove(&self, path: &Path) -> Result<(GroupName, FileName), AgentError> {
+        let meta = metafile::read(path)?;
+        let content = meta.manifest.content_id();
+        self.stop_share(meta.group.clone(), Selector::Id(content.into())).await?;
+        fs::remove_file(path).map_err(|error| AgentError::File { path: path.to_owned(), error })?;
+        Ok((meta.group, meta.name))
     }
 
     /// Starts downloading a listed file.

@@ -133,7 +133,9 @@ fn listings_are_labels_and_stop_share_withdraws_only_mine() {
     carol.ok("wait --timeout 60");
     assert!(fs::read(dest.join("data (1).bin")).expect("numbered, not replaced") == same);
 
-    alice.ok("stop-share lab data.bin");
+    let metafile = world.path("a/data.bin.mtorrent");
+    alice.ok(&format!("remove {}", quoted(&metafile)));
+    assert!(!metafile.exists() && ours.exists(), "the metafile goes, the data stays");
     assert_eq!(alice.err("stop-share lab data.bin"), "not-shared");
     let files = alice.ok("list-files lab");
     let rows = files["files"].as_array().expect("rows");

@@ -45,7 +45,7 @@ pub const MAX_FRAME_LEN: usize = 1024 * 1024;
 /// Bytes of the first frame of a connection, read before anything is known of its sender.
 pub const MAX_HELLO_LEN: usize = 4 * 1024;
 
-/// Bytes of a piece-request frame or a piece header with its NACK bitfield.
+/// Bytes of a piece-request frame.
 pub const MAX_REQUEST_LEN: usize = 64;
 
 /// Bytes of a signed ticket: names, ids, key and signature take under 300.
@@ -208,18 +208,29 @@ pub const PIPELINE_MIN: usize = 2;
 /// Swarms one connection may have open at once.
 pub const MAX_SWARMS_PER_CONNECTION: usize = 10_000;
 
+/// Contents in one announce: 33 KiB.
+pub const MAX_ANNOUNCE_BATCH: usize = 1_000;
+
 /// Piece indexes in one HAVE.
 pub const MAX_HAVE_BATCH: usize = 1_024;
 
-/// Messages waiting to be written to one peer's control stream, and pushes to one client. A side
-/// that does not read for so long is cut off.
-pub const CONTROL_QUEUE: usize = 1_024;
+/// Frames waiting to be written to one peer's control stream: three for each swarm that may be
+/// open, since all of them may open at once when a connection is made.
+pub const CONTROL_QUEUE: usize = 3 * MAX_SWARMS_PER_CONNECTION;
+
+/// Bytes of those frames: small ones for all swarms, or a few of the largest bitfields. A peer
+/// that leaves more unread is cut off.
+pub const CONTROL_QUEUE_BYTES: usize = 8 * 1024 * 1024;
+
+/// Pushes waiting for one client, and events waiting for an agent. A client that leaves more
+/// unread is cut off.
+pub const PUSH_QUEUE: usize = 1_024;
 
 /// Events waiting for one download's scheduler; senders wait.
 pub const DOWNLOAD_QUEUE: usize = 1_024;
 
-/// A piece asked for and not begun nor finished after this long is given up, and its peer with
-/// it: at 64 KiB/s a piece takes 8 s, 32 of them four minutes.
+/// A piece asked for and not finished after this long is asked for elsewhere: at 64 KiB/s a piece
+/// takes 8 s, 32 of them four minutes.
 pub const PIECE_DEADLINE: Duration = Duration::from_secs(300);
 
 /// A line of a script: a path, a name and their quotes.

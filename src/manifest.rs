@@ -16,6 +16,9 @@ pub const HEAD_TAG: &[u8; 16] = b"mtq manifest 1\r\n";
 /// Bytes of a head before its page hashes: tag, size, piece length, SHA-1, info hash, BLAKE3.
 const HEAD_FIXED_LEN: usize = 16 + 8 + 4 + 20 + 20 + 32;
 
+/// Bytes of one piece's hashes in a page: SHA-1 and BLAKE3.
+const PIECE_HASHES_LEN: usize = 20 + 32;
+
 fixed_bytes! {
     /// BLAKE3 of the manifest head: the real identity of a file. Names are labels.
     ContentId, 32
@@ -162,7 +165,12 @@ impl ManifestHead {
     pub fn check_page(&self, page: u32, bytes: &[u8]) -> Result<(), ManifestError> {
         let expected =
             self.page_hashes.get(page as usize).ok_or(ManifestError::NoSuchPage(page))?;
-        if hash::blake3(bytes) == *expected { Ok(()) } else { Err(ManifestError::Page(page)) }
+        let len = self.layout.page_pieces(page).len() * PIECE_HASHES_LEN;
+        if bytes.len() == len && hash::blake3(bytes) == *expected {
+            Ok(())
+        } else {
+            Err(ManifestError::Page(page))
+        }
     }
 }
 
@@ -244,9 +252,6 @@ impl Manifest {
             let bytes = page.as_ref();
             head.check_page(number, bytes)?;
             let count = head.layout.page_pieces(number).len();
-            if bytes.len() != count * 52 {
-                return Err(ManifestError::Page(number));
-            }
             let (sha1s, blake3s) = bytes.split_at(count * 20);
             let sha1s = sha1s.as_chunks::<20>().0;
             let blake3s = blake3s.as_chunks::<32>().0;
@@ -302,7 +307,7 @@ impl Manifest {
 }
 
 fn page_bytes(pieces: &[PieceHashes]) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(pieces.len() * 52);
+    let mut bytes = Vec::with_capacity(pieces.len() * PIECE_HASHES_LEN);
     bytes.extend(pieces.iter().flat_map(|p| p.sha1.0));
     bytes.extend(pieces.iter().flat_map(|p| p.blake3.0));
     bytes

@@ -161,7 +161,8 @@ fn hashes<const N: usize>(
     field: &'static str,
 ) -> Result<Vec<[u8; N]>, MetainfoError> {
     let wrong = MetainfoError::HashString { field, expected };
-    if text.len() != expected * N * 2 {
+    let lower = text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+    if text.len() != expected * N * 2 || !lower {
         return Err(wrong);
     }
     let bytes = hex::decode(text).map_err(|_| wrong)?;

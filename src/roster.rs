@@ -1,7 +1,7 @@
 //! The numbered list of trackers that are trusted for accounts, groups and tickets.
 //!
-//! A [`Roster`] exists only verified: signed by a tracker that was trusted before, with a higher
-//! number than the one it replaces.
+//! A [`Roster`] exists only verified: signed by a tracker that was trusted before. Whoever keeps one
+//! takes another in its place only if that has a higher number.
 
 use serde::{Deserialize, Serialize};
 

@@ -81,8 +81,9 @@ impl FromStr for TrackerLink {
             None if is_host(host) => host.to_ascii_lowercase(),
             None => return Err(LinkError::Address),
         };
+        let digits = port.bytes().all(|b| b.is_ascii_digit()) && !port.starts_with('0');
         match port.parse() {
-            Ok(port) if port != 0 => Ok(Self { host, port, peer_id }),
+            Ok(port) if digits => Ok(Self { host, port, peer_id }),
             _ => Err(LinkError::Address),
         }
     }
@@ -230,6 +231,8 @@ mod tests {
             (format!("mtq://a:0#{id}"), LinkError::Address),
             (format!("mtq://a:99999#{id}"), LinkError::Address),
             (format!("mtq://:5#{id}"), LinkError::Address),
+            (format!("mtq://a:+5#{id}"), LinkError::Address),
+            (format!("mtq://a:08#{id}"), LinkError::Address),
             (format!("mtq://[1.2.3.4]:5#{id}"), LinkError::Address),
             (format!("mtq://a b:5#{id}"), LinkError::Address),
         ] {

@@ -80,7 +80,7 @@ async fn obey(agent: &Agent, args: &ClientArgs, interactive: bool) -> u8 {
                         &command::run(agent, ClientCommand::Quit, &no_ask).await,
                         args.json,
                     );
-                    return first_failure;
+                    return if interactive { 0 } else { first_failure };
                 }
                 Parsed::Command(parsed) => {
                     let name = parsed.name().to_owned();

@@ -155,10 +155,10 @@ pub async fn run(
                 text += &format!("\nmetafile {}", text::path(metafile));
             }
             let json = json!({
-                "group": shared.group, "name": shared.name, "path": shared.path, "size": size,
+                "group": shared.group, "name": shared.name, "path": text::lossy(&shared.path), "size": size,
                 "content_id": shared.manifest.content_id(), "sha1": head.sha1(),
                 "info_hash": head.info_hash(), "blake3": head.blake3(),
-                "pieces": head.layout().piece_count(), "mtorrent": shared.metafile,
+                "pieces": head.layout().piece_count(), "mtorrent": shared.metafile.as_deref().map(text::lossy),
                 "warning": shared.warning,
             });
             Ok(Answer::new(json, text))
@@ -193,7 +193,7 @@ pub async fn run(
         ClientCommand::Remove { metafile } => {
             let (group, name) = agent.remove(&metafile).await?;
             let text = format!("{name} in {group} is no longer shared; its data stays");
-            let json = json!({"group": group, "name": name, "mtorrent": metafile});
+            let json = json!({"group": group, "name": name, "mtorrent": text::lossy(&metafile)});
             Ok(Answer::new(json, text))
         }
         ClientCommand::Wait { timeout } => wait(agent, timeout).await,
@@ -239,7 +239,7 @@ fn started_text(started: &Started) -> String {
 fn started_json(started: &Started) -> Value {
     json!({
         "download": started.number, "group": started.group, "name": started.name,
-        "directory": started.directory, "content_id": started.content, "size": started.size,
+        "directory": text::lossy(&started.directory), "content_id": started.content, "size": started.size,
         "stored_bytes": started.stored_bytes, "warning": started.warning,
     })
 }
@@ -336,7 +336,7 @@ fn download_json(row: &DownloadRow) -> Value {
     });
     json!({
         "download": row.number, "state": state, "error": error, "group": row.group,
-        "name": row.name, "path": row.path, "content_id": row.content, "size": row.size,
+        "name": row.name, "path": text::lossy(&row.path), "content_id": row.content, "size": row.size,
         "stored_bytes": row.progress.stored_bytes, "bytes_per_sec": row.progress.bytes_per_sec,
         "elapsed_ms": row.progress.elapsed.as_millis() as u64,
         "uploaded_bytes": row.uploaded_bytes, "sources": sources.collect::<Value>(),
@@ -381,8 +381,12 @@ pub fn read_text(path: &Path, limit: u64) -> Result<String, Failure> {
         let path: PathBuf = path.to_owned();
         Failure::from(AgentError::File { path, error })
     };
-    let mut text = String::new();
+    let mut content = String::new();
     let file = std::fs::File::open(path).map_err(fail)?;
-    file.take(limit).read_to_string(&mut text).map_err(fail)?;
-    Ok(text)
+    let len = file.take(limit + 1).read_to_string(&mut content).map_err(fail)?;
+    if len as u64 > limit {
+        let message = format!("{} is over the limit of {limit} bytes", text::path(path));
+        return Err(Failure::new("too-large", message));
+    }
+    Ok(content)
 }

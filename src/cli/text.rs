@@ -18,6 +18,11 @@ pub fn path(path: &std::path::Path) -> String {
     printable(&path.to_string_lossy())
 }
 
+/// A path for scripts: what is not Unicode in it is replaced.
+pub fn lossy(path: &std::path::Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
 /// Bytes for people: `3.2 MiB`.
 pub fn size(bytes: u64) -> String {
     ByteSize(bytes).display().iec().to_string()

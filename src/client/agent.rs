@@ -80,6 +80,7 @@ impl Agent {
         match self.core.line.call(&Request::Login { user, password }).await? {
             Reply::LoggedIn { user } => {
                 self.core.line.set_user(Some(user));
+                self.core.announce_all().await;
                 Ok(())
             }
             _ => Err(AgentError::BadAnswer),
@@ -274,8 +275,11 @@ impl Agent {
         self.list(&group, &name, &manifest).await?;
 
         let key = SwarmKey { group: id, content: manifest.content_id() };
-        let known = self.core.library().find(key).map(|entry| entry.state.clone());
-        if !known.is_some_and(|state| state == EntryState::Seeding) {
+        let serving =
+            self.core.library().find(key).is_some_and(|entry| {
+                entry.state == EntryState::Seeding && !entry.store.is_changed()
+            });
+        if !serving {
             let store = Arc::new(PieceStore::whole(manifest.clone(), path.clone(), stamp));
             // A download of the same content that is under way is not needed any more.
             if let Some(old) = self.core.library().remove(key) {
@@ -294,6 +298,7 @@ impl Agent {
                 stop: CancellationToken::new(),
             };
             self.core.library().add(key, entry);
+            self.core.registry.tell_again(key);
         }
         self.core.announce(&group, &[(key.content, true)]).await?;
         tracing::info!(%group, %name, content = %key.content.short(), "shared");
@@ -399,13 +404,16 @@ impl Agent {
         file: Selector,
         dest: &Path,
     ) -> Result<Started, AgentError> {
-        let request = Request::FindFile { group: group.clone(), file };
+        let request = Request::FindFile { group: group.clone(), file: file.clone() };
         let Reply::File(found) = self.core.line.call(&request).await? else {
             return Err(AgentError::BadAnswer);
         };
         let destination = destination::resolve(dest, &found.name)?;
         let head = ManifestHead::parse(&found.head).map_err(|_| AgentError::BadAnswer)?;
         let content = head.content_id();
+        if matches!(&file, Selector::Id(id) if !id.matches(content)) {
+            return Err(AgentError::BadAnswer);
+        }
         self.refuse_known(SwarmKey { group: found.group, content })?;
         let mut pages = Vec::new();
         for page in 0..head.layout().page_count() {
@@ -417,7 +425,10 @@ impl Agent {
         }
         let manifest = Manifest::assemble(head, &pages).map_err(|error| AgentError::Download {
             name: found.name.to_string(),
-            error: DownloadFailure { code: "false-manifest", message: error.to_string() },
+            error: DownloadFailure {
+                code: "false-manifest",
+                message: format!("{error}; it was published by {}", found.sharer),
+            },
         })?;
         self.start_download(group, found.name, Some(found.sharer), manifest, destination, None)
             .await

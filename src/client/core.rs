@@ -81,7 +81,7 @@ impl Core {
         let trust = Trust::new(trackers.links().iter().map(|link| link.peer_id()));
         let registry = Arc::new(Registry::new(trust));
         let hub = Hub::start(endpoint.clone(), registry.clone());
-        let (events, queue) = mpsc::channel(limits::CONTROL_QUEUE);
+        let (events, queue) = mpsc::channel(limits::PUSH_QUEUE);
         let tasks = TaskTracker::new();
         let line = TrackerLine::new(endpoint.clone(), trackers.clone(), events, tasks.clone());
         let core = Arc::new(Self {
@@ -142,11 +142,14 @@ impl Core {
         group: &GroupName,
         contents: &[(ContentId, bool)],
     ) -> Result<(), AgentError> {
-        let request = Request::Announce { group: group.clone(), contents: contents.to_vec() };
-        match self.line.call(&request).await? {
-            Reply::Done => Ok(()),
-            _ => Err(AgentError::BadAnswer),
+        for batch in contents.chunks(limits::MAX_ANNOUNCE_BATCH) {
+            let request = Request::Announce { group: group.clone(), contents: batch.to_vec() };
+            match self.line.call(&request).await? {
+                Reply::Done => {}
+                _ => return Err(AgentError::BadAnswer),
+            }
         }
+        Ok(())
     }
 
     /// Connects to everybody the tracker knows to hold a content.
@@ -205,6 +208,7 @@ impl Core {
         match result {
             Ok(path) => {
                 tracing::info!(%group, path = %path.display(), "download complete");
+                self.registry.unwant(key);
                 let swarm = Swarm { key, store, news: None };
                 self.registry.add_swarm(Arc::new(swarm));
                 self.library().set_state(key, EntryState::Seeding);
@@ -309,10 +313,14 @@ impl Core {
                 () = tokio::time::sleep(wait) => wait = (wait * 2).min(REDIAL.1),
             }
         }
-        if self.line.user().is_none() {
-            return;
+        if self.line.user().is_some() {
+            tracing::info!("connected to a tracker again");
+            self.announce_all().await;
         }
-        tracing::info!("connected to a tracker again");
+    }
+
+    /// Announces everything we hold, and looks for peers for what is under way.
+    pub(super) async fn announce_all(&self) {
         let mut by_group: HashMap<GroupName, Vec<(SwarmKey, bool)>> = HashMap::new();
         for (key, entry) in self.library().entries() {
             let complete = entry.state == EntryState::Seeding;

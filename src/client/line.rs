@@ -176,7 +176,7 @@ impl TrackerLine {
                 features: 0,
                 agent: crate::AGENT.to_owned(),
                 session: self.sessions.fetch_add(1, Ordering::Relaxed),
-                addresses: self.declared(),
+                addresses: Vec::new(),
                 extensions: Vec::new(),
             };
             match TrackerConnection::open(&self.endpoint, link, &hello).await {
@@ -208,23 +208,18 @@ impl TrackerLine {
             None => DialFailure::NoTracker(errors.join("; ")),
         })
     }
-
-    /// What we say of our own address: of use only to devices behind the same router.
-    fn declared(&self) -> Vec<std::net::SocketAddr> {
-        let local = self.endpoint.local_address().ok();
-        local
-            .filter(|address| crate::tracker::address::is_local(address.ip()))
-            .into_iter()
-            .take(limits::MAX_ADDRESSES)
-            .collect()
-    }
 }
 
 /// How long an answer may take before the connection is believed to be dead. Passwords take
-/// their time at the tracker.
+/// their time at the tracker, large frames on the way.
 fn patience(request: &Request) -> Duration {
     match request {
-        Request::CreateUser { .. } | Request::Login { .. } => limits::TRACKER_REQUEST_DEADLINE,
+        Request::CreateUser { .. }
+        | Request::Login { .. }
+        | Request::Share { .. }
+        | Request::PutPage { .. }
+        | Request::Page { .. }
+        | Request::Announce { .. } => limits::TRACKER_REQUEST_DEADLINE,
         _ => limits::TRACKER_PATIENCE,
     }
 }

@@ -49,7 +49,17 @@ pub async fn handle(
 fn show_ticket(registry: &Registry, session: &Session, ticket: &[u8]) -> Result<(), ErrorCode> {
     match registry.verify(ticket, session.connection.remote()) {
         Ok(ticket) => {
+            let group = ticket.holder().group;
+            let lapsed =
+                session.ticket(group).is_some() && registry.member(session, group).is_none();
             session.keep_ticket(ticket);
+            if lapsed {
+                // What was denied meanwhile is to be had again.
+                let theirs = session.swarms().into_iter().filter(|key| key.group == group);
+                for swarm in theirs.filter_map(|key| registry.swarm(key)) {
+                    session.tell_again(swarm.key, &swarm.store);
+                }
+            }
             Ok(())
         }
         // Another network's tracker or a wrong clock is no crime; opens will be refused.

@@ -536,9 +536,8 @@ async fn fetch(
 fn not_served(nack: &Nack) -> NotServed {
     match nack {
         Nack::Busy => NotServed::Busy,
-        // None of these mends itself for this piece on this session.
-        Nack::NotHave { .. } | Nack::Changed | Nack::Revoked | Nack::GoingAway | Nack::NoSwarm => {
-            NotServed::NotHave
-        }
+        Nack::NotHave { .. } => NotServed::NotHave,
+        // None of these is about one piece.
+        Nack::Changed | Nack::Revoked | Nack::GoingAway | Nack::NoSwarm => NotServed::Nothing,
     }
 }

@@ -13,7 +13,7 @@ use tokio_util::task::TaskTracker;
 use super::control;
 use super::message::{Control, PeerHello};
 use super::registry::{Admission, Registry, tell_download};
-use super::session::{News, Session, SwarmKey};
+use super::session::{News, Outgoing, Session, SwarmKey};
 use super::upload;
 use crate::error_code::ErrorCode;
 use crate::limits;
@@ -65,9 +65,9 @@ impl Hub {
         if self.shared.registry.want(peer, &addresses, key) || addresses.is_empty() {
             return;
         }
-        let new = self.dialling().insert(peer);
-        if new && !self.shared.tasks.is_closed() {
-            self.shared.tasks.spawn(dial(self.clone(), peer, addresses));
+        let Some(dialling) = Dialling::begin(self, peer) else { return };
+        if !self.shared.tasks.is_closed() {
+            self.shared.tasks.spawn(dial(self.shared.clone(), dialling, addresses));
         }
     }
 
@@ -88,6 +88,30 @@ impl Hub {
     }
 }
 
+/// A peer being dialled, from the first packet until its session stands or is given up.
+struct Dialling {
+    hub: Hub,
+    peer: PeerId,
+}
+
+impl Dialling {
+    /// Nothing when the peer is being dialled already, or there are connections enough.
+    fn begin(hub: &Hub, peer: PeerId) -> Option<Self> {
+        let mut dialling = hub.dialling();
+        let room =
+            hub.shared.endpoint.connection_count() + dialling.len() < limits::MAX_PEER_CONNECTIONS;
+        let new = room && dialling.insert(peer);
+        drop(dialling);
+        new.then(|| Self { hub: hub.clone(), peer })
+    }
+}
+
+impl Drop for Dialling {
+    fn drop(&mut self) {
+        self.hub.dialling().remove(&self.peer);
+    }
+}
+
 async fn accept(shared: Arc<Shared>) {
     loop {
         let incoming = tokio::select! {
@@ -96,7 +120,7 @@ async fn accept(shared: Arc<Shared>) {
             incoming = shared.endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        if shared.endpoint.connection_count() > limits::MAX_PEER_CONNECTIONS {
+        if shared.endpoint.connection_count() >= limits::MAX_PEER_CONNECTIONS {
             tracing::warn!(from = %incoming.remote_address(), "refused: too many connections");
             incoming.refuse();
             continue;
@@ -108,15 +132,15 @@ async fn accept(shared: Arc<Shared>) {
                 connection = incoming.finish() => connection,
             };
             if let Some(connection) = connection {
-                run_session(shared, connection).await;
+                run_session(shared, connection, None).await;
             }
         });
     }
 }
 
 /// Dials all addresses of a peer at once; the first that answers as the right peer is used.
-async fn dial(hub: Hub, peer: PeerId, addresses: Vec<SocketAddr>) {
-    let shared = hub.shared.clone();
+async fn dial(shared: Arc<Shared>, dialling: Dialling, addresses: Vec<SocketAddr>) {
+    let peer = dialling.peer;
     let mut attempts = JoinSet::new();
     for address in addresses.into_iter().take(limits::MAX_ADDRESSES) {
         let endpoint = shared.endpoint.clone();
@@ -139,14 +163,13 @@ async fn dial(hub: Hub, peer: PeerId, addresses: Vec<SocketAddr>) {
         }
     }
     drop(attempts);
-    hub.dialling().remove(&peer);
     if let Some(connection) = connected {
-        run_session(shared, connection).await;
+        run_session(shared, connection, Some(dialling)).await;
     }
 }
 
 /// A session from hello to end.
-async fn run_session(shared: Arc<Shared>, connection: Connection) {
+async fn run_session(shared: Arc<Shared>, connection: Connection, dialling: Option<Dialling>) {
     let peer = connection.remote().short();
     let greeted = tokio::time::timeout(limits::FIRST_FRAME_DEADLINE, greet(&connection)).await;
     let (mut writer, mut reader) = match greeted.unwrap_or(Err(FrameError::TimedOut)) {
@@ -172,14 +195,16 @@ async fn run_session(shared: Arc<Shared>, connection: Connection) {
             return;
         }
     }
+    drop(dialling);
     tracing::debug!(%peer, address = %connection.remote_address(), "session begins");
 
     let write = async {
-        while let Some(message) = queue.recv().await {
-            if write_frame(&mut writer, &message).await.is_err() {
+        while let Some(Outgoing { frame, last }) = queue.recv().await {
+            if writer.write_all(&frame).await.is_err() {
                 break;
             }
-            if message == Control::GoingAway {
+            session.written(frame.len());
+            if last {
                 return ErrorCode::GoingAway;
             }
         }

@@ -155,6 +155,21 @@ impl Registry {
             && (!connection.dialled() || addresses.contains(&connection.remote_address()))
     }
 
+    /// A swarm need not be opened with anybody any more: it is complete here.
+    pub fn unwant(&self, key: SwarmKey) {
+        self.lock().wanted.retain(|_, keys| {
+            keys.remove(&key);
+            !keys.is_empty()
+        });
+    }
+
+    /// Tells everybody who has a swarm open what we have of it, from scratch.
+    pub fn tell_again(&self, key: SwarmKey) {
+        let maps = self.lock();
+        let Some(swarm) = maps.swarms.get(&key) else { return };
+        maps.sessions.values().for_each(|session| session.tell_again(key, &swarm.store));
+    }
+
     /// Adds a session unless another one with the same peer stays. Both sides decide alike: the
     /// connection begun by the lower peer id stays, and of two begun by the same side the newer.
     pub fn add_session(&self, me: PeerId, session: &Arc<Session>) -> Admission {

@@ -102,6 +102,8 @@ pub enum Event {
 pub enum NotServed {
     /// The peer does not have it.
     NotHave,
+    /// The peer serves nothing, until it tells anew what it has.
+    Nothing,
     /// The peer has too much to do.
     Busy,
     /// The stream broke; nothing is known of the peer.
@@ -185,13 +187,7 @@ impl Scheduler {
                     ready = Ready::One(peer);
                 }
             }
-            Event::PeerPieces { peer, pieces } => {
-                if let Some(known) = self.peers.get_mut(&peer) {
-                    self.picker.peer_left(&known.pieces);
-                    self.picker.peer_joined(&pieces);
-                    known.pieces = pieces;
-                }
-            }
+            Event::PeerPieces { peer, pieces } => self.replace_pieces(peer, pieces),
             Event::PeerHas { peer, piece } => {
                 if let Some(known) = self.peers.get_mut(&peer)
                     && known.pieces.insert(piece)
@@ -237,6 +233,9 @@ impl Scheduler {
                 }
                 match (self.peers.get_mut(&peer), reason) {
                     (None, _) => {}
+                    (Some(_), NotServed::Nothing) => {
+                        self.replace_pieces(peer, Bitfield::none(self.layout));
+                    }
                     (Some(known), NotServed::NotHave) => {
                         if known.pieces.remove(piece) {
                             self.picker.peer_lost(piece, &known.pieces);
@@ -292,6 +291,14 @@ impl Scheduler {
         let piece = self.picker.pick(&peer.pieces)?;
         peer.asked.insert(piece, now);
         Some(piece)
+    }
+
+    fn replace_pieces(&mut self, key: PeerKey, pieces: Bitfield) {
+        if let Some(peer) = self.peers.get_mut(&key) {
+            self.picker.peer_left(&peer.pieces);
+            self.picker.peer_joined(&pieces);
+            peer.pieces = pieces;
+        }
     }
 
     fn remove(&mut self, key: PeerKey) {
@@ -580,6 +587,7 @@ mod tests {
                     match answer {
                         0 => vec![Event::NotServed { peer, piece, reason: NotServed::NotHave }],
                         1 => vec![Event::NotServed { peer, piece, reason: NotServed::Busy }],
+                        3 => vec![Event::NotServed { peer, piece, reason: NotServed::Nothing }],
                         2 => vec![received, Event::Bad { user: name(peer.0 as u8), piece }],
                         _ => vec![received, Event::Stored { piece }],
                     }

@@ -4,6 +4,7 @@
 //! Tables and a queue; who acts on them is in `control`, `upload` and `download`.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
@@ -13,12 +14,13 @@ use super::storage::PieceStore;
 use crate::bitfield::Bitfield;
 use crate::error_code::ErrorCode;
 use crate::id::GroupId;
-use crate::limits::MAX_SWARMS_PER_CONNECTION;
+use crate::limits::{CONTROL_QUEUE_BYTES, MAX_SWARMS_PER_CONNECTION};
 use crate::manifest::ContentId;
 use crate::name::UserName;
 use crate::piece::PieceIndex;
 use crate::ticket::Ticket;
 use crate::transport::connection::Connection;
+use crate::transport::frame::frame_bytes;
 
 /// One content in one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -98,22 +100,43 @@ pub struct Session {
     pub number: u64,
     /// The connection.
     pub connection: Connection,
-    control: mpsc::Sender<Control>,
+    control: mpsc::Sender<Outgoing>,
+    /// Bytes of frames that wait to be written.
+    queued_bytes: AtomicUsize,
     tables: Mutex<Tables>,
+}
+
+/// A control frame ready to be written.
+#[derive(Debug)]
+pub struct Outgoing {
+    /// Its bytes.
+    pub frame: Vec<u8>,
+    /// Whether it says that we go away: nothing follows it.
+    pub last: bool,
 }
 
 impl Session {
     /// A session whose control frames go through `control`.
-    pub fn new(number: u64, connection: Connection, control: mpsc::Sender<Control>) -> Self {
-        Self { number, connection, control, tables: Mutex::default() }
+    pub fn new(number: u64, connection: Connection, control: mpsc::Sender<Outgoing>) -> Self {
+        let queued_bytes = AtomicUsize::new(0);
+        Self { number, connection, control, queued_bytes, tables: Mutex::default() }
     }
 
     /// Sends a control frame. A peer that does not read its control stream is cut off.
     pub fn send(&self, message: Control) {
-        if let Err(mpsc::error::TrySendError::Full(_)) = self.control.try_send(message) {
+        let (frame, last) = (frame_bytes(&message), message == Control::GoingAway);
+        let queued = self.queued_bytes.fetch_add(frame.len(), Ordering::Relaxed) + frame.len();
+        let sent = self.control.try_send(Outgoing { frame, last });
+        let full = matches!(sent, Err(mpsc::error::TrySendError::Full(_)));
+        if full || queued > CONTROL_QUEUE_BYTES {
             tracing::debug!(peer = %self.connection.remote().short(), "does not read; cut off");
             self.connection.close(ErrorCode::LimitReached);
         }
+    }
+
+    /// A queued frame of `len` bytes was written.
+    pub fn written(&self, len: usize) {
+        self.queued_bytes.fetch_sub(len, Ordering::Relaxed);
     }
 
     /// Opens a swarm from our side, showing `ticket` first; nothing when it is open already.
@@ -155,6 +178,13 @@ impl Session {
         ours.told = true;
         let bits = store.bitfield().as_bytes().to_vec();
         self.send(Control::Bitfield { swarm: ours.number, bits });
+    }
+
+    /// Sends our bitfield anew, if it was sent before.
+    pub fn tell_again(&self, key: SwarmKey, store: &PieceStore) {
+        if self.lock().ours.get(&key).is_some_and(|ours| ours.told) {
+            self.tell(key, store);
+        }
     }
 
     /// Tells of new pieces, if our bitfield was sent.

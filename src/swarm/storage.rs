@@ -144,14 +144,23 @@ impl PieceStore {
     ) -> Result<Self, StorageError> {
         let size = manifest.layout().size();
         let part_dir = directory.join(PART_DIR);
-        match fs::create_dir(&part_dir) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(StorageError::io(directory, size)(error));
-            }
-            _ => {}
-        }
         let path = part_dir.join(format!("{}.part", manifest.content_id()));
-        let result = Self::open_part(manifest, &path, progress);
+        let mut attempts = 0;
+        let result = loop {
+            match fs::create_dir(&part_dir) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(StorageError::io(directory, size)(error));
+                }
+                _ => {}
+            }
+            attempts += 1;
+            match Self::open_part(manifest.clone(), &path, progress) {
+                // Another download ended just now and took the empty directory with it.
+                Err(StorageError::Io { error, .. })
+                    if error.kind() == io::ErrorKind::NotFound && attempts < 100 => {}
+                result => break result,
+            }
+        };
         if matches!(result, Err(StorageError::Io { .. } | StorageError::NoSpace { .. })) {
             // A part with data in it stays: it is worth a later attempt.
             let empty = fs::metadata(&path).is_ok_and(|m| blocks(&m) == 0);

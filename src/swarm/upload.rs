@@ -42,7 +42,7 @@ pub async fn serve(
             return if error.is_misbehaviour() { Err(error.code()) } else { Ok(()) };
         }
     };
-    let (store, key, piece) = match admit(&registry, &session, request) {
+    let admitted = match admit(&registry, &session, request) {
         Ok(admitted) => admitted,
         Err(Denied::Nack(nack)) => {
             refuse(&mut send, nack).await;
@@ -55,7 +55,7 @@ pub async fn serve(
     let mut stopped = pin!(send.stopped());
     let sent = tokio::select! {
         biased;
-        sent = send_piece(&registry, &mut send, &store, piece, order) => sent,
+        sent = send_piece(&registry, &session, &mut send, &admitted, order) => sent,
         _ = &mut stopped => {
             let _ = send.reset(quic_code(ErrorCode::Cancelled));
             return Ok(());
@@ -64,12 +64,19 @@ pub async fn serve(
     if let Ok(Some((len, _slot))) = sent {
         // The slot is taken until the bytes are with the peer: QUIC keeps them until acknowledged.
         if matches!(stopped.await, Ok(None)) {
-            registry.count_upload(key, u64::from(len));
+            registry.count_upload(admitted.key, u64::from(len));
         } else {
             let _ = send.reset(quic_code(ErrorCode::Cancelled));
         }
     }
     Ok(())
+}
+
+/// A request that may be served.
+struct Admitted {
+    store: Arc<PieceStore>,
+    key: SwarmKey,
+    piece: PieceIndex,
 }
 
 enum Denied {
@@ -82,7 +89,7 @@ fn admit(
     registry: &Registry,
     session: &Session,
     request: PieceRequest,
-) -> Result<(Arc<PieceStore>, SwarmKey, PieceIndex), Denied> {
+) -> Result<Admitted, Denied> {
     let key = session.their_swarm(request.swarm).ok_or(Denied::Nack(Nack::NoSwarm))?;
     if registry.member(session, key.group).is_none() {
         return Err(Denied::Nack(Nack::Revoked));
@@ -97,28 +104,34 @@ fn admit(
         // Bitfield and HAVEs told the truth, so the whole field is news to nobody.
         return Err(Denied::Nack(Nack::NotHave { bits: None }));
     }
-    Ok((store, key, piece))
+    Ok(Admitted { store, key, piece })
 }
 
 /// Waits for a slot, reads the piece and hands it to QUIC; returns its length and the slot, or
 /// nothing when it could not be served after all.
 async fn send_piece<'a>(
     registry: &'a Registry,
+    session: &Session,
     send: &mut SendStream,
-    store: &Arc<PieceStore>,
-    piece: PieceIndex,
+    Admitted { store, key, piece }: &Admitted,
     order: u32,
 ) -> Result<Option<(u32, SemaphorePermit<'a>)>, FrameError> {
     let slot = match registry.upload_slots.try_acquire() {
         Ok(slot) => Ok(slot),
         Err(_) => {
             write_frame(send, &PieceHeader::Queued).await?;
-            registry.upload_slots.acquire().await
+            let slot = registry.upload_slots.acquire().await;
+            // Much may have changed while it waited.
+            if registry.member(session, key.group).is_none() {
+                refuse(send, Nack::Revoked).await;
+                return Ok(None);
+            }
+            slot
         }
     };
     // The semaphore is never closed.
     let Ok(slot) = slot else { return Ok(None) };
-    let reader = store.clone();
+    let (reader, piece) = (store.clone(), *piece);
     let read = tokio::task::spawn_blocking(move || reader.read_piece(piece)).await;
     let bytes = match read {
         Ok(Ok(bytes)) => Bytes::from(bytes),

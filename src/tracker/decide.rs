@@ -115,7 +115,7 @@ pub enum Outcome {
     },
 }
 
-/// Judges `command`; returns the ops it means and what to answer.
+/// Judges `command`, which was not granted before; returns the ops it means and what to answer.
 ///
 /// # Errors
 /// [`Refusal`] names the rule that forbids it.
@@ -128,17 +128,14 @@ pub fn decide(
     has_page: &dyn Fn(&Blake3Hash) -> bool,
 ) -> Result<(Vec<Op>, Outcome), Refusal> {
     let created = request.created(actor.device);
-    let repeated = state.has_seen(actor.device, request);
-    let done = |ops: Vec<Op>| Ok((if repeated { Vec::new() } else { ops }, Outcome::Done));
+    let done = |op: Op| Ok((vec![op], Outcome::Done));
     match command {
         Command::CreateUser { user, password } => {
-            if !repeated {
-                if state.users.contains_key(user) {
-                    return Err(Refusal::UserExists(user.clone()));
-                }
-                limit(state.users.len(), limits::MAX_USERS, "accounts")?;
+            if state.users.contains_key(user) {
+                return Err(Refusal::UserExists(user.clone()));
             }
-            done(vec![Op::UserCreated { user: user.clone(), password: password.clone() }])
+            limit(state.users.len(), limits::MAX_USERS, "accounts")?;
+            done(Op::UserCreated { user: user.clone(), password: password.clone() })
         }
         Command::EnrolDevice { user } => {
             let account = state.users.get(user).ok_or(Refusal::WrongCredentials)?;
@@ -158,27 +155,22 @@ pub fn decide(
         }
         Command::CreateGroup { group, hidden } => {
             let user = logged_in(actor)?;
-            if !repeated {
-                if state.group_named(group).is_some() {
-                    return Err(Refusal::GroupExists(group.clone()));
-                }
-                limit(state.groups.len(), limits::MAX_GROUPS, "groups")?;
-                limit_groups(state, user)?;
+            if state.group_named(group).is_some() {
+                return Err(Refusal::GroupExists(group.clone()));
             }
-            done(vec![Op::GroupCreated {
+            limit(state.groups.len(), limits::MAX_GROUPS, "groups")?;
+            limit_groups(state, user)?;
+            done(Op::GroupCreated {
                 group: GroupId(created),
                 name: group.clone(),
                 hidden: *hidden,
                 user: user.clone(),
                 membership: MembershipId(created),
                 at: now,
-            }])
+            })
         }
         Command::JoinGroup { group } => {
             let user = logged_in(actor)?;
-            if repeated {
-                return done(Vec::new());
-            }
             let (id, found) = view::group(state, group)?;
             if found.members.contains_key(user) {
                 return Err(Refusal::AlreadyAMember(group.clone()));
@@ -195,34 +187,25 @@ pub fn decide(
             limit(found.requests.len(), limits::MAX_REQUESTS_PER_GROUP, "pending requests")?;
             limit_groups(state, user)?;
             let request = JoinRequestId(created);
-            done(vec![Op::JoinRequested { group: id, request, user: user.clone(), at: now }])
+            done(Op::JoinRequested { group: id, request, user: user.clone(), at: now })
         }
         Command::LeaveGroup { group } => {
             let user = logged_in(actor)?;
-            if repeated {
-                return done(Vec::new());
-            }
             let (id, found) = view::group_of_member(state, group, user)?;
             // The lookup above found this very member.
             let membership = found.members[user].membership;
-            done(vec![Op::MembershipEnded { group: id, membership }])
+            done(Op::MembershipEnded { group: id, membership })
         }
         Command::AcceptRequest { group, user } => {
-            if repeated {
-                return done(Vec::new());
-            }
             let (id, found, join) = pending(state, actor, group, user)?;
             limit(found.members.len(), limits::MAX_MEMBERS_PER_GROUP, "members")?;
             limit_groups(state, user)?;
             let membership = MembershipId(created);
-            done(vec![Op::JoinAccepted { group: id, request: join, membership, at: now }])
+            done(Op::JoinAccepted { group: id, request: join, membership, at: now })
         }
         Command::RejectRequest { group, user } => {
-            if repeated {
-                return done(Vec::new());
-            }
             let (id, _, join) = pending(state, actor, group, user)?;
-            done(vec![Op::JoinRejected { group: id, request: join, at: now }])
+            done(Op::JoinRejected { group: id, request: join, at: now })
         }
         Command::Share { group, name, head } => {
             let user = logged_in(actor)?;
@@ -231,7 +214,7 @@ pub fn decide(
             let listing = found.listings.get(&head.content_id());
             let already = listing
                 .is_some_and(|l| l.shares.values().any(|s| s.user == *user && s.name == *name));
-            if repeated || already {
+            if already {
                 return Ok((Vec::new(), shared));
             }
             let shares = state.users.get(user).map_or(0, |account| account.share_count);

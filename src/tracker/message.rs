@@ -444,7 +444,7 @@ pub enum Refusal {
     /// The name is taken.
     #[error("group {0} exists already")]
     GroupExists(GroupName),
-    /// There is none, or it is hidden from you.
+    /// There is none.
     #[error("there is no group {0}")]
     NoSuchGroup(GroupName),
     /// Only members may.

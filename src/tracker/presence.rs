@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use super::address;
 use super::message::{PeerRecord, Push};
 use crate::id::GroupId;
-use crate::limits::{MAX_DEVICES_PER_USER_IN_SAMPLE, MAX_PEERS_PER_ANSWER};
+use crate::limits::{MAX_DEVICES_PER_USER_IN_SAMPLE, MAX_PEERS_PER_ANSWER, MAX_SHARES_PER_USER};
 use crate::manifest::ContentId;
 use crate::name::UserName;
 use crate::peer_id::PeerId;
@@ -117,21 +117,21 @@ impl Presence {
         self.clients.len()
     }
 
-    /// Contents announced by a connection.
-    pub fn announced_count(&self, connection: ConnectionNumber) -> usize {
-        self.clients.get(&connection).map_or(0, |client| client.announced.len())
-    }
-
-    /// A connection holds a content, and those who announced it before hear of it.
+    /// A connection holds a content, and those who announced it before hear of it. Returns
+    /// whether there was room for it.
     pub fn announce(
         &self,
         connection: ConnectionNumber,
         group: GroupId,
         content: ContentId,
         complete: bool,
-    ) {
-        let Some(mut client) = self.clients.get_mut(&connection) else { return };
-        let Some(user) = client.user.clone() else { return };
+    ) -> bool {
+        let Some(mut client) = self.clients.get_mut(&connection) else { return true };
+        let Some(user) = client.user.clone() else { return true };
+        let room = client.announced.len() < MAX_SHARES_PER_USER;
+        if !room && !client.announced.contains(&(group, content)) {
+            return false;
+        }
         client.announced.insert((group, content));
         let (device, session) = (client.device, client.session);
         drop(client);
@@ -139,7 +139,7 @@ impl Presence {
         let mut seats = self.swarms.entry((group, content)).or_default();
         let older = seats.get(&device).cloned();
         if older.as_ref().is_some_and(|seat| seat.session > session) {
-            return;
+            return true;
         }
         seats.insert(device, Seat { connection, session, user: user.clone(), complete });
         // A device that merely finished is known to those it serves; a new one is news.
@@ -155,6 +155,7 @@ impl Presence {
             let Some(peer) = self.record(connection, listener, &user, complete) else { continue };
             self.push(listener, Push::SwarmJoined { group, content, peer });
         }
+        true
     }
 
     /// A connection no longer holds a content.
@@ -350,7 +351,9 @@ mod tests {
     fn a_sample_counts_users_not_devices() {
         let presence = Presence::default();
         let _queues: Vec<_> = (1..=9).map(|i| enter(&presence, i, i as u8, 1, "many")).collect();
-        (1..=9).for_each(|i| presence.announce(i, GROUP, CONTENT, true));
+        for i in 1..=9 {
+            presence.announce(i, GROUP, CONTENT, true);
+        }
         let _viewer = enter(&presence, 20, 20, 1, "viewer");
         assert_eq!(sample(&presence, 20).len(), MAX_DEVICES_PER_USER_IN_SAMPLE);
     }

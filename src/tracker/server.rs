@@ -102,7 +102,7 @@ async fn accept(shared: Arc<Shared>, stop: CancellationToken, tasks: TaskTracker
             incoming = shared.endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        if shared.endpoint.connection_count() > limits::MAX_TRACKER_CONNECTIONS {
+        if shared.endpoint.connection_count() >= limits::MAX_TRACKER_CONNECTIONS {
             tracing::warn!(from = %incoming.remote_address(), "refused: too many connections");
             incoming.refuse();
             continue;
@@ -119,7 +119,7 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, stop: CancellationToken)
         return;
     };
     let number = shared.next_connection.fetch_add(1, Ordering::Relaxed);
-    let (pushes, queue) = mpsc::channel(limits::CONTROL_QUEUE);
+    let (pushes, queue) = mpsc::channel(limits::PUSH_QUEUE);
     let control = match greet(&shared, &connection, number, pushes).await {
         Ok(control) => control,
         Err(error) => {
@@ -402,10 +402,9 @@ impl ClientSession {
     ) -> Result<Reply, Refusal> {
         // A taken name is refused before a hash is spent on it; a repeat of this very request
         // passes and is recognised by the store.
-        let taken = self
-            .shared
-            .store
-            .read(|state| state.users.contains_key(&user) && !state.has_seen(self.device, id));
+        let store = &self.shared.store;
+        let taken = store.read(|state| state.users.contains_key(&user))
+            && !store.has_granted(self.device, id);
         if taken {
             return Err(Refusal::UserExists(user));
         }
@@ -532,12 +531,11 @@ impl ClientSession {
             .shared
             .store
             .read(|state| view::group_of_member(state, group, &user).map(|(id, _)| id))?;
-        let max = limits::MAX_SHARES_PER_USER;
-        if self.shared.presence.announced_count(self.number) + contents.len() > max {
-            return Err(Refusal::Limit { what: "announced contents".into(), max: max as u64 });
-        }
         for (content, complete) in contents {
-            self.shared.presence.announce(self.number, id, content, complete);
+            if !self.shared.presence.announce(self.number, id, content, complete) {
+                let max = limits::MAX_SHARES_PER_USER as u64;
+                return Err(Refusal::Limit { what: "announced contents".into(), max });
+            }
         }
         Ok(Reply::Done)
     }

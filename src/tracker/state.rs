@@ -3,13 +3,13 @@
 //! Applying an op never fails and never judges: rights were judged when the op was made. An op
 //! that names something gone changes nothing.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::op::Op;
 use crate::clock::UnixMillis;
-use crate::id::{GroupId, JoinRequestId, MembershipId, RequestId, ShareId};
-use crate::limits::MAX_REMEMBERED_REQUESTS;
+use crate::id::{GroupId, JoinRequestId, MembershipId, ShareId};
+use crate::limits::REJECTED_WAIT;
 use crate::manifest::{ContentId, ManifestHead};
 use crate::name::{FileName, GroupName, UserName};
 use crate::peer_id::PeerId;
@@ -104,8 +104,6 @@ pub struct State {
     pub groups: BTreeMap<GroupId, Group>,
     /// Group names in use, archived groups' included.
     pub group_names: BTreeMap<GroupName, GroupId>,
-    seen: BTreeSet<(PeerId, RequestId)>,
-    seen_order: VecDeque<(PeerId, RequestId)>,
 }
 
 impl State {
@@ -114,23 +112,6 @@ impl State {
         let id = *self.group_names.get(name)?;
         let group = self.groups.get(&id)?;
         (!group.members.is_empty()).then_some((id, group))
-    }
-
-    /// Whether this device made this request before.
-    pub fn has_seen(&self, actor: PeerId, request: RequestId) -> bool {
-        self.seen.contains(&(actor, request))
-    }
-
-    /// Remembers a granted request, so that a repeat changes nothing.
-    pub fn remember(&mut self, actor: PeerId, request: RequestId) {
-        if self.seen.insert((actor, request)) {
-            self.seen_order.push_back((actor, request));
-        }
-        while self.seen_order.len() > MAX_REMEMBERED_REQUESTS {
-            if let Some(oldest) = self.seen_order.pop_front() {
-                self.seen.remove(&oldest);
-            }
-        }
     }
 
     /// Applies one op.
@@ -175,6 +156,7 @@ impl State {
             }
             Op::JoinRejected { group, request, at } => {
                 self.group_mut(group, |g| {
+                    g.rejected.retain(|_, then| at.since(*then) < REJECTED_WAIT);
                     if let Some(user) = take_request(g, request) {
                         g.rejected.insert(user, at);
                     }

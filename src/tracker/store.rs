@@ -3,6 +3,7 @@
 //! This store keeps everything in memory. What it promises is the order: decide against the
 //! current state, apply, and only then let anybody see or hear of it.
 
+use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::decide::{Actor, Command, Outcome, decide};
@@ -12,26 +13,48 @@ use super::pages::Pages;
 use super::state::State;
 use crate::clock::UnixMillis;
 use crate::hash::Blake3Hash;
-use crate::id::RequestId;
+use crate::id::{GroupId, MembershipId, RequestId};
+use crate::limits::MAX_REMEMBERED_REQUESTS;
 use crate::name::UserName;
+use crate::peer_id::PeerId;
 
 #[derive(Debug, Default)]
 struct Inner {
     state: State,
     pages: Pages,
+    granted: Remembered,
+}
+
+/// What was answered to the latest granted changes, so that a repeat changes nothing and gets the
+/// same answer.
+#[derive(Debug, Default)]
+struct Remembered {
+    outcomes: HashMap<(PeerId, RequestId), Outcome>,
+    order: VecDeque<(PeerId, RequestId)>,
+}
+
+impl Remembered {
+    fn keep(&mut self, request: (PeerId, RequestId), outcome: Outcome) {
+        if self.outcomes.insert(request, outcome).is_none() {
+            self.order.push_back(request);
+        }
+        if self.order.len() > MAX_REMEMBERED_REQUESTS
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.outcomes.remove(&oldest);
+        }
+    }
 }
 
 /// A tracker's state and its pages.
 #[derive(Debug, Default)]
 pub struct Store(Mutex<Inner>);
 
-/// A granted command: what to answer, and what changed.
+/// A granted command.
 #[derive(Debug)]
 pub struct Granted {
     /// What to answer.
     pub outcome: Outcome,
-    /// What changed, for pushes. Empty for a repeat.
-    pub ops: Vec<Op>,
     /// For each membership that ended: whose, and who else is in the group.
     pub ended: Vec<Ended>,
 }
@@ -42,9 +65,9 @@ pub struct Ended {
     /// Whose it was.
     pub user: UserName,
     /// The group.
-    pub group: crate::id::GroupId,
+    pub group: GroupId,
     /// The membership.
-    pub membership: crate::id::MembershipId,
+    pub membership: MembershipId,
     /// Who must hear of it: the members left.
     pub members: Vec<UserName>,
 }
@@ -62,7 +85,10 @@ impl Store {
         now: UnixMillis,
     ) -> Result<Granted, Refusal> {
         let mut inner = self.lock();
-        let Inner { state, pages } = &mut *inner;
+        let Inner { state, pages, granted } = &mut *inner;
+        if let Some(outcome) = granted.outcomes.get(&(actor.device, request)) {
+            return Ok(Granted { outcome: outcome.clone(), ended: Vec::new() });
+        }
         let has_page = |hash: &Blake3Hash| pages.contains(hash);
         let (ops, outcome) = decide(state, actor, request, command, now, &has_page)?;
         let mut ended = Vec::new();
@@ -86,9 +112,14 @@ impl Store {
             }
         }
         if !ops.is_empty() {
-            state.remember(actor.device, request);
+            granted.keep((actor.device, request), outcome.clone());
         }
-        Ok(Granted { outcome, ops, ended })
+        Ok(Granted { outcome, ended })
+    }
+
+    /// Whether this device was granted this request before.
+    pub fn has_granted(&self, actor: PeerId, request: RequestId) -> bool {
+        self.lock().granted.outcomes.contains_key(&(actor, request))
     }
 
     /// Reads the state.
@@ -120,10 +151,7 @@ impl Store {
 }
 
 /// Whose membership `op` ends.
-fn leaver(
-    state: &State,
-    op: &Op,
-) -> Option<(UserName, crate::id::GroupId, crate::id::MembershipId)> {
+fn leaver(state: &State, op: &Op) -> Option<(UserName, GroupId, MembershipId)> {
     let Op::MembershipEnded { group, membership } = op else { return None };
     let members = &state.groups.get(group)?.members;
     let (user, _) = members.iter().find(|(_, m)| m.membership == *membership)?;

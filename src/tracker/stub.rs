@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 
+use super::address;
 use super::message::{Hello, Push, Refusal, Reply, Request, Welcome};
 use crate::clock;
 use crate::error_code::ErrorCode;
@@ -65,8 +66,8 @@ pub struct TrackerConnection {
 }
 
 impl TrackerConnection {
-    /// Dials every address of `link` until one answers as the right tracker; returns the
-    /// connection and the queue of its pushes, which ends with the connection.
+    /// Dials every address of `link` until one answers as the right tracker, and says `hello`
+    /// with our own address as it is seen from here; returns the connection and the queue of its pushes, which ends with the connection.
     ///
     /// # Errors
     /// [`ConnectError`] of the last address tried.
@@ -93,13 +94,18 @@ impl TrackerConnection {
     async fn open_at(
         endpoint: &Endpoint,
         link: &TrackerLink,
-        address: SocketAddr,
+        at: SocketAddr,
         hello: &Hello,
     ) -> Result<(Self, PushQueue), ConnectError> {
-        let connection = endpoint.dial(address, Alpn::Tracker, link.peer_id()).await?;
+        let connection = endpoint.dial(at, Alpn::Tracker, link.peer_id()).await?;
+        // What we say of our own address: of use to devices behind the same router.
+        let port = endpoint.local_address().map_or(0, |address| address.port());
+        let local = connection.local_ip().filter(|ip| address::is_local(*ip));
+        let addresses = local.into_iter().map(|ip| SocketAddr::new(ip, port)).collect();
+        let hello = Hello { addresses, ..hello.clone() };
         let greeting = async {
             let mut control = connection.open_control().await?;
-            write_frame(&mut control, hello).await?;
+            write_frame(&mut control, &hello).await?;
             let asked = clock::now();
             let mut pushes = connection.accept_control().await?;
             let welcome: Welcome = read_frame(&mut pushes, limits::MAX_HELLO_LEN).await?;
@@ -113,7 +119,7 @@ impl TrackerConnection {
                 .unwrap_or(Err(FrameError::TimedOut))
                 .map_err(|error| {
                     connection.close(error.code());
-                    ConnectError::Greeting { address, reason: error.to_string() }
+                    ConnectError::Greeting { address: at, reason: error.to_string() }
                 })?;
         let queue = PushQueue { stream: pushes, connection: connection.clone() };
         let tracker = Self {

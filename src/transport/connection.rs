@@ -1,6 +1,6 @@
 //! An authenticated QUIC connection: who is at the other end is known.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 pub use quinn::{ConnectionError, RecvStream, SendStream};
@@ -46,6 +46,11 @@ impl Connection {
     /// Where it is seen from here; IPv4 even on a dual-stack socket.
     pub fn remote_address(&self) -> SocketAddr {
         canonical(self.quic.remote_address())
+    }
+
+    /// Our own address on this connection's path, where the system tells.
+    pub fn local_ip(&self) -> Option<IpAddr> {
+        self.quic.local_ip().map(|ip| ip.to_canonical())
     }
 
     /// Whether this side began the connection.

@@ -186,12 +186,21 @@ pub const STREAM_WINDOW: u64 = PIECE_LEN as u64 + 64 * 1024;
 /// Bytes a peer may have in flight to us, or we queue to a peer, on one connection.
 pub const PEER_WINDOW: u64 = PEER_STREAMS as u64 * PIECE_LEN as u64 + WINDOW_HEADROOM;
 
+/// Bytes in flight to us from a peer that has not shown a valid ticket yet: control frames only.
+pub const STRANGER_WINDOW: u64 = 2 * WINDOW_HEADROOM;
+
+/// A peer that dialled us shows a valid ticket within this, or goes.
+pub const TICKET_DEADLINE: Duration = Duration::from_secs(15);
+
 /// Bytes in flight on one tracker connection: a few pages.
 pub const TRACKER_WINDOW: u64 = 4 * 1024 * 1024;
 
 /// Piece buffers an agent fills for uploads at once, over all peers: 64 × 512 KiB = 32 MiB. More
 /// requests wait, told QUEUED.
 pub const UPLOAD_SLOTS: usize = 64;
+
+/// Of those, what one session may take: a peer that reads nothing holds up a quarter, no more.
+pub const UPLOAD_SLOTS_PER_SESSION: usize = UPLOAD_SLOTS / 4;
 
 /// Piece buffers an agent fills by downloads at once, over all files: 32 MiB.
 pub const DOWNLOAD_SLOTS: usize = 64;

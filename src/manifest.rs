@@ -17,7 +17,7 @@ pub const HEAD_TAG: &[u8; 16] = b"mtq manifest 1\r\n";
 const HEAD_FIXED_LEN: usize = 16 + 8 + 4 + 20 + 20 + 32;
 
 /// Bytes of one piece's hashes in a page: SHA-1 and BLAKE3.
-const PIECE_HASHES_LEN: usize = 20 + 32;
+pub const PIECE_HASHES_LEN: usize = 20 + 32;
 
 fixed_bytes! {
     /// BLAKE3 of the manifest head: the real identity of a file. Names are labels.
@@ -115,7 +115,7 @@ impl ManifestHead {
     /// The fixed byte layout: tag, size (u64 LE), piece length (u32 LE), SHA-1 of the file, info
     /// hash, BLAKE3 of the file, BLAKE3 of each hash page.
     pub fn encode(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(HEAD_FIXED_LEN + 32 * self.page_hashes.len());
+        let mut bytes = Vec::with_capacity(self.encoded_len());
         bytes.extend_from_slice(HEAD_TAG);
         bytes.extend_from_slice(&self.layout.size().to_le_bytes());
         bytes.extend_from_slice(&PIECE_LEN.to_le_bytes());
@@ -126,6 +126,11 @@ impl ManifestHead {
             bytes.extend_from_slice(&page.0);
         }
         bytes
+    }
+
+    /// Bytes of the encoded head.
+    pub fn encoded_len(&self) -> usize {
+        HEAD_FIXED_LEN + 32 * self.page_hashes.len()
     }
 
     /// BLAKE3 of the encoded head.

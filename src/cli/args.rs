@@ -131,6 +131,7 @@ pub enum ClientCommand {
         /// The account.
         user: UserName,
         /// Its password.
+        #[arg(allow_hyphen_values = true)]
         password: Option<String>,
     },
     /// Log in. Without PASSWORD: MTQ_PASSWORD, or a prompt.
@@ -138,6 +139,7 @@ pub enum ClientCommand {
         /// The account.
         user: UserName,
         /// Its password.
+        #[arg(allow_hyphen_values = true)]
         password: Option<String>,
     },
     /// Log out; stops all sharing and downloading.

@@ -71,21 +71,17 @@ async fn obey(agent: &Agent, args: &ClientArgs, interactive: bool) -> u8 {
             Ok(line) => match script::parse(&line) {
                 Parsed::Nothing => continue,
                 Parsed::Help(text) => {
-                    eprintln!("{text}");
-                    continue;
+                    let answer = output::Answer::new(serde_json::json!({"text": text}), text);
+                    ("help".to_owned(), Ok(answer))
                 }
                 Parsed::Command(ClientCommand::Quit) => {
-                    output::print(
-                        "quit",
-                        &command::run(agent, ClientCommand::Quit, &no_ask).await,
-                        args.json,
-                    );
-                    return if interactive { 0 } else { first_failure };
+                    let answer = output::Answer::new(serde_json::json!({}), "");
+                    output::print("quit", &Ok(answer), args.json);
+                    return ended(agent, first_failure, interactive);
                 }
                 Parsed::Command(parsed) => {
                     let name = parsed.name().to_owned();
-                    let ask: &dyn Fn(&str) -> Option<String> =
-                        if interactive { &prompt } else { &no_ask };
+                    let ask = if interactive { prompt } else { no_ask };
                     (name, command::run(agent, parsed, ask).await)
                 }
                 Parsed::Wrong(name, failure) => (text::printable(&name), Err(failure)),
@@ -110,7 +106,21 @@ async fn obey(agent: &Agent, args: &ClientArgs, interactive: bool) -> u8 {
     } else if held > 0 && !interactive {
         eprintln!("no more commands; sharing ends with this client (--stay keeps it on)");
     }
-    if interactive { 0 } else { first_failure }
+    ended(agent, first_failure, interactive)
+}
+
+/// The status to end with. A script that leaves downloads unfinished did not succeed.
+fn ended(agent: &Agent, first_failure: u8, interactive: bool) -> u8 {
+    let rows = agent.downloads();
+    let unfinished = rows.iter().filter(|row| row.state.is_under_way()).count();
+    if unfinished > 0 {
+        eprintln!("{unfinished} downloads are not finished; the same get goes on with them later");
+    }
+    match (interactive, first_failure, unfinished) {
+        (true, ..) | (_, 0, 0) => 0,
+        (_, 0, _) => status::FAILED,
+        (_, failure, _) => failure,
+    }
 }
 
 /// Reads standard input on a thread of its own, a line when one is wanted.

@@ -17,23 +17,22 @@ use crate::client::report::{DownloadRow, Started};
 use crate::name::{GroupName, Selector};
 use crate::tracker::message::{FileRow, Password, Standing};
 
+/// Asks a person for a secret, without showing it.
+pub type Ask = fn(&str) -> Option<String>;
+
 /// Runs `command`. `ask` gets a password from the terminal, where there is one.
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(
-    agent: &Agent,
-    command: ClientCommand,
-    ask: &dyn Fn(&str) -> Option<String>,
-) -> Result<Answer, Failure> {
+pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answer, Failure> {
     match command {
         ClientCommand::CreateUser { user, password } => {
-            let password = password_for(password, ask, true)?;
+            let password = password_for(password, ask, true).await?;
             agent.create_user(user.clone(), password).await?;
             Ok(Answer::new(json!({"user": user}), format!("user {user} created")))
         }
         ClientCommand::Login { user, password } => {
-            let password = password_for(password, ask, false)?;
+            let password = password_for(password, ask, false).await?;
             agent.login(user.clone(), password).await?;
             Ok(Answer::new(json!({"user": user}), format!("logged in as {user}")))
         }
@@ -197,6 +196,7 @@ pub async fn run(
             Ok(Answer::new(json, text))
         }
         ClientCommand::Wait { timeout } => wait(agent, timeout).await,
+        // The session ends on it before it comes here.
         ClientCommand::Quit => Ok(Answer::new(json!({}), "")),
     }
 }
@@ -351,24 +351,24 @@ fn bad_name(text: &str, error: &dyn std::error::Error) -> Failure {
     Failure::usage(format!("{}: {error}", text::printable(text)))
 }
 
-fn password_for(
-    given: Option<String>,
-    ask: &dyn Fn(&str) -> Option<String>,
-    new: bool,
-) -> Result<Password, Failure> {
+async fn password_for(given: Option<String>, ask: Ask, new: bool) -> Result<Password, Failure> {
     if let Some(password) = given {
         return Ok(Password(password));
     }
     if let Ok(password) = std::env::var("MTQ_PASSWORD") {
         return Ok(Password(password));
     }
-    let no_password =
-        || Failure::usage("a password is needed: after the user name, or in MTQ_PASSWORD");
-    let password = ask("password: ").ok_or_else(no_password)?;
-    if new && ask("again: ").as_ref() != Some(&password) {
-        return Err(Failure::usage("the two passwords differ"));
+    // A person takes time; everything else goes on meanwhile.
+    let asked = tokio::task::spawn_blocking(move || {
+        let password = ask("password: ")?;
+        let same = !new || ask("again: ").as_ref() == Some(&password);
+        Some((password, same))
+    });
+    match asked.await {
+        Ok(Some((password, true))) => Ok(Password(password)),
+        Ok(Some((_, false))) => Err(Failure::usage("the two passwords differ")),
+        _ => Err(Failure::usage("a password is needed: after the user name, or in MTQ_PASSWORD")),
     }
-    Ok(Password(password))
 }
 
 /// Reads a small text file named on the command line.

@@ -15,6 +15,7 @@ use indicatif::MultiProgress;
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinSet;
 
 use super::args::DemoArgs;
@@ -36,6 +37,9 @@ const FILE: &str = "demo file.bin";
 /// A started process answers its first command within this, or never.
 const START_LIMIT: Duration = Duration::from_secs(30);
 
+/// A file is hashed within this, however slow the disk.
+const HASH_LIMIT: Duration = Duration::from_secs(3600);
+
 /// A process that was told to end has this long.
 const END_LIMIT: Duration = Duration::from_secs(15);
 
@@ -50,9 +54,12 @@ pub fn run(args: &DemoArgs) -> Result<u8, Failure> {
         .build()
         .map_err(|error| failed("cannot start", &error))?;
     runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate())
+            .map_err(|error| failed("cannot wait for signals", &error))?;
         tokio::select! {
             result = play(args, &home.path) => result,
             _ = tokio::signal::ctrl_c() => Ok(status::INTERRUPTED),
+            _ = terminate.recv() => Ok(status::INTERRUPTED),
         }
     })
 }
@@ -119,7 +126,8 @@ async fn play(args: &DemoArgs, home: &Path) -> Result<u8, Failure> {
     println!("{} makes and shares the file", first.name);
     let source = first.dir.join(FILE);
     let sha1 = generate(&source, size).map_err(|error| failed(&text::path(&source), &error))?;
-    first.ask(&format!("share {} {GROUP}", quote(&source))).await?;
+    let share = format!("share {} {GROUP}", quote(&source));
+    first.ask_within(HASH_LIMIT, &share).await?;
 
     println!("everybody else gets it, all at once");
     for client in others.iter_mut() {
@@ -234,8 +242,13 @@ impl ClientProcess {
         Ok(Self { index, name, dir, log, child, input, answers })
     }
 
-    /// Writes a command and reads its answer.
+    /// Writes a command and reads its answer, which comes soon.
     async fn ask(&mut self, line: &str) -> Result<Value, Failure> {
+        self.ask_within(START_LIMIT, line).await
+    }
+
+    /// Writes a command and reads its answer within `limit`.
+    async fn ask_within(&mut self, limit: Duration, line: &str) -> Result<Value, Failure> {
         let died = || {
             Failure::new("internal", format!("client {} died", self.name))
                 .hint(format!("run again with --keep DIR and see {}", text::path(&self.log)))
@@ -245,7 +258,7 @@ impl ClientProcess {
             self.input.flush().await?;
             self.answers.next_line().await
         };
-        let answer = match tokio::time::timeout(START_LIMIT, exchange).await {
+        let answer = match tokio::time::timeout(limit, exchange).await {
             Ok(Ok(Some(answer))) => answer,
             Ok(_) => return Err(died()),
             Err(_elapsed) => {
@@ -402,7 +415,7 @@ fn generate(path: &Path, size: u64) -> io::Result<Sha1Hash> {
 }
 
 fn file_sha1(path: &Path) -> Result<Sha1Hash, Failure> {
-    let sha1 = File::open(path).and_then(|file| hashing::sha1_of(&file));
+    let sha1 = File::open(path).and_then(|file| hashing::sha1_of(&file, &|| true));
     sha1.map_err(|error| failed(&text::path(path), &error))
 }
 

@@ -37,6 +37,14 @@ pub fn parse(line: &str) -> Parsed {
         Ok(line) => Parsed::Command(line.command),
         Err(error) => match error.kind() {
             ErrorKind::DisplayHelp => Parsed::Help(error.to_string().trim_end().to_owned()),
+            // What stands behind a user name may be a password: it is not repeated.
+            ErrorKind::UnknownArgument
+                if ["login", "create-user", "create_user"].contains(&first.as_str()) =>
+            {
+                let failure = Failure::usage("there are words after the password")
+                    .hint("a password with blanks is put in quotes");
+                Parsed::Wrong(first, failure)
+            }
             _ => Parsed::Wrong(first, failure(&error)),
         },
     }
@@ -136,6 +144,12 @@ mod tests {
         assert_eq!(wrong("share a 'b").message, "a quote is not closed");
         assert!(wrong("login 'no good'").message.contains("1 to 32"));
         assert!(wrong("wait --timeout soon").hint.is_some());
+        let failure = wrong("login bob my secret words");
+        assert!(!format!("{failure:?}").contains("secret"), "{failure:?}");
+        assert!(matches!(
+            command("login bob -dash"),
+            ClientCommand::Login { password: Some(_), .. }
+        ));
         assert!(matches!(parse("  # comment"), Parsed::Nothing));
         assert!(matches!(parse(""), Parsed::Nothing));
         assert!(matches!(parse("help"), Parsed::Help(_)));

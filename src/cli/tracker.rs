@@ -75,7 +75,9 @@ async fn start(
     let resolved = resolved.map_err(|error| {
         Failure::new("bind", format!("{}: {error}", link.host())).hint("or say --listen ADDR")
     })?;
-    for address in resolved {
+    // A machine's own name often means loopback to itself, where no client would find it.
+    let is_name = link.host().parse::<std::net::IpAddr>().is_err() && link.host() != "localhost";
+    for address in resolved.filter(|address| !(is_name && address.ip().is_loopback())) {
         match Tracker::start(identity.clone(), address) {
             // The address clients use may be a router's, not ours.
             Err(BindError::Socket { error, .. })

@@ -92,9 +92,11 @@ impl Agent {
     /// # Errors
     /// [`AgentError`].
     pub async fn logout(&self) -> Result<usize, AgentError> {
-        self.done(Request::Logout).await?;
+        // Here first: whatever the tracker says, nothing is served any more.
+        let stopped = self.core.drop_entries(|_| true, ErrorCode::LoggedOut);
+        let told = self.done(Request::Logout).await;
         self.core.line.set_user(None);
-        Ok(self.core.drop_entries(|_| true, ErrorCode::LoggedOut))
+        told.map(|()| stopped)
     }
 
     /// Makes a group.
@@ -267,12 +269,19 @@ impl Agent {
         };
         let chosen = metafile_path.is_some();
         let metafile_path = metafile_path.unwrap_or_else(|| metafile::beside(path));
+        let is_new = metafile_path.symlink_metadata().is_err();
         let (metafile, warning) = match metafile::write(&metafile_path, &meta) {
             Ok(()) => (Some(metafile_path), None),
             Err(error) if chosen => return Err(error),
             Err(error) => (None, Some(format!("no metafile was written: {error}"))),
         };
-        self.list(&group, &name, &manifest).await?;
+        if let Err(error) = self.list(&group, &name, &manifest).await {
+            // A metafile of something that is not listed helps nobody.
+            if let Some(metafile) = metafile.filter(|_| is_new) {
+                let _ = fs::remove_file(metafile);
+            }
+            return Err(error);
+        }
 
         let key = SwarmKey { group: id, content: manifest.content_id() };
         let serving =
@@ -295,6 +304,7 @@ impl Agent {
                 store,
                 meter: None,
                 state: EntryState::Seeding,
+                told: false,
                 stop: CancellationToken::new(),
             };
             self.core.library().add(key, entry);
@@ -457,7 +467,7 @@ impl Agent {
     }
 
     fn refuse_known(&self, key: SwarmKey) -> Result<(), AgentError> {
-        let library = self.core.library();
+        let mut library = self.core.library();
         match library.find(key) {
             Some(entry) if entry.state.is_under_way() => {
                 Err(AgentError::Downloading(entry.name.to_string()))
@@ -465,7 +475,11 @@ impl Agent {
             Some(entry) if entry.state == EntryState::Seeding && !entry.store.is_changed() => {
                 Err(AgentError::Have(entry.store.path()))
             }
-            _ => Ok(()),
+            _ => {
+                // A failed attempt is forgotten, and lets go of its part file.
+                library.remove(key);
+                Ok(())
+            }
         }
     }
 
@@ -499,6 +513,7 @@ impl Agent {
             store: store.clone(),
             meter: Some(meter.clone()),
             state: EntryState::Downloading,
+            told: false,
             stop: stop.clone(),
         };
         let swarm = Swarm { key, store: store.clone(), news: Some(news_sender) };
@@ -550,7 +565,8 @@ impl Agent {
     /// Waits until no download is under way; returns all rows.
     ///
     /// # Errors
-    /// [`AgentError::Timeout`], or [`AgentError::Download`] naming the first that failed.
+    /// [`AgentError::Timeout`], or [`AgentError::Download`] naming the first that failed since
+    /// the last wait.
     pub async fn wait(&self, timeout: Option<Duration>) -> Result<Vec<DownloadRow>, AgentError> {
         let settled = async {
             loop {
@@ -573,13 +589,10 @@ impl Agent {
                 }
             },
         };
-        for row in &rows {
-            if let EntryState::Failed(error) = &row.state {
-                let error = error.clone();
-                return Err(AgentError::Download { name: row.name.to_string(), error });
-            }
+        match self.core.library().take_failure() {
+            Some((name, error)) => Err(AgentError::Download { name: name.to_string(), error }),
+            None => Ok(rows),
         }
-        Ok(rows)
     }
 
     /// Stops everything in order: downloads, peers, the tracker, the socket.

@@ -194,8 +194,10 @@ impl Core {
             Ok(()) => {
                 self.library().set_state(key, EntryState::Finishing);
                 let finishing = store.clone();
+                let wanted = stop.clone();
                 let named = tokio::task::spawn_blocking(move || {
-                    finishing.finish(&destination.directory, &destination.name)
+                    let go_on = || !wanted.is_cancelled();
+                    finishing.finish(&destination.directory, &destination.name, &go_on)
                 });
                 match named.await {
                     Ok(named) => named.map_err(DownloadError::from),
@@ -205,6 +207,11 @@ impl Core {
             Err(error) => Err(error),
         };
         meter.end();
+        if stop.is_cancelled() {
+            // Whoever stopped it has taken it out of the library, and perhaps put another in.
+            self.changed.notify_waiters();
+            return;
+        }
         match result {
             Ok(path) => {
                 tracing::info!(%group, path = %path.display(), "download complete");
@@ -217,8 +224,6 @@ impl Core {
                     tracing::debug!(%error, "announce failed; it is repeated later");
                 }
             }
-            // Whoever stopped it has taken it out of the library.
-            Err(DownloadError::Stopped) if stop.is_cancelled() => self.changed.notify_waiters(),
             Err(error) => {
                 tracing::error!(%group, %error, "download failed");
                 if matches!(error, DownloadError::FalseManifest(_)) {
@@ -321,6 +326,8 @@ impl Core {
 
     /// Announces everything we hold, and looks for peers for what is under way.
     pub(super) async fn announce_all(&self) {
+        // Peers that answer the announcement are to see tickets that hold.
+        self.renew_due().await;
         let mut by_group: HashMap<GroupName, Vec<(SwarmKey, bool)>> = HashMap::new();
         for (key, entry) in self.library().entries() {
             let complete = entry.state == EntryState::Seeding;
@@ -347,22 +354,30 @@ impl Core {
                 () = self.stop.cancelled() => return,
                 () = tokio::time::sleep(RENEWAL_CHECK) => {}
             }
-            let now = self.registry.tracker_time();
-            let due: Vec<_> = self
-                .groups()
-                .iter()
-                .filter(|(_, (_, renew_at))| *renew_at <= now)
-                .map(|(group, _)| group.clone())
-                .collect();
-            for group in due {
-                match self.ticket(&group).await {
-                    Ok(_) => tracing::debug!(%group, "ticket renewed"),
-                    Err(AgentError::Refused(refusal)) => {
-                        tracing::warn!(%group, %refusal, "no ticket any more");
-                        self.groups().remove(&group);
-                    }
-                    Err(error) => tracing::debug!(%group, %error, "ticket not renewed yet"),
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = self.renew_due() => {}
+            }
+        }
+    }
+
+    /// Renews the tickets that are due.
+    async fn renew_due(&self) {
+        let now = self.registry.tracker_time();
+        let due: Vec<_> = self
+            .groups()
+            .iter()
+            .filter(|(_, (_, renew_at))| *renew_at <= now)
+            .map(|(group, _)| group.clone())
+            .collect();
+        for group in due {
+            match self.ticket(&group).await {
+                Ok(_) => tracing::debug!(%group, "ticket renewed"),
+                Err(AgentError::Refused(refusal)) => {
+                    tracing::warn!(%group, %refusal, "no ticket any more");
+                    self.groups().remove(&group);
                 }
+                Err(error) => tracing::debug!(%group, %error, "ticket not renewed yet"),
             }
         }
     }

@@ -51,6 +51,8 @@ pub struct Entry {
     pub meter: Option<Arc<Meter>>,
     /// Where it is in its life.
     pub state: EntryState,
+    /// Whether its failure was told to somebody who waited.
+    pub told: bool,
     /// Stops its download.
     pub stop: CancellationToken,
 }
@@ -101,6 +103,19 @@ impl Library {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.state = state;
         }
+    }
+
+    /// The first failure nobody who waited was told of; all are told with it.
+    pub fn take_failure(&mut self) -> Option<(FileName, DownloadFailure)> {
+        let mut first: Option<(u64, FileName, DownloadFailure)> = None;
+        for entry in self.entries.values_mut().filter(|entry| !entry.told) {
+            let EntryState::Failed(failure) = &entry.state else { continue };
+            entry.told = true;
+            if first.as_ref().is_none_or(|(number, ..)| *number > entry.number) {
+                first = Some((entry.number, entry.name.clone(), failure.clone()));
+            }
+        }
+        first.map(|(_, name, failure)| (name, failure))
     }
 
     /// Removes an entry and stops its download.

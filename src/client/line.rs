@@ -153,7 +153,10 @@ impl TrackerLine {
                     self.set_user(None);
                     let _ = self.events.send(LineEvent::LoggedOut).await;
                 }
-                Err(error) => return Err(answer_error(error)),
+                Err(error) => {
+                    tracker.close(ErrorCode::Done);
+                    return Err(answer_error(error));
+                }
             }
         }
         current.tracker = Some(tracker.clone());

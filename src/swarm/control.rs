@@ -53,6 +53,7 @@ fn show_ticket(registry: &Registry, session: &Session, ticket: &[u8]) -> Result<
             let lapsed =
                 session.ticket(group).is_some() && registry.member(session, group).is_none();
             session.keep_ticket(ticket);
+            session.connection.trust();
             if lapsed {
                 // What was denied meanwhile is to be had again.
                 let theirs = session.swarms().into_iter().filter(|key| key.group == group);
@@ -88,6 +89,8 @@ fn open(
     };
     // Without a ticket nothing is said, not even whether there is such a swarm.
     if registry.member(session, key.group).is_none() {
+        // Ours, if we opened it, ends with it: a later attempt begins anew.
+        session.forget(key);
         return refuse(ErrorCode::NoTicket);
     }
     let (Some(swarm), Some(ticket)) = (registry.swarm(key), registry.ticket(key.group)) else {

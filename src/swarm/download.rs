@@ -238,8 +238,7 @@ impl Download {
 impl Driver {
     async fn run(mut self) -> Result<(), DownloadError> {
         loop {
-            let now = self.started.elapsed();
-            let tick = self.scheduler.next_timeout(now).map(|at| self.started + at);
+            let tick = self.scheduler.next_timeout().map(|at| self.started + at);
             let wake = [tick, self.tell_at].into_iter().flatten().fold(self.ask_at, Instant::min);
             let wake = tokio::time::Instant::from_std(wake);
             let event = tokio::select! {
@@ -301,18 +300,9 @@ impl Driver {
         let slots = self.download.registry.download_slots.clone();
         let len = self.download.store.manifest().layout().len(piece);
         let swarm = self.download.key;
-        let handle = self.fetches.spawn(async move {
-            let fetched = match tokio::time::timeout(
-                PIECE_DEADLINE,
-                fetch(&session, swarm, piece, len, slots),
-            )
-            .await
-            {
-                Ok(fetched) => fetched,
-                Err(_elapsed) => Fetched::NotServed(NotServed::Broken),
-            };
-            (key, piece, fetched)
-        });
+        let handle = self
+            .fetches
+            .spawn(async move { (key, piece, fetch(&session, swarm, piece, len, slots).await) });
         peer.fetches.insert(piece, handle);
     }
 
@@ -524,7 +514,8 @@ async fn fetch(
             Ok(Fetched::Misbehaved)
         }
     };
-    exchange.await.unwrap_or_else(|error: FrameError| {
+    let exchanged = tokio::time::timeout(PIECE_DEADLINE, exchange).await;
+    exchanged.unwrap_or(Err(FrameError::TimedOut)).unwrap_or_else(|error| {
         if error.is_misbehaviour() {
             Fetched::Misbehaved
         } else {

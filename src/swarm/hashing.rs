@@ -156,15 +156,18 @@ fn hash_queue(
     }
 }
 
-/// SHA-1 of all of `file`, from its start.
+/// SHA-1 of all of `file`, from its start, as long as `go_on` says so.
 ///
 /// # Errors
-/// When reading fails.
-pub fn sha1_of(mut file: &File) -> io::Result<Sha1Hash> {
+/// When reading fails or is given up.
+pub fn sha1_of(mut file: &File, go_on: &dyn Fn() -> bool) -> io::Result<Sha1Hash> {
     io::Seek::seek(&mut file, io::SeekFrom::Start(0))?;
     let mut sha1 = Sha1Hasher::default();
     let mut buffer = vec![0; PIECE_LEN as usize];
     loop {
+        if !go_on() {
+            return Err(io::Error::other("stopped"));
+        }
         match file.read(&mut buffer)? {
             0 => return Ok(sha1.finish()),
             len => sha1.update(&buffer[..len]),
@@ -195,7 +198,7 @@ mod tests {
             assert_eq!(manifest, manifest_of(&content), "{len}");
             assert_eq!(last.into_inner(), len as u64);
             let file = File::open(&path).expect("opens");
-            assert_eq!(sha1_of(&file).expect("read"), manifest.head().sha1());
+            assert_eq!(sha1_of(&file, &|| true).expect("read"), manifest.head().sha1());
         }
     }
 

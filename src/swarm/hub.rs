@@ -120,7 +120,14 @@ async fn accept(shared: Arc<Shared>) {
             incoming = shared.endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        if shared.endpoint.connection_count() >= limits::MAX_PEER_CONNECTIONS {
+        let crowd = shared.endpoint.connection_count();
+        // Half full: strangers prove their address first.
+        let incoming = match crowd > limits::MAX_PEER_CONNECTIONS / 2 {
+            true => incoming.validated(),
+            false => Some(incoming),
+        };
+        let Some(incoming) = incoming else { continue };
+        if crowd >= limits::MAX_PEER_CONNECTIONS {
             tracing::warn!(from = %incoming.remote_address(), "refused: too many connections");
             incoming.refuse();
             continue;
@@ -171,7 +178,10 @@ async fn dial(shared: Arc<Shared>, dialling: Dialling, addresses: Vec<SocketAddr
 /// A session from hello to end.
 async fn run_session(shared: Arc<Shared>, connection: Connection, dialling: Option<Dialling>) {
     let peer = connection.remote().short();
-    let greeted = tokio::time::timeout(limits::FIRST_FRAME_DEADLINE, greet(&connection)).await;
+    let greeted = tokio::select! {
+        () = shared.draining.cancelled() => return connection.close(ErrorCode::GoingAway),
+        greeted = tokio::time::timeout(limits::FIRST_FRAME_DEADLINE, greet(&connection)) => greeted,
+    };
     let (mut writer, mut reader) = match greeted.unwrap_or(Err(FrameError::TimedOut)) {
         Ok(streams) => streams,
         Err(error) => {
@@ -236,7 +246,14 @@ async fn run_session(shared: Arc<Shared>, connection: Connection, dialling: Opti
         }
         ErrorCode::Done
     };
+    let ticketless = async {
+        tokio::time::sleep(limits::TICKET_DEADLINE).await;
+        if connection.dialled() || session.has_ticket() {
+            std::future::pending::<()>().await;
+        }
+    };
     let code = tokio::select! {
+        () = ticketless => ErrorCode::NoTicket,
         code = write => code,
         code = read => code,
         code = serve => code,

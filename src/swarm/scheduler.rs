@@ -139,7 +139,8 @@ struct Peer {
     /// Bytes a second, smoothed; zero until the first piece.
     rate: f64,
     last_received: Duration,
-    not_before: Duration,
+    /// Not asked before this.
+    rests_until: Option<Duration>,
 }
 
 /// The scheduler of one download.
@@ -177,6 +178,7 @@ impl Scheduler {
     /// Takes in one event at time `now` since the download began; returns what to do.
     pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Action> {
         let mut actions = Vec::new();
+        let rested = self.end_rests(now);
         let mut ready = Ready::All;
         match event {
             Event::PeerJoined { peer, user, pieces } => {
@@ -242,25 +244,37 @@ impl Scheduler {
                         }
                     }
                     (Some(known), NotServed::Busy | NotServed::Broken) => {
-                        known.not_before = now + BUSY_WAIT;
+                        known.rests_until = Some(now + BUSY_WAIT);
                     }
                 }
             }
             Event::Tick => {}
         }
-        self.fill(now, ready, &mut actions);
+        self.fill(now, if rested { Ready::All } else { ready }, &mut actions);
         if cfg!(debug_assertions) && self.layout.piece_count() <= 256 {
             self.check_invariants();
         }
         actions
     }
 
+    /// Ends the rests that are over; whether there were any.
+    fn end_rests(&mut self, now: Duration) -> bool {
+        let mut any = false;
+        for peer in self.peers.values_mut() {
+            if peer.rests_until.is_some_and(|until| until <= now) {
+                peer.rests_until = None;
+                any = true;
+            }
+        }
+        any
+    }
+
     /// When to send a [`Event::Tick`], if nothing else happens before.
-    pub fn next_timeout(&self, now: Duration) -> Option<Duration> {
+    pub fn next_timeout(&self) -> Option<Duration> {
         if self.picker.missing_count() == 0 {
             return None;
         }
-        self.peers.values().map(|peer| peer.not_before).filter(|at| *at > now).min()
+        self.peers.values().filter_map(|peer| peer.rests_until).min()
     }
 
     /// Asks ready peers in turn, one piece each, until none can take more.
@@ -285,7 +299,7 @@ impl Scheduler {
         let asked_of_all = self.picker.in_flight_count() as usize;
         // The bound on all peers together never starves one: each may have its minimum.
         let within = peer.asked.len() < PIPELINE_MIN || asked_of_all < MAX_IN_FLIGHT;
-        if peer.asked.len() >= peer.depth || !within || now < peer.not_before {
+        if peer.asked.len() >= peer.depth || !within || peer.rests_until.is_some() {
             return None;
         }
         let piece = self.picker.pick(&peer.pieces)?;
@@ -341,7 +355,7 @@ impl Peer {
             depth: PIPELINE_START,
             rate: 0.0,
             last_received: Duration::ZERO,
-            not_before: Duration::ZERO,
+            rests_until: None,
         }
     }
 
@@ -482,7 +496,7 @@ mod tests {
         let p = piece(&s, 0);
         let busy = Event::NotServed { peer: PeerKey(1), piece: p, reason: NotServed::Busy };
         assert!(s.handle(MS, busy).is_empty());
-        let at = s.next_timeout(MS).expect("a timeout");
+        let at = s.next_timeout().expect("a timeout");
         assert!(s.handle(at - MS, Event::Tick).is_empty());
         assert_eq!(requests(&s.handle(at, Event::Tick)), [(1, 0)]);
     }

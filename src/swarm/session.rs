@@ -7,14 +7,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::message::Control;
 use super::storage::PieceStore;
 use crate::bitfield::Bitfield;
 use crate::error_code::ErrorCode;
 use crate::id::GroupId;
-use crate::limits::{CONTROL_QUEUE_BYTES, MAX_SWARMS_PER_CONNECTION};
+use crate::limits::{CONTROL_QUEUE_BYTES, MAX_SWARMS_PER_CONNECTION, UPLOAD_SLOTS_PER_SESSION};
 use crate::manifest::ContentId;
 use crate::name::UserName;
 use crate::piece::PieceIndex;
@@ -103,6 +103,8 @@ pub struct Session {
     control: mpsc::Sender<Outgoing>,
     /// Bytes of frames that wait to be written.
     queued_bytes: AtomicUsize,
+    /// Upload slots this one session may take.
+    pub upload_slots: Semaphore,
     tables: Mutex<Tables>,
 }
 
@@ -119,7 +121,8 @@ impl Session {
     /// A session whose control frames go through `control`.
     pub fn new(number: u64, connection: Connection, control: mpsc::Sender<Outgoing>) -> Self {
         let queued_bytes = AtomicUsize::new(0);
-        Self { number, connection, control, queued_bytes, tables: Mutex::default() }
+        let upload_slots = Semaphore::new(UPLOAD_SLOTS_PER_SESSION);
+        Self { number, connection, control, queued_bytes, upload_slots, tables: Mutex::default() }
     }
 
     /// Sends a control frame. A peer that does not read its control stream is cut off.
@@ -159,6 +162,11 @@ impl Session {
         if self.lock().shown.contains(&group) {
             self.send(Control::Ticket { ticket: ticket.to_vec() });
         }
+    }
+
+    /// Forgets that we opened a swarm, without a word.
+    pub fn forget(&self, key: SwarmKey) {
+        self.lock().ours.remove(&key);
     }
 
     /// Ends a swarm on this session, both ways.
@@ -216,6 +224,8 @@ impl Session {
         if tables.theirs.contains_key(&number) {
             return Err(ErrorCode::Protocol);
         }
+        // Opened anew, under one number at a time.
+        tables.theirs.retain(|_, theirs| *theirs != key);
         tables.theirs.insert(number, key);
         Ok(())
     }
@@ -248,6 +258,11 @@ impl Session {
     /// Keeps a verified ticket of the peer.
     pub fn keep_ticket(&self, ticket: Ticket) {
         self.lock().tickets.insert(ticket.holder().group, ticket);
+    }
+
+    /// Whether the peer ever showed a valid ticket.
+    pub fn has_ticket(&self) -> bool {
+        !self.lock().tickets.is_empty()
     }
 
     /// The peer's ticket for a group.

@@ -6,7 +6,7 @@
 
 use std::fs::{self, File, TryLockError};
 use std::io;
-use std::os::unix::fs::FileExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -162,11 +162,7 @@ impl PieceStore {
             }
         };
         if matches!(result, Err(StorageError::Io { .. } | StorageError::NoSpace { .. })) {
-            // A part with data in it stays: it is worth a later attempt.
-            let empty = fs::metadata(&path).is_ok_and(|m| blocks(&m) == 0);
-            if empty {
-                let _ = fs::remove_file(&path);
-            }
+            // Fails while parts are in it, which is as it should be.
             let _ = fs::remove_dir(&part_dir);
         }
         result
@@ -179,23 +175,41 @@ impl PieceStore {
     ) -> Result<Self, StorageError> {
         let layout = manifest.layout();
         let io = StorageError::io(path, layout.size());
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(&io)?;
+        let mut options = File::options();
+        options.read(true).write(true);
+        let (file, new) = match options.clone().create_new(true).open(path) {
+            Ok(file) => (file, true),
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                (options.open(path).map_err(&io)?, false)
+            }
+            Err(error) => return Err(io(error)),
+        };
+        let result = Self::fill_part(manifest, file, path, new, progress);
+        if new && result.is_err() {
+            // What an earlier attempt left stays: it is worth a later one.
+            let _ = fs::remove_file(path);
+        }
+        result
+    }
+
+    fn fill_part(
+        manifest: Arc<Manifest>,
+        file: File,
+        path: &Path,
+        new: bool,
+        progress: &dyn Fn(u64),
+    ) -> Result<Self, StorageError> {
+        let layout = manifest.layout();
+        let io = StorageError::io(path, layout.size());
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(StorageError::InUse(path.to_owned())),
             Err(TryLockError::Error(error)) => return Err(io(error)),
         }
-        let old_len = file.metadata().map_err(&io)?.len();
         file.set_len(layout.size()).map_err(&io)?;
         reserve(&file, layout.size()).map_err(&io)?;
         let part = Part { file, path: path.to_owned() };
-        let have = if old_len == 0 {
+        let have = if new {
             Bitfield::none(layout)
         } else {
             part.verified(&manifest, progress).map_err(&io)?
@@ -311,12 +325,19 @@ impl PieceStore {
     /// it to the disk, renames without replacing. A taken name becomes `name (1)`.
     ///
     /// # Errors
-    /// [`StorageError`]; the part file stays, but for a false manifest.
-    pub fn finish(&self, directory: &Path, name: &FileName) -> Result<PathBuf, StorageError> {
+    /// [`StorageError`]; the part file stays, but for a false manifest. `go_on` is asked about
+    /// once a piece.
+    pub fn finish(
+        &self,
+        directory: &Path,
+        name: &FileName,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<PathBuf, StorageError> {
         let place = self.lock().place.clone();
         let Place::Part(part) = place else { return Ok(self.path()) };
         let io = StorageError::io(&part.path, self.manifest.layout().size());
-        if hashing::sha1_of(&part.file).map_err(&io)? != self.manifest.head().sha1() {
+        let sha1 = hashing::sha1_of(&part.file, go_on).map_err(&io)?;
+        if sha1 != self.manifest.head().sha1() {
             self.discard();
             return Err(StorageError::FalseManifest);
         }
@@ -373,16 +394,18 @@ fn reserve(file: &File, size: u64) -> io::Result<()> {
     if size == 0 {
         return Ok(());
     }
+    // Asked first: a reservation that fails half-way would leave the disk full until it is undone.
+    let free = rustix::fs::fstatvfs(file)?;
+    let missing = size.saturating_sub(file.metadata()?.blocks() * 512);
+    if missing > free.f_bavail.saturating_mul(free.f_frsize) {
+        return Err(io::ErrorKind::StorageFull.into());
+    }
     match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
         Err(rustix::io::Errno::NOTSUP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => {
             Ok(())
         }
         result => Ok(result?),
     }
-}
-
-fn blocks(metadata: &fs::Metadata) -> u64 {
-    std::os::unix::fs::MetadataExt::blocks(metadata)
 }
 
 /// Renames `from` into `directory` under `name` or its first free numbered form.
@@ -459,7 +482,7 @@ mod tests {
         fs::write(dir.path().join("a (1).iso"), "mine too").expect("written");
         let (store, bytes) = part(dir.path());
         fill(&store, &bytes);
-        let path = store.finish(dir.path(), &name("a.iso")).expect("finished");
+        let path = store.finish(dir.path(), &name("a.iso"), &|| true).expect("finished");
         assert_eq!(path, dir.path().join("a (2).iso"));
         assert_eq!(fs::read(&path).expect("read"), bytes);
         assert_eq!(fs::read(dir.path().join("a.iso")).expect("read"), b"mine");
@@ -526,7 +549,7 @@ mod tests {
         let store = PieceStore::part(Arc::new(lie.expect("made")), dir.path(), &|_| {});
         let store = store.expect("opened");
         fill(&store, &bytes);
-        let result = store.finish(dir.path(), &name("a"));
+        let result = store.finish(dir.path(), &name("a"), &|| true);
         assert!(matches!(result, Err(StorageError::FalseManifest)));
         assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 0);
     }
@@ -550,7 +573,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let manifest = Arc::new(manifest_of(b""));
         let store = PieceStore::part(manifest, dir.path(), &|_| {}).expect("opened");
-        let path = store.finish(dir.path(), &name("empty")).expect("finished");
+        let path = store.finish(dir.path(), &name("empty"), &|| true).expect("finished");
         assert_eq!(fs::metadata(path).expect("exists").len(), 0);
     }
 }

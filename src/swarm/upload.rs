@@ -14,7 +14,7 @@ use super::registry::Registry;
 use super::session::{Session, SwarmKey};
 use super::storage::{PieceStore, ReadError};
 use crate::error_code::ErrorCode;
-use crate::limits::{MAX_REQUEST_LEN, REQUEST_FRAME_DEADLINE};
+use crate::limits::{MAX_REQUEST_LEN, PIECE_DEADLINE, REQUEST_FRAME_DEADLINE};
 use crate::piece::PieceIndex;
 use crate::transport::code::quic_code;
 use crate::transport::connection::{CONTROL_PRIORITY, RecvStream, SendStream};
@@ -63,13 +63,34 @@ pub async fn serve(
     };
     if let Ok(Some((len, _slot))) = sent {
         // The slot is taken until the bytes are with the peer: QUIC keeps them until acknowledged.
-        if matches!(stopped.await, Ok(None)) {
+        let delivered = tokio::time::timeout(PIECE_DEADLINE, stopped).await;
+        if matches!(delivered, Ok(Ok(None))) {
             registry.count_upload(admitted.key, u64::from(len));
         } else {
             let _ = send.reset(quic_code(ErrorCode::Cancelled));
         }
     }
     Ok(())
+}
+
+/// A piece buffer: one of the agent's, and one of those a single session may take.
+struct Slot<'a> {
+    _session: SemaphorePermit<'a>,
+    _agent: SemaphorePermit<'a>,
+}
+
+impl<'a> Slot<'a> {
+    fn now(registry: &'a Registry, session: &'a Session) -> Option<Self> {
+        let of_session = session.upload_slots.try_acquire().ok()?;
+        let of_agent = registry.upload_slots.try_acquire().ok()?;
+        Some(Self { _session: of_session, _agent: of_agent })
+    }
+
+    async fn wait(registry: &'a Registry, session: &'a Session) -> Option<Self> {
+        let of_session = session.upload_slots.acquire().await.ok()?;
+        let of_agent = registry.upload_slots.acquire().await.ok()?;
+        Some(Self { _session: of_session, _agent: of_agent })
+    }
 }
 
 /// A request that may be served.
@@ -111,16 +132,16 @@ fn admit(
 /// nothing when it could not be served after all.
 async fn send_piece<'a>(
     registry: &'a Registry,
-    session: &Session,
+    session: &'a Session,
     send: &mut SendStream,
     Admitted { store, key, piece }: &Admitted,
     order: u32,
-) -> Result<Option<(u32, SemaphorePermit<'a>)>, FrameError> {
-    let slot = match registry.upload_slots.try_acquire() {
-        Ok(slot) => Ok(slot),
-        Err(_) => {
+) -> Result<Option<(u32, Slot<'a>)>, FrameError> {
+    let slot = match Slot::now(registry, session) {
+        Some(slot) => Some(slot),
+        None => {
             write_frame(send, &PieceHeader::Queued).await?;
-            let slot = registry.upload_slots.acquire().await;
+            let slot = Slot::wait(registry, session).await;
             // Much may have changed while it waited.
             if registry.member(session, key.group).is_none() {
                 refuse(send, Nack::Revoked).await;
@@ -129,8 +150,8 @@ async fn send_piece<'a>(
             slot
         }
     };
-    // The semaphore is never closed.
-    let Ok(slot) = slot else { return Ok(None) };
+    // The semaphores are never closed.
+    let Some(slot) = slot else { return Ok(None) };
     let (reader, piece) = (store.clone(), *piece);
     let read = tokio::task::spawn_blocking(move || reader.read_piece(piece)).await;
     let bytes = match read {

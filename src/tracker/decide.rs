@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use super::message::Refusal;
 use super::op::Op;
+use super::pages::Pages;
 use super::state::{Group, State};
 use super::view;
 use crate::clock::UnixMillis;
-use crate::hash::Blake3Hash;
 use crate::id::{GroupId, JoinRequestId, MembershipId, RequestId, ShareId};
 use crate::limits;
 use crate::manifest::{ContentId, ManifestHead};
@@ -125,7 +125,7 @@ pub fn decide(
     request: RequestId,
     command: &Command,
     now: UnixMillis,
-    has_page: &dyn Fn(&Blake3Hash) -> bool,
+    pages: &Pages,
 ) -> Result<(Vec<Op>, Outcome), Refusal> {
     let created = request.created(actor.device);
     let done = |op: Op| Ok((vec![op], Outcome::Done));
@@ -155,7 +155,9 @@ pub fn decide(
         }
         Command::CreateGroup { group, hidden } => {
             let user = logged_in(actor)?;
-            if state.group_named(group).is_some() {
+            // The second can only be an old request, repeated after it was forgotten.
+            let taken = state.groups.contains_key(&GroupId(created));
+            if state.group_named(group).is_some() || taken {
                 return Err(Refusal::GroupExists(group.clone()));
             }
             limit(state.groups.len(), limits::MAX_GROUPS, "groups")?;
@@ -219,14 +221,15 @@ pub fn decide(
             }
             let shares = state.users.get(user).map_or(0, |account| account.share_count);
             limit(shares, limits::MAX_SHARES_PER_USER, "shares")?;
-            let pages: Vec<u32> = (0u32..)
+            let missing: Vec<u32> = (0u32..)
                 .zip(head.page_hashes())
-                .filter(|(_, hash)| !has_page(hash))
+                .filter(|(_, hash)| !pages.contains(hash))
                 .map(|(page, _)| page)
                 .collect();
-            if !pages.is_empty() {
-                return Ok((Vec::new(), Outcome::PagesMissing { pages }));
+            if !missing.is_empty() {
+                return Ok((Vec::new(), Outcome::PagesMissing { pages: missing }));
             }
+            pages.check_quota(user, head)?;
             let op = Op::ShareAdded {
                 group: id,
                 share: ShareId(created),

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 
 use dashmap::DashMap;
 use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
 
 use super::address;
 use super::message::{PeerRecord, Push};
@@ -18,6 +19,15 @@ use crate::peer_id::PeerId;
 
 /// A living connection, numbered by the server.
 pub type ConnectionNumber = u64;
+
+/// The way to a client.
+#[derive(Debug)]
+pub struct Outlet {
+    /// Pushes wait here.
+    pub pushes: mpsc::Sender<Push>,
+    /// Cancelled for a client that leaves too many unread.
+    pub cut_off: CancellationToken,
+}
 
 /// What is known of a connection.
 #[derive(Debug)]
@@ -32,8 +42,8 @@ pub struct Client {
     pub session: u64,
     /// Its user, once logged in.
     pub user: Option<UserName>,
-    /// Where pushes to it go; a client that does not read loses them and is cut off.
-    pub pushes: mpsc::Sender<Push>,
+    /// The way to it.
+    pub outlet: Outlet,
     announced: HashSet<(GroupId, ContentId)>,
 }
 
@@ -44,9 +54,9 @@ impl Client {
         observed: SocketAddr,
         declared: Vec<SocketAddr>,
         session: u64,
-        pushes: mpsc::Sender<Push>,
+        outlet: Outlet,
     ) -> Self {
-        Self { device, observed, declared, session, user: None, pushes, announced: HashSet::new() }
+        Self { device, observed, declared, session, user: None, outlet, announced: HashSet::new() }
     }
 }
 
@@ -80,9 +90,8 @@ impl Presence {
 
     /// A user is known on a connection.
     pub fn log_in(&self, connection: ConnectionNumber, user: &UserName) {
-        if let Some(mut client) = self.clients.get_mut(&connection) {
-            client.user = Some(user.clone());
-        }
+        let Some(mut client) = self.clients.get_mut(&connection) else { return };
+        client.user = Some(user.clone());
         self.users.entry(user.clone()).or_default().insert(connection);
     }
 
@@ -134,7 +143,6 @@ impl Presence {
         }
         client.announced.insert((group, content));
         let (device, session) = (client.device, client.session);
-        drop(client);
 
         let mut seats = self.swarms.entry((group, content)).or_default();
         let older = seats.get(&device).cloned();
@@ -150,7 +158,9 @@ impl Presence {
             .filter(|(id, seat)| news && **id != device && !seat.complete)
             .map(|(_, seat)| seat.connection)
             .collect();
+        // Seated while the client is held: who leaves meanwhile leaves this seat too.
         drop(seats);
+        drop(client);
         for listener in listeners {
             let Some(peer) = self.record(connection, listener, &user, complete) else { continue };
             self.push(listener, Push::SwarmJoined { group, content, peer });
@@ -239,12 +249,9 @@ impl Presence {
 
     fn push(&self, connection: ConnectionNumber, push: Push) {
         let Some(client) = self.clients.get(&connection) else { return };
-        let full = client.pushes.try_send(push).is_err();
-        drop(client);
-        if full {
-            // Dropping the queue ends the connection: its writer sees the channel closed.
+        if client.outlet.pushes.try_send(push).is_err() {
             tracing::debug!(connection, "client does not read its pushes");
-            self.leave(connection);
+            client.outlet.cut_off.cancel();
         }
     }
 
@@ -294,9 +301,10 @@ mod tests {
         user: &str,
     ) -> mpsc::Receiver<Push> {
         let (pushes, queue) = mpsc::channel(4);
+        let outlet = Outlet { pushes, cut_off: CancellationToken::new() };
         let observed = format!("203.0.113.{device}:1").parse().expect("address");
         let id = PeerId([device; 32]);
-        presence.enter(number, Client::new(id, observed, Vec::new(), session, pushes));
+        presence.enter(number, Client::new(id, observed, Vec::new(), session, outlet));
         presence.log_in(number, &name(user));
         queue
     }
@@ -380,7 +388,10 @@ mod tests {
         let presence = Presence::default();
         let _queue = enter(&presence, 1, 1, 1, "a");
         let push = Push::Revoked { membership: crate::id::MembershipId([1; 16]) };
-        (0..5).for_each(|_| presence.push_to_users([&name("a")], &push));
-        assert_eq!(presence.connection_count(), 0);
+        let cut_off = presence.clients.get(&1).expect("there").outlet.cut_off.clone();
+        (0..4).for_each(|_| presence.push_to_users([&name("a")], &push));
+        assert!(!cut_off.is_cancelled());
+        presence.push_to_users([&name("a")], &push);
+        assert!(cut_off.is_cancelled());
     }
 }

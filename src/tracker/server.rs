@@ -15,7 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::decide::{Actor, Command, Outcome};
 use super::message::{Hello, Password, Push, Refusal, Reply, Request, Welcome};
 use super::password::Passwords;
-use super::presence::{Client, ConnectionNumber, Presence};
+use super::presence::{Client, ConnectionNumber, Outlet, Presence};
 use super::store::{Granted, Store};
 use super::view;
 use crate::clock;
@@ -102,7 +102,14 @@ async fn accept(shared: Arc<Shared>, stop: CancellationToken, tasks: TaskTracker
             incoming = shared.endpoint.accept() => incoming,
         };
         let Some(incoming) = incoming else { return };
-        if shared.endpoint.connection_count() >= limits::MAX_TRACKER_CONNECTIONS {
+        let crowd = shared.endpoint.connection_count();
+        // Half full: strangers prove their address first.
+        let incoming = match crowd > limits::MAX_TRACKER_CONNECTIONS / 2 {
+            true => incoming.validated(),
+            false => Some(incoming),
+        };
+        let Some(incoming) = incoming else { continue };
+        if crowd >= limits::MAX_TRACKER_CONNECTIONS {
             tracing::warn!(from = %incoming.remote_address(), "refused: too many connections");
             incoming.refuse();
             continue;
@@ -120,7 +127,9 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, stop: CancellationToken)
     };
     let number = shared.next_connection.fetch_add(1, Ordering::Relaxed);
     let (pushes, queue) = mpsc::channel(limits::PUSH_QUEUE);
-    let control = match greet(&shared, &connection, number, pushes).await {
+    let cut_off = CancellationToken::new();
+    let outlet = Outlet { pushes, cut_off: cut_off.clone() };
+    let control = match greet(&shared, &connection, number, outlet).await {
         Ok(control) => control,
         Err(error) => {
             tracing::debug!(%address, %error, "no proper hello");
@@ -140,6 +149,7 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, stop: CancellationToken)
     let code = tokio::select! {
         code = push_all(control, queue) => code,
         code = accept_requests(&client, &connection, &requests) => code,
+        () = cut_off.cancelled() => ErrorCode::LimitReached,
         () = stop.cancelled() => ErrorCode::GoingAway,
     };
     // Requests under way get their answer; a connection that is gone makes them fail at once.
@@ -157,7 +167,7 @@ async fn greet(
     shared: &Shared,
     connection: &Connection,
     number: ConnectionNumber,
-    pushes: mpsc::Sender<Push>,
+    outlet: Outlet,
 ) -> Result<(SendStream, RecvStream), FrameError> {
     let first = async {
         let mut stream = connection.accept_control().await?;
@@ -181,7 +191,7 @@ async fn greet(
         extensions: Vec::new(),
     };
     // Present before welcomed: what the client asks next may already push to it.
-    let client = Client::new(connection.remote(), observed, hello.addresses, hello.session, pushes);
+    let client = Client::new(connection.remote(), observed, hello.addresses, hello.session, outlet);
     shared.presence.enter(number, client);
     if let Err(error) = write_frame(&mut control, &welcome).await {
         shared.presence.leave(number);
@@ -214,8 +224,12 @@ async fn accept_requests(
         let client = client.clone();
         let connection = connection.clone();
         requests.spawn(async move {
-            let request =
-                read_frame_within(&mut recv, limits::MAX_FRAME_LEN, limits::REQUEST_FRAME_DEADLINE);
+            // Large frames are for users: what anybody may say before is short.
+            let limit = match client.user() {
+                Ok(_) => limits::MAX_FRAME_LEN,
+                Err(_) => limits::MAX_HELLO_LEN,
+            };
+            let request = read_frame_within(&mut recv, limit, limits::REQUEST_FRAME_DEADLINE);
             match request.await {
                 Ok(request) => {
                     let answer = client.answer(request).await;
@@ -500,7 +514,13 @@ impl ClientSession {
         share.head.check_page(page, bytes)?;
         let hash = share.head.page_hashes()[page as usize];
         if !share.put.contains(&hash) {
-            self.shared.store.put_page(&share.user, hash, bytes)?;
+            if let Err(refusal) = self.shared.store.put_page(&share.user, hash, bytes) {
+                // It cannot be finished: what was put for it goes.
+                if let Some(given_up) = unfinished.remove(&content) {
+                    self.shared.store.release_pages(&given_up.user, &given_up.put);
+                }
+                return Err(refusal);
+            }
             share.put.push(hash);
         }
         Ok(Reply::Done)
@@ -527,11 +547,14 @@ impl ClientSession {
         contents: Vec<(ContentId, bool)>,
     ) -> Result<Reply, Refusal> {
         let user = self.user()?;
-        let id = self
-            .shared
-            .store
-            .read(|state| view::group_of_member(state, group, &user).map(|(id, _)| id))?;
-        for (content, complete) in contents {
+        let (id, listed) = self.shared.store.read(|state| {
+            let (id, found) = view::group_of_member(state, group, &user)?;
+            let listed = |content: &ContentId| found.listings.contains_key(content);
+            let listed: Vec<_> = contents.into_iter().filter(|(c, _)| listed(c)).collect();
+            Ok::<_, Refusal>((id, listed))
+        })?;
+        // What is not listed (any more) is nobody's to look for.
+        for (content, complete) in listed {
             if !self.shared.presence.announce(self.number, id, content, complete) {
                 let max = limits::MAX_SHARES_PER_USER as u64;
                 return Err(Refusal::Limit { what: "announced contents".into(), max });

@@ -102,7 +102,7 @@ pub struct State {
     pub devices: BTreeMap<PeerId, UserName>,
     /// Groups by id.
     pub groups: BTreeMap<GroupId, Group>,
-    /// Group names in use, archived groups' included.
+    /// Group names in use.
     pub group_names: BTreeMap<GroupName, GroupId>,
 }
 
@@ -125,6 +125,9 @@ impl State {
             Op::DeviceEnrolled { user, device, at } => self.enrol(user, device, at),
             Op::DeviceRemoved { device } => self.remove_device(device),
             Op::GroupCreated { group, name, hidden, user, membership, at } => {
+                if self.groups.contains_key(&group) {
+                    return;
+                }
                 self.group_names.insert(name.clone(), group);
                 let members = BTreeMap::from([(user.clone(), Member { membership, since: at })]);
                 let created = Group {
@@ -206,6 +209,13 @@ impl State {
             .unwrap_or_default();
         for content in contents {
             self.withdraw(group, content, |_, share| share.user == user);
+        }
+        // Without members a group is nobody's to come back to.
+        if self.groups.get(&group).is_some_and(|g| g.members.is_empty())
+            && let Some(archived) = self.groups.remove(&group)
+            && self.group_names.get(&archived.name) == Some(&group)
+        {
+            self.group_names.remove(&archived.name);
         }
     }
 

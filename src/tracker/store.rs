@@ -15,6 +15,7 @@ use crate::clock::UnixMillis;
 use crate::hash::Blake3Hash;
 use crate::id::{GroupId, MembershipId, RequestId};
 use crate::limits::MAX_REMEMBERED_REQUESTS;
+use crate::manifest::ManifestHead;
 use crate::name::UserName;
 use crate::peer_id::PeerId;
 
@@ -89,8 +90,7 @@ impl Store {
         if let Some(outcome) = granted.outcomes.get(&(actor.device, request)) {
             return Ok(Granted { outcome: outcome.clone(), ended: Vec::new() });
         }
-        let has_page = |hash: &Blake3Hash| pages.contains(hash);
-        let (ops, outcome) = decide(state, actor, request, command, now, &has_page)?;
+        let (ops, outcome) = decide(state, actor, request, command, now, pages)?;
         let mut ended = Vec::new();
         for op in &ops {
             let leaver = leaver(state, op);
@@ -99,8 +99,8 @@ impl Store {
             if let Op::ShareAdded { user, head, .. } = op {
                 pages.hold(user, head);
             }
-            for (user, hashes) in &withdrawn {
-                pages.release(user, hashes);
+            for (user, head) in &withdrawn {
+                pages.let_go(user, head);
             }
             if let Some((user, group, membership)) = leaver {
                 let members = state
@@ -159,13 +159,13 @@ fn leaver(state: &State, op: &Op) -> Option<(UserName, GroupId, MembershipId)> {
 }
 
 /// The page holdings that `op` ends, by user.
-fn withdrawn_pages(state: &State, op: &Op) -> Vec<(UserName, Vec<Blake3Hash>)> {
+fn withdrawn_pages(state: &State, op: &Op) -> Vec<(UserName, Arc<ManifestHead>)> {
     let mut ended = Vec::new();
     match op {
         Op::ShareWithdrawn { group, content, share } => {
             let listing = state.groups.get(group).and_then(|g| g.listings.get(content));
             if let Some((listing, row)) = listing.and_then(|l| Some((l, l.shares.get(share)?))) {
-                ended.push((row.user.clone(), listing.head.page_hashes().to_vec()));
+                ended.push((row.user.clone(), listing.head.clone()));
             }
         }
         Op::MembershipEnded { group, .. } => {
@@ -173,7 +173,7 @@ fn withdrawn_pages(state: &State, op: &Op) -> Vec<(UserName, Vec<Blake3Hash>)> {
             let listings = state.groups.get(group).into_iter().flat_map(|g| g.listings.values());
             for listing in listings {
                 for row in listing.shares.values().filter(|row| Some(&row.user) == user.as_ref()) {
-                    ended.push((row.user.clone(), listing.head.page_hashes().to_vec()));
+                    ended.push((row.user.clone(), listing.head.clone()));
                 }
             }
         }

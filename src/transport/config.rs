@@ -8,8 +8,9 @@ use quinn::{IdleTimeout, TransportConfig, VarInt};
 use super::tls::Alpn;
 use crate::limits;
 
-/// What both ends of a connection of protocol `alpn` allow each other.
-pub(super) fn transport(alpn: Alpn) -> Arc<TransportConfig> {
+/// What this end of a connection of protocol `alpn` allows the other; a peer that dialled us is a
+/// stranger until it shows a ticket.
+pub(super) fn transport(alpn: Alpn, accepted: bool) -> Arc<TransportConfig> {
     let (streams, window) = match alpn {
         Alpn::Peer => (limits::PEER_STREAMS, limits::PEER_WINDOW),
         Alpn::Tracker | Alpn::Sync => (limits::TRACKER_STREAMS, limits::TRACKER_WINDOW),
@@ -21,12 +22,17 @@ pub(super) fn transport(alpn: Alpn) -> Arc<TransportConfig> {
         .max_concurrent_uni_streams(VarInt::from_u32(1))
         .stream_receive_window(varint(limits::STREAM_WINDOW.max(limits::MAX_FRAME_LEN as u64)))
         // quinn's default is unbounded: a peer could make us buffer for ever.
-        .receive_window(varint(window))
+        .receive_window(varint(if accepted { window.min(limits::STRANGER_WINDOW) } else { window }))
         .send_window(window)
         .datagram_receive_buffer_size(None)
         .keep_alive_interval(Some(limits::KEEP_ALIVE))
         .max_idle_timeout(Some(idle_timeout(limits::IDLE_TIMEOUT)));
     Arc::new(config)
+}
+
+/// The receive window of a peer that showed a valid ticket.
+pub(super) fn trusted_window() -> VarInt {
+    varint(limits::PEER_WINDOW)
 }
 
 fn varint(value: u64) -> VarInt {

@@ -6,6 +6,7 @@ use std::time::Duration;
 pub use quinn::{ConnectionError, RecvStream, SendStream};
 
 use super::code::quic_code;
+use super::config;
 use super::tls::public_key_of;
 use crate::error_code::ErrorCode;
 use crate::peer_id::{PeerId, PublicKey};
@@ -66,6 +67,11 @@ impl Connection {
     /// The smoothed round-trip time.
     pub fn rtt(&self) -> Duration {
         self.quic.rtt()
+    }
+
+    /// The peer showed a valid ticket: it may send as much as any.
+    pub fn trust(&self) {
+        self.quic.set_receive_window(config::trusted_window());
     }
 
     /// Opens a bidirectional stream; waits while the other side's stream limit is reached.

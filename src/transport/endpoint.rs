@@ -100,7 +100,7 @@ impl Endpoint {
             .expect("invariant: the provider has the initial cipher suite");
         let mut server_config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         server_config
-            .transport_config(config::transport(alpn))
+            .transport_config(config::transport(alpn, true))
             .max_incoming(limits::MAX_INCOMING)
             .incoming_buffer_size(limits::INCOMING_BUFFER)
             .incoming_buffer_size_total(limits::INCOMING_BUFFER_TOTAL);
@@ -151,7 +151,7 @@ impl Endpoint {
         let crypto = QuicClientConfig::try_from(tls)
             .expect("invariant: the provider has the initial cipher suite");
         let mut client_config = quinn::ClientConfig::new(Arc::new(crypto));
-        client_config.transport_config(config::transport(alpn));
+        client_config.transport_config(config::transport(alpn, false));
         let failed = |reason: String| DialError::Failed { address, reason };
 
         // The name is never sent (SNI is off) and never checked: the peer id is.
@@ -191,6 +191,17 @@ impl Incoming {
     /// Where it comes from.
     pub fn remote_address(&self) -> SocketAddr {
         connection::canonical(self.0.remote_address())
+    }
+
+    /// This handshake, if its sender is known to be where it says; otherwise nothing, and the
+    /// sender is asked to prove it (QUIC Retry) and may come back.
+    pub fn validated(self) -> Option<Self> {
+        if self.0.remote_address_validated() {
+            return Some(self);
+        }
+        // Fails only for one that was asked already, which was just excluded.
+        let _ = self.0.retry();
+        None
     }
 
     /// Refuses it: we hold too many connections.

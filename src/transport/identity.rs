@@ -75,20 +75,26 @@ impl Identity {
             .ok_or_else(|| IdentityError::NotAKey(path.to_owned()))
     }
 
-    /// Writes the key to a new file, 0600; never over an existing one.
+    /// Writes the key to a new file, 0600, whole or not at all; never over an existing one.
     ///
     /// # Errors
     /// [`IdentityError::Io`].
     pub fn save_new(&self, path: &Path) -> Result<(), IdentityError> {
         let io = |error| IdentityError::Io { path: path.to_owned(), error };
-        let mut file = fs::OpenOptions::new()
+        let mut unfinished = path.as_os_str().to_owned();
+        unfinished.push(format!(".{}", std::process::id()));
+        let unfinished = PathBuf::from(unfinished);
+        let pem = zeroize::Zeroizing::new(self.key.serialize_pem());
+        let written = fs::OpenOptions::new()
             .write(true)
             .create_new(true)
             .mode(0o600)
-            .open(path)
-            .map_err(io)?;
-        let pem = zeroize::Zeroizing::new(self.key.serialize_pem());
-        file.write_all(pem.as_bytes()).and_then(|()| file.sync_all()).map_err(io)
+            .open(&unfinished)
+            .and_then(|mut file| file.write_all(pem.as_bytes()).and_then(|()| file.sync_all()))
+            // A link is refused where the name is taken.
+            .and_then(|()| fs::hard_link(&unfinished, path));
+        let _ = fs::remove_file(&unfinished);
+        written.map_err(io)
     }
 
     /// The identity kept in `path`, made there if there is none.

@@ -312,3 +312,169 @@ fn limit(count: usize, max: usize, what: &str) -> Result<(), Refusal> {
     }
     Err(Refusal::Limit { what: what.to_owned(), max: max as u64 })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest::testing::manifest_of;
+    use std::time::Duration;
+
+    /// A tracker's judgement and state, and a clock.
+    #[derive(Default)]
+    struct Court {
+        state: State,
+        pages: Pages,
+        now: u64,
+    }
+
+    fn user(name: &str) -> UserName {
+        name.parse().expect("name")
+    }
+
+    fn lab() -> GroupName {
+        "lab".parse().expect("name")
+    }
+
+    fn device(name: &str) -> PeerId {
+        PeerId(crate::hash::blake3(name.as_bytes()).0)
+    }
+
+    impl Court {
+        fn with_users<const N: usize>(names: [&str; N]) -> Self {
+            let mut court = Self::default();
+            for name in names {
+                let command = Command::CreateUser { user: user(name), password: "phc".into() };
+                court.propose(name, command).expect("created");
+            }
+            court
+        }
+
+        fn as_request(
+            &mut self,
+            name: &str,
+            request: u8,
+            command: Command,
+        ) -> Result<Outcome, Refusal> {
+            self.now += 1000;
+            let actor = Actor { device: device(name), user: Some(user(name)) };
+            let id = RequestId([request; 16]);
+            let now = UnixMillis(self.now);
+            let (ops, outcome) = decide(&self.state, &actor, id, &command, now, &self.pages)?;
+            ops.iter().for_each(|op| self.state.apply(op));
+            Ok(outcome)
+        }
+
+        fn propose(&mut self, name: &str, command: Command) -> Result<Outcome, Refusal> {
+            let request = (self.now / 1000) as u8;
+            self.as_request(name, request, command)
+        }
+
+        /// Makes `names` members of `lab`, owned by the first.
+        fn lab<const N: usize>(names: [&str; N]) -> Self {
+            let mut court = Self::with_users(names);
+            let create = Command::CreateGroup { group: lab(), hidden: false };
+            court.propose(names[0], create).expect("created");
+            for name in &names[1..] {
+                court.propose(name, Command::JoinGroup { group: lab() }).expect("asked");
+                let accept = Command::AcceptRequest { group: lab(), user: user(name) };
+                court.propose(names[0], accept).expect("accepted");
+            }
+            court
+        }
+
+        fn owner(&self) -> Option<UserName> {
+            self.state.group_named(&lab())?.1.owner().cloned()
+        }
+    }
+
+    #[test]
+    fn ownership_passes_to_the_longest_standing_member() {
+        let mut court = Court::lab(["alice", "bob", "carol"]);
+        let leave = || Command::LeaveGroup { group: lab() };
+        court.propose("alice", leave()).expect("left");
+        assert_eq!(court.owner(), Some(user("bob")));
+        // She comes back as anybody would.
+        court.propose("alice", Command::JoinGroup { group: lab() }).expect("asked");
+        let accept = |name| Command::AcceptRequest { group: lab(), user: user(name) };
+        assert_eq!(court.propose("carol", accept("alice")), Err(Refusal::NotTheOwner(lab())));
+        court.propose("bob", accept("alice")).expect("accepted");
+        court.propose("bob", leave()).expect("left");
+        assert_eq!(court.owner(), Some(user("carol")));
+        court.propose("carol", leave()).expect("left");
+        court.propose("alice", leave()).expect("left");
+        assert_eq!(court.owner(), None);
+        assert!(court.state.groups.is_empty() && court.state.group_names.is_empty());
+    }
+
+    #[test]
+    fn a_rejected_user_waits_a_day() {
+        let mut court = Court::with_users(["alice", "bob"]);
+        let create = Command::CreateGroup { group: lab(), hidden: false };
+        court.propose("alice", create).expect("created");
+        let join = || Command::JoinGroup { group: lab() };
+        court.propose("bob", join()).expect("asked");
+        assert_eq!(court.propose("bob", join()), Err(Refusal::AlreadyRequested(lab())));
+        let reject = Command::RejectRequest { group: lab(), user: user("bob") };
+        court.propose("alice", reject).expect("rejected");
+        assert!(matches!(court.propose("bob", join()), Err(Refusal::RejectedLately { .. })));
+        court.now += Duration::from_secs(24 * 3600).as_millis() as u64;
+        court.propose("bob", join()).expect("asked again");
+    }
+
+    #[test]
+    fn an_old_request_repeated_takes_no_group_over() {
+        let mut court = Court::with_users(["eve", "bob"]);
+        let create =
+            |name: &str| Command::CreateGroup { group: name.parse().expect("name"), hidden: false };
+        court.as_request("eve", 77, create("lab")).expect("created");
+        court.propose("bob", Command::JoinGroup { group: lab() }).expect("asked");
+        let accept = Command::AcceptRequest { group: lab(), user: user("bob") };
+        court.propose("eve", accept).expect("accepted");
+        court.propose("eve", Command::LeaveGroup { group: lab() }).expect("left");
+        assert!(court.as_request("eve", 77, create("other")).is_err());
+        assert_eq!(court.owner(), Some(user("bob")));
+    }
+
+    #[test]
+    fn a_share_needs_its_pages_and_ends_with_the_membership() {
+        let mut court = Court::lab(["alice", "bob"]);
+        let manifest = manifest_of(b"hello");
+        let share = || Command::Share {
+            group: lab(),
+            name: "f".parse().expect("name"),
+            head: Arc::new(manifest.head().clone()),
+        };
+        let missing = Outcome::PagesMissing { pages: vec![0] };
+        assert_eq!(court.propose("bob", share()), Ok(missing));
+        let hash = manifest.head().page_hashes()[0];
+        court.pages.put(&user("bob"), hash, &manifest.page(0)).expect("put");
+        assert!(matches!(court.propose("bob", share()), Ok(Outcome::Shared { .. })));
+        assert!(matches!(court.propose("alice", share()), Ok(Outcome::Shared { .. })));
+        assert_eq!(court.state.users[&user("bob")].share_count, 1);
+        let stop = Command::StopShare { group: lab(), file: "bob/f".parse().expect("selector") };
+        assert!(matches!(court.propose("alice", stop), Err(Refusal::NotShared { .. })));
+        court.propose("bob", Command::LeaveGroup { group: lab() }).expect("left");
+        assert_eq!(court.state.users[&user("bob")].share_count, 0);
+        let listing = &court.state.group_named(&lab()).expect("there").1.listings;
+        assert_eq!(listing[&manifest.content_id()].shares.len(), 1, "alice's stays");
+    }
+
+    #[test]
+    fn the_oldest_device_makes_room() {
+        let mut court = Court::with_users(["alice"]);
+        for number in 0..=limits::MAX_DEVICES_PER_USER as u8 {
+            court.now += 1000;
+            let actor = Actor { device: PeerId([number; 32]), user: None };
+            let command = Command::EnrolDevice { user: user("alice") };
+            let id = RequestId([number; 16]);
+            let now = UnixMillis(court.now);
+            let (ops, _) =
+                decide(&court.state, &actor, id, &command, now, &court.pages).expect("enrolled");
+            ops.iter().for_each(|op| court.state.apply(op));
+        }
+        let devices = &court.state.users[&user("alice")].devices;
+        assert_eq!(devices.len(), limits::MAX_DEVICES_PER_USER);
+        assert!(!devices.contains_key(&PeerId([0; 32])));
+        assert_eq!(court.state.devices.len(), devices.len());
+    }
+}

@@ -106,6 +106,40 @@ fn a_file_changed_on_disk_is_never_served() {
     wait_for("the seeder to notice", || (alice.row("f.bin")["state"] == "changed").then_some(()));
     assert_eq!(bob.row("f.bin")["stored_bytes"], 0);
     assert_eq!(bob.err("wait --timeout 1"), "timeout");
+    // Put back as it was and shared again, it is served to those who still wait.
+    fs::write(&path, content(4 * P, 8)).expect("changed back");
+    alice.ok(&format!("share {} lab", quoted(&path)));
+    assert_eq!(alice.row("f.bin")["state"], "seeding");
+    bob.ok("wait --timeout 100");
+    assert!(fs::read(dest.join("f.bin")).expect("arrived") == content(4 * P, 8));
+    bob.quit();
+    alice.quit();
+}
+
+#[test]
+fn a_reconnecting_peer_with_hundreds_of_swarms_is_served() {
+    let world = World::new();
+    let [mut alice, mut bob] = world.lab(["alice", "bob"]);
+    let dest = world.make_dir("dest");
+    const COUNT: usize = 400;
+    for number in 0..COUNT {
+        let path = world.write(&format!("src/{number}"), format!("file {number}").as_bytes());
+        alice.ok(&format!("share {} lab", quoted(&path)));
+    }
+    // Nobody serves while all of them are asked for; then all open at once.
+    alice.ok("logout");
+    for number in 0..COUNT {
+        bob.ok(&format!("get lab {number} {}", quoted(&dest)));
+    }
+    alice.ok("login alice alice-secret");
+    for number in 0..COUNT {
+        alice.ok(&format!("share {} lab", quoted(&world.path(format!("src/{number}")))));
+    }
+    bob.ok("wait --timeout 110");
+    for number in 0..COUNT {
+        let copy = fs::read_to_string(dest.join(number.to_string())).expect("arrived");
+        assert_eq!(copy, format!("file {number}"));
+    }
     bob.quit();
     alice.quit();
 }

@@ -515,6 +515,10 @@ async fn a_publisher_whose_manifest_lies_is_named_and_nothing_is_left() {
     assert_eq!(error.code(), "false-manifest");
     assert!(error.to_string().contains("published by mallory"), "{error}");
     assert_eq!(fs::read_dir(&dest).expect("readable").count(), 0);
+    alice.wait(Some(DEADLINE)).await.expect("nobody is told twice");
+    // The failed attempt holds nothing that a new one needs.
+    let file: Selector = "mallory/film".parse().expect("a selector");
+    alice.get(group(), file, &dest).await.expect("begun again");
     drop(evil);
     net.end([alice]).await;
 }

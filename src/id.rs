@@ -51,6 +51,12 @@ mod tests {
     use super::*;
 
     #[test]
+    fn golden() {
+        let created = RequestId([7; 16]).created(PeerId([1; 32]));
+        assert_eq!(hex::encode(created), "5fc8e241ea510de7114cd5c1f4e7400a");
+    }
+
+    #[test]
     fn created_ids_depend_on_actor_and_request() {
         let mut rng = fastrand::Rng::with_seed(1);
         let (a, b) = (RequestId::random(&mut rng), RequestId::random(&mut rng));

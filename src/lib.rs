@@ -12,6 +12,7 @@ pub mod piece;
 pub mod bitfield;
 pub mod manifest;
 pub mod peer_id;
+pub mod signed;
 pub mod name;
 pub mod id;
 pub mod tracker_link;

@@ -411,7 +411,12 @@ mod tests {
         );
         let hex = hex::encode(head.encode());
         assert_eq!(&hex[..2 * HEAD_FIXED_LEN], expected);
-        assert_eq!(hex.len(), expected.len() + 64);
+        assert_eq!(
+            &hex[2 * HEAD_FIXED_LEN..],
+            "3b21a9d3a5e66be0226ded9a3994e56127170fc60b6ceb76d21e8125378c508f"
+        );
+        let content_id = "9cea7684b0a1892469704b915ea787518fc1e89f486b294dfed8b296f19b051c";
+        assert_eq!(head.content_id().to_string(), content_id);
         assert_eq!(ManifestHead::parse(&head.encode()), Ok(head));
     }
 

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::{MAX_ADDRESSES, MAX_TRACKERS};
 use crate::peer_id::{PeerId, PublicKey, Signature};
+use crate::signed::Signed;
 use crate::tracker_link::TrackerLink;
-use crate::wire::{self, DecodeError};
+use crate::wire::DecodeError;
 
 /// What is signed begins with this, so that no other signature can pass for a roster's.
 const DOMAIN: &[u8] = b"mtq roster 1\0";
@@ -27,12 +28,6 @@ struct Body {
     number: u64,
     signer: PublicKey,
     entries: Vec<RosterEntry>,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Signed {
-    body: Vec<u8>,
-    signature: Signature,
 }
 
 /// Bytes that are not a roster to be trusted.
@@ -68,9 +63,7 @@ impl Roster {
         signer: PublicKey,
         sign: &dyn Fn(&[u8]) -> Signature,
     ) -> Vec<u8> {
-        let body = wire::encode(&Body { number, signer, entries });
-        let signature = sign(&[DOMAIN, &body].concat());
-        wire::encode(&Signed { body, signature })
+        Signed::seal(DOMAIN, &Body { number, signer, entries }, sign)
     }
 
     /// Verifies wire bytes; `trusted` says which peer ids are trackers now.
@@ -78,13 +71,13 @@ impl Roster {
     /// # Errors
     /// [`RosterError`] unless a trusted tracker signed exactly these bytes.
     pub fn verify(bytes: &[u8], trusted: impl Fn(PeerId) -> bool) -> Result<Self, RosterError> {
-        let signed: Signed = wire::decode(bytes)?;
-        let body: Body = wire::decode(&signed.body)?;
+        let signed = Signed::parse(bytes)?;
+        let body: Body = signed.body()?;
         let signer = body.signer.peer_id();
         if !trusted(signer) {
             return Err(RosterError::Untrusted(signer));
         }
-        if !body.signer.verifies(&[DOMAIN, &signed.body].concat(), &signed.signature) {
+        if !signed.is_by(&body.signer, DOMAIN) {
             return Err(RosterError::Signature);
         }
         let well_formed = (1..=MAX_TRACKERS).contains(&body.entries.len())

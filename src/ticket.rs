@@ -10,7 +10,8 @@ use crate::id::{GroupId, MembershipId};
 use crate::limits::{MAX_TICKET_LEN, TICKET_LEEWAY, TICKET_LIFE};
 use crate::name::{GroupName, UserName};
 use crate::peer_id::{PeerId, PublicKey, Signature};
-use crate::wire::{self, DecodeError};
+use crate::signed::Signed;
+use crate::wire::DecodeError;
 
 /// What is signed begins with this, so that no other signature can pass for a ticket's.
 const DOMAIN: &[u8] = b"mtq ticket 1\0";
@@ -36,12 +37,6 @@ struct Body {
     issued: UnixMillis,
     expires: UnixMillis,
     signer: PublicKey,
-}
-
-#[derive(Serialize, Deserialize)]
-struct Signed {
-    body: Vec<u8>,
-    signature: Signature,
 }
 
 /// Bytes that are not a ticket to be honoured.
@@ -88,9 +83,7 @@ impl Ticket {
         sign: &dyn Fn(&[u8]) -> Signature,
     ) -> Vec<u8> {
         let body = Body { holder, issued: now, expires: now.plus(TICKET_LIFE), signer };
-        let body = wire::encode(&body);
-        let signature = sign(&[DOMAIN, &body].concat());
-        wire::encode(&Signed { body, signature })
+        Signed::seal(DOMAIN, &body, sign)
     }
 
     /// Verifies wire bytes shown by the device `shown_by` at tracker time `now`; `trusted` says
@@ -107,13 +100,13 @@ impl Ticket {
         if bytes.len() > MAX_TICKET_LEN {
             return Err(TicketError::TooLong(bytes.len()));
         }
-        let signed: Signed = wire::decode(bytes)?;
-        let body: Body = wire::decode(&signed.body)?;
+        let signed = Signed::parse(bytes)?;
+        let body: Body = signed.body()?;
         let signer = body.signer.peer_id();
         if !trusted(signer) {
             return Err(TicketError::Untrusted(signer));
         }
-        if !body.signer.verifies(&[DOMAIN, &signed.body].concat(), &signed.signature) {
+        if !signed.is_by(&body.signer, DOMAIN) {
             return Err(TicketError::Signature);
         }
         if body.holder.peer_id != shown_by {
@@ -188,6 +181,25 @@ mod tests {
         let t = verify(&ticket(1, NOW), PEER, NOW).expect("valid");
         assert_eq!(t.holder(), &holder(PEER));
         assert_eq!(t.renew_at(), NOW.plus(TICKET_LIFE / 2));
+    }
+
+    /// The same bytes stand in PROTOCOL.md, field by field.
+    #[test]
+    fn golden() {
+        let expected = concat!(
+            "76",
+            "0909090909090909090909090909090909090909090909090909090909090909",
+            "05616c696365",
+            "05050505050505050505050505050505",
+            "036c6162",
+            "06060606060606060606060606060606",
+            "80d095ffbc31",
+            "c09fbaffbc31",
+            "8a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5c",
+            "e20a7290fb443628da408319eb43c219afbb688a0233ad3d1c1b66f9fa9ce04c",
+            "66178c5d2f76a770f9443a21685ad9a9d562864f4fe915a27d64203f95d8370f",
+        );
+        assert_eq!(hex::encode(ticket(1, NOW)), expected);
     }
 
     #[test]

@@ -117,21 +117,9 @@ async fn accept(shared: Arc<Shared>) {
         let incoming = tokio::select! {
             biased;
             () = shared.draining.cancelled() => return,
-            incoming = shared.endpoint.accept() => incoming,
+            incoming = shared.endpoint.accept(limits::MAX_PEER_CONNECTIONS) => incoming,
         };
         let Some(incoming) = incoming else { return };
-        let crowd = shared.endpoint.connection_count();
-        // Half full: strangers prove their address first.
-        let incoming = match crowd > limits::MAX_PEER_CONNECTIONS / 2 {
-            true => incoming.validated(),
-            false => Some(incoming),
-        };
-        let Some(incoming) = incoming else { continue };
-        if crowd >= limits::MAX_PEER_CONNECTIONS {
-            tracing::warn!(from = %incoming.remote_address(), "refused: too many connections");
-            incoming.refuse();
-            continue;
-        }
         let shared = shared.clone();
         shared.tasks.clone().spawn(async move {
             let connection = tokio::select! {

@@ -624,6 +624,11 @@ mod tests {
         let hex = hex::encode(crate::wire::encode(&request));
         // Variant 6, sixteen id bytes, a name of three bytes.
         assert_eq!(hex, format!("06{}036c6162", "07".repeat(16)));
+        let address = |text: &str| {
+            hex::encode(crate::wire::encode(&text.parse::<SocketAddr>().expect("address")))
+        };
+        assert_eq!(address("10.0.0.1:4000"), "000a000001a01f");
+        assert_eq!(address("[::1]:3"), format!("01{}0103", "00".repeat(15)));
         let ok = crate::wire::encode(&Ok::<_, Refusal>(Reply::Done));
         assert_eq!(ok, [0, 0]);
         let refused = crate::wire::encode(&Err::<Reply, _>(Refusal::NotAMember(group())));

@@ -99,21 +99,9 @@ async fn accept(shared: Arc<Shared>, stop: CancellationToken, tasks: TaskTracker
         let incoming = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            incoming = shared.endpoint.accept() => incoming,
+            incoming = shared.endpoint.accept(limits::MAX_TRACKER_CONNECTIONS) => incoming,
         };
         let Some(incoming) = incoming else { return };
-        let crowd = shared.endpoint.connection_count();
-        // Half full: strangers prove their address first.
-        let incoming = match crowd > limits::MAX_TRACKER_CONNECTIONS / 2 {
-            true => incoming.validated(),
-            false => Some(incoming),
-        };
-        let Some(incoming) = incoming else { continue };
-        if crowd >= limits::MAX_TRACKER_CONNECTIONS {
-            tracing::warn!(from = %incoming.remote_address(), "refused: too many connections");
-            incoming.refuse();
-            continue;
-        }
         tasks.spawn(serve(shared.clone(), incoming, stop.clone()));
     }
 }

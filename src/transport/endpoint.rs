@@ -171,9 +171,23 @@ impl Endpoint {
         }
     }
 
-    /// The next handshake somebody begins; nothing once the endpoint is closed.
-    pub async fn accept(&self) -> Option<Incoming> {
-        self.quic.accept().await.map(Incoming)
+    /// The next handshake somebody begins, while there are fewer than `most` connections; further
+    /// ones are refused. From half of them on, strangers first prove that they are where they say
+    /// (QUIC Retry). Nothing once the endpoint is closed.
+    pub async fn accept(&self, most: usize) -> Option<Incoming> {
+        loop {
+            let incoming = self.quic.accept().await?;
+            let count = self.quic.open_connections();
+            if count >= most {
+                tracing::warn!(from = %incoming.remote_address(), most, "too many connections");
+                incoming.refuse();
+            } else if count >= most / 2 && incoming.may_retry() {
+                // It comes back, proven, as another handshake.
+                let _ = incoming.retry();
+            } else {
+                return Some(Incoming(incoming));
+            }
+        }
     }
 
     /// Closes all connections with `code` and waits until the other sides were told.
@@ -191,22 +205,6 @@ impl Incoming {
     /// Where it comes from.
     pub fn remote_address(&self) -> SocketAddr {
         connection::canonical(self.0.remote_address())
-    }
-
-    /// This handshake, if its sender is known to be where it says; otherwise nothing, and the
-    /// sender is asked to prove it (QUIC Retry) and may come back.
-    pub fn validated(self) -> Option<Self> {
-        if self.0.remote_address_validated() {
-            return Some(self);
-        }
-        // Fails only for one that was asked already, which was just excluded.
-        let _ = self.0.retry();
-        None
-    }
-
-    /// Refuses it: we hold too many connections.
-    pub fn refuse(self) {
-        self.0.refuse();
     }
 
     /// Finishes the handshake within its deadline; nothing when it fails.

@@ -14,6 +14,7 @@ const PURE: &[&str] = &[
     "manifest.rs",
     "peer_id.rs",
     "name.rs",
+    "signed.rs",
     "id.rs",
     "tracker_link.rs",
     "roster.rs",

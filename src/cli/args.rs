@@ -63,7 +63,7 @@ pub struct TrackerArgs {
     /// directory.
     #[arg(long, value_name = "FILE")]
     pub identity: Option<PathBuf>,
-    /// tracker_info.txt; the tracker finds its own address in it.
+    /// tracker_info.txt; the tracker finds its own address in it. Needed unless --listen is given.
     #[arg(long, value_name = "FILE", required_unless_present = "listen")]
     pub trackers: Option<PathBuf>,
     /// Directory for everything the tracker keeps.
@@ -112,7 +112,6 @@ pub struct ClientArgs {
     name = "",
     no_binary_name = true,
     disable_version_flag = true,
-    disable_help_flag = true,
     override_usage = "COMMAND [ARGUMENTS]",
     help_template = "{subcommands}"
 )]
@@ -230,8 +229,9 @@ pub enum ClientCommand {
         override_usage = "get GROUP NAME DEST\n       get FILE.mtorrent DEST"
     )]
     Get {
-        /// GROUP NAME DEST, or FILE.mtorrent DEST.
-        #[arg(num_args = 2..=3, required = true, allow_hyphen_values = true)]
+        /// DEST is an existing directory, where the file keeps its name (or gets a number when it
+        /// is taken), or a new file path.
+        #[arg(value_name = "GROUP NAME DEST", num_args = 2..=3, required = true, allow_hyphen_values = true)]
         args: Vec<String>,
     },
     /// Downloads and shares, one row each.

@@ -50,6 +50,9 @@ async fn session(config: AgentConfig, args: &ClientArgs) -> Result<u8, Failure> 
         _ = interrupt.recv() => None,
         _ = terminate.recv() => None,
     };
+    if ended.is_none() {
+        eprintln!("interrupted: ending in order; once more ends at once");
+    }
     tokio::select! {
         () = agent.shutdown() => {}
         // Once more means now.
@@ -63,10 +66,12 @@ async fn session(config: AgentConfig, args: &ClientArgs) -> Result<u8, Failure> 
 async fn obey(agent: &Agent, args: &ClientArgs, interactive: bool) -> u8 {
     let (wanted, mut lines) = read_lines(interactive);
     let mut first_failure = 0;
+    let mut line_number = 0;
     loop {
         // The next prompt appears after the last command is done.
         let _ = wanted.send(());
         let Some(line) = lines.recv().await else { break };
+        line_number += 1;
         let (name, result) = match line {
             Ok(line) => match script::parse(&line) {
                 Parsed::Nothing => continue,
@@ -90,7 +95,10 @@ async fn obey(agent: &Agent, args: &ClientArgs, interactive: bool) -> u8 {
         };
         output::print(&name, &result, args.json);
         if let Err(failure) = result {
-            failure.print();
+            match interactive {
+                true => failure.print(),
+                false => failure.print_for_line(line_number),
+            }
             if first_failure == 0 {
                 first_failure = failure.status;
             }

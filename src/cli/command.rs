@@ -134,7 +134,8 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
         }
         ClientCommand::Share { path, group, name, mtorrent } => {
             let what = format!("hashing {}", text::path(&path));
-            let bar = progress::bytes_bar(0, what);
+            let size = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
+            let bar = progress::bytes_bar(size, what);
             let drawn = bar.clone();
             let note = move |done, size| {
                 drawn.set_length(size);
@@ -228,8 +229,11 @@ fn started_text(started: &Started) -> String {
         started.name,
         text::size(started.size),
         started.group,
-        text::path(&started.directory)
+        text::path(&started.path)
     );
+    if started.stored_bytes == started.size && started.size > 0 {
+        return format!("{} is already at {}", started.name, text::path(&started.path));
+    }
     if started.stored_bytes > 0 {
         text += &format!("; {} are there already", text::size(started.stored_bytes));
     }
@@ -239,7 +243,7 @@ fn started_text(started: &Started) -> String {
 fn started_json(started: &Started) -> Value {
     json!({
         "download": started.number, "group": started.group, "name": started.name,
-        "directory": text::lossy(&started.directory), "content_id": started.content, "size": started.size,
+        "path": text::lossy(&started.path), "content_id": started.content, "size": started.size,
         "stored_bytes": started.stored_bytes, "warning": started.warning,
     })
 }
@@ -283,23 +287,9 @@ fn file_json(row: &FileRow) -> Value {
 
 /// `[D]` or `[S]` first; `[F]` for what failed.
 fn download_line(row: &DownloadRow) -> Vec<String> {
-    let progress = &row.progress;
-    let percent = (progress.stored_bytes * 100).checked_div(row.size).unwrap_or(100);
-    let connected = progress.sources.values().filter(|source| source.connected).count();
+    let percent = (row.progress.stored_bytes * 100).checked_div(row.size).unwrap_or(100);
     let (mark, note) = match &row.state {
-        EntryState::Downloading => {
-            let peers = match connected {
-                0 => "waiting for a peer".to_owned(),
-                n => format!("{n} peers"),
-            };
-            let left = row.size - progress.stored_bytes;
-            let eta = left.checked_div(progress.bytes_per_sec).map(|seconds| {
-                format!("{} left", humantime::format_duration(Duration::from_secs(seconds)))
-            });
-            let rate = text::rate(progress.bytes_per_sec);
-            ("[D]", [Some(rate), Some(peers), eta].into_iter().flatten().collect::<Vec<_>>())
-        }
-        EntryState::Finishing => ("[D]", vec!["checking the whole file".to_owned()]),
+        EntryState::Downloading | EntryState::Finishing => ("[D]", vec![progress::note(row)]),
         EntryState::Seeding if row.changed => {
             ("[S]", vec!["changed on disk, no longer served: share it again".to_owned()])
         }

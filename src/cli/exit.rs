@@ -56,9 +56,18 @@ impl Failure {
         Self { hint: Some(hint.into()), ..self }
     }
 
+    /// Says it on standard error, with the line of the script that failed.
+    pub fn print_for_line(&self, number: usize) {
+        self.print_after(&format!("error: line {number}: "));
+    }
+
     /// Says it on standard error.
     pub fn print(&self) {
-        eprintln!("error: {}", self.message);
+        self.print_after("error: ");
+    }
+
+    fn print_after(&self, prefix: &str) {
+        eprintln!("{prefix}{}", self.message);
         if let Some(hint) = &self.hint {
             eprintln!("hint: {hint}");
         }

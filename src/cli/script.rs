@@ -152,6 +152,8 @@ mod tests {
         ));
         assert!(matches!(parse("  # comment"), Parsed::Nothing));
         assert!(matches!(parse(""), Parsed::Nothing));
-        assert!(matches!(parse("help"), Parsed::Help(_)));
+        for line in ["help", "--help", "help get", "get --help", "share -h"] {
+            assert!(matches!(parse(line), Parsed::Help(_)), "{line}");
+        }
     }
 }

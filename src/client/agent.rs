@@ -5,25 +5,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 pub use super::core::AgentConfig;
 use super::core::Core;
 
-use super::destination::{self, Destination};
-use super::error::{AgentError, DownloadFailure};
+use super::error::AgentError;
 use super::library::{Entry, EntryState};
 use super::metafile;
-use super::report::{DownloadRow, Shared, Started};
+use super::report::{DownloadRow, Shared};
 use crate::error_code::ErrorCode;
 use crate::id::RequestId;
-use crate::limits;
-use crate::manifest::{Manifest, ManifestHead};
+use crate::manifest::Manifest;
 use crate::metainfo::Metainfo;
 use crate::name::{FileName, GroupName, Selector, UserName};
 use crate::peer_id::PeerId;
-use crate::swarm::download::{Download, Meter, Progress};
+use crate::swarm::download::Progress;
 use crate::swarm::hashing;
 use crate::swarm::session::{Swarm, SwarmKey};
 use crate::swarm::storage::PieceStore;
@@ -34,7 +31,7 @@ use crate::tracker::message::{
 /// A running agent.
 #[derive(Clone, Debug)]
 pub struct Agent {
-    core: Arc<Core>,
+    pub(super) core: Arc<Core>,
 }
 
 impl Agent {
@@ -273,7 +270,9 @@ impl Agent {
         let (metafile, warning) = match metafile::write(&metafile_path, &meta) {
             Ok(()) => (Some(metafile_path), None),
             Err(error) if chosen => return Err(error),
-            Err(error) => (None, Some(format!("no metafile was written: {error}"))),
+            Err(error) => {
+                (None, Some(format!("no metafile was written ({error}); --mtorrent names another")))
+            }
         };
         if let Err(error) = self.list(&group, &name, &manifest).await {
             // A metafile of something that is not listed helps nobody.
@@ -294,28 +293,14 @@ impl Agent {
             if let Some(old) = self.core.library().remove(key) {
                 old.store.discard();
             }
-            let swarm = Swarm { key, store: store.clone(), news: None };
-            self.core.registry.add_swarm(Arc::new(swarm));
-            let entry = Entry {
-                number: 0,
-                group: group.clone(),
-                name: name.clone(),
-                publisher: self.user(),
-                store,
-                meter: None,
-                state: EntryState::Seeding,
-                told: false,
-                stop: CancellationToken::new(),
-            };
-            self.core.library().add(key, entry);
-            self.core.registry.tell_again(key);
+            self.serve(&group, key, &name, store);
         }
         self.core.announce(&group, &[(key.content, true)]).await?;
         tracing::info!(%group, %name, content = %key.content.short(), "shared");
         Ok(Shared { group, name, path: path.clone(), manifest, metafile, warning })
     }
 
-    async fn hash(
+    pub(super) async fn hash(
         &self,
         path: &Path,
         progress: impl Fn(u64, u64) + Send + 'static,
@@ -399,143 +384,42 @@ impl Agent {
     pub async fn remove(&self, path: &Path) -> Result<(GroupName, FileName), AgentError> {
         let meta = metafile::read(path)?;
         let content = meta.manifest.content_id();
-        self.stop_share(meta.group.clone(), Selector::Id(content.into())).await?;
+        match self.stop_share(meta.group.clone(), Selector::Id(content.into())).await {
+            // What is over already need not be stopped.
+            Ok(())
+            | Err(AgentError::Refused(
+                Refusal::NoSuchGroup(_) | Refusal::NotAMember(_) | Refusal::NotShared { .. },
+            )) => {}
+            Err(error) => return Err(error),
+        }
         fs::remove_file(path).map_err(|error| AgentError::File { path: path.to_owned(), error })?;
         Ok((meta.group, meta.name))
     }
 
-    /// Starts downloading a listed file.
-    ///
-    /// # Errors
-    /// [`AgentError`]; nothing is left behind then.
-    pub async fn get(
+    /// Takes part in a swarm with a whole file; returns the entry's number.
+    pub(super) fn serve(
         &self,
-        group: GroupName,
-        file: Selector,
-        dest: &Path,
-    ) -> Result<Started, AgentError> {
-        let request = Request::FindFile { group: group.clone(), file: file.clone() };
-        let Reply::File(found) = self.core.line.call(&request).await? else {
-            return Err(AgentError::BadAnswer);
-        };
-        let destination = destination::resolve(dest, &found.name)?;
-        let head = ManifestHead::parse(&found.head).map_err(|_| AgentError::BadAnswer)?;
-        let content = head.content_id();
-        if matches!(&file, Selector::Id(id) if !id.matches(content)) {
-            return Err(AgentError::BadAnswer);
-        }
-        self.refuse_known(SwarmKey { group: found.group, content })?;
-        let mut pages = Vec::new();
-        for page in 0..head.layout().page_count() {
-            let request = Request::Page { group: group.clone(), content, page };
-            match self.core.line.call(&request).await? {
-                Reply::Page { bytes } => pages.push(bytes),
-                _ => return Err(AgentError::BadAnswer),
-            }
-        }
-        let manifest = Manifest::assemble(head, &pages).map_err(|error| AgentError::Download {
-            name: found.name.to_string(),
-            error: DownloadFailure {
-                code: "false-manifest",
-                message: format!("{error}; it was published by {}", found.sharer),
-            },
-        })?;
-        self.start_download(group, found.name, Some(found.sharer), manifest, destination, None)
-            .await
-    }
-
-    /// Starts downloading what a metafile describes.
-    ///
-    /// # Errors
-    /// [`AgentError`]; nothing is left behind then.
-    pub async fn get_metafile(&self, path: &Path, dest: &Path) -> Result<Started, AgentError> {
-        let meta = metafile::read(path)?;
-        let destination = destination::resolve(dest, &meta.name)?;
-        let content = meta.manifest.content_id();
-        let file = Selector::Id(content.into());
-        let request = Request::FindFile { group: meta.group.clone(), file };
-        let Reply::File(found) = self.core.line.call(&request).await? else {
-            return Err(AgentError::BadAnswer);
-        };
-        self.refuse_known(SwarmKey { group: found.group, content })?;
-        let ours = |link| self.core.trackers.find(link).is_some();
-        let foreign = !meta.trackers.iter().any(|link| ours(link.peer_id()));
-        let warning = foreign.then(|| "none of the metafile's trackers is one of yours".to_owned());
-        let publisher = Some(found.sharer);
-        self.start_download(meta.group, meta.name, publisher, meta.manifest, destination, warning)
-            .await
-    }
-
-    fn refuse_known(&self, key: SwarmKey) -> Result<(), AgentError> {
-        let mut library = self.core.library();
-        match library.find(key) {
-            Some(entry) if entry.state.is_under_way() => {
-                Err(AgentError::Downloading(entry.name.to_string()))
-            }
-            Some(entry) if entry.state == EntryState::Seeding && !entry.store.is_changed() => {
-                Err(AgentError::Have(entry.store.path()))
-            }
-            _ => {
-                // A failed attempt is forgotten, and lets go of its part file.
-                library.remove(key);
-                Ok(())
-            }
-        }
-    }
-
-    async fn start_download(
-        &self,
-        group: GroupName,
-        name: FileName,
-        publisher: Option<UserName>,
-        manifest: Manifest,
-        destination: Destination,
-        warning: Option<String>,
-    ) -> Result<Started, AgentError> {
-        let id = self.core.ticket(&group).await?;
-        let manifest = Arc::new(manifest);
-        let key = SwarmKey { group: id, content: manifest.content_id() };
-        let directory = destination.directory.clone();
-        let opened = manifest.clone();
-        let store =
-            tokio::task::spawn_blocking(move || PieceStore::part(opened, &directory, &|_| {}));
-        let store = Arc::new(store.await.map_err(|_| AgentError::BadAnswer)??);
-        let layout = manifest.layout();
-        let stored_bytes = store.bitfield().iter().map(|piece| u64::from(layout.len(piece))).sum();
-        let meter = Arc::new(Meter::new(stored_bytes));
-        let (news_sender, news) = mpsc::channel(limits::DOWNLOAD_QUEUE);
-        let stop = self.core.stop.child_token();
+        group: &GroupName,
+        key: SwarmKey,
+        name: &FileName,
+        store: Arc<PieceStore>,
+    ) -> u64 {
+        let swarm = Swarm { key, store: store.clone(), news: None };
+        self.core.registry.add_swarm(Arc::new(swarm));
         let entry = Entry {
             number: 0,
             group: group.clone(),
             name: name.clone(),
-            publisher,
-            store: store.clone(),
-            meter: Some(meter.clone()),
-            state: EntryState::Downloading,
-            told: false,
-            stop: stop.clone(),
-        };
-        let swarm = Swarm { key, store: store.clone(), news: Some(news_sender) };
-        self.core.registry.add_swarm(Arc::new(swarm));
-        let number = self.core.library().add(key, entry);
-        let (peers_wanted, wanted) = mpsc::channel(1);
-        let download = Download {
-            key,
+            publisher: self.user(),
             store,
-            news,
-            peers_wanted,
-            registry: self.core.registry.clone(),
-            meter,
-            stop,
-            seed: fastrand::u64(..),
+            meter: None,
+            state: EntryState::Seeding,
+            told: false,
+            stop: CancellationToken::new(),
         };
-        tracing::info!(%group, %name, content = %key.content.short(), "download begins");
-        let (directory, size) = (destination.directory.clone(), layout.size());
-        let work = self.core.clone().run_download(group.clone(), download, destination, wanted);
-        self.core.tasks.spawn(work);
-        let content = key.content;
-        Ok(Started { number, group, name, directory, content, size, stored_bytes, warning })
+        let number = self.core.library().add(key, entry);
+        self.core.registry.tell_again(key);
+        number
     }
 
     /// Everything shared and downloaded, in the order it was begun.

@@ -40,12 +40,14 @@ pub fn read(path: &Path) -> Result<Metainfo, AgentError> {
     }
 }
 
-/// Writes a metafile whole or not at all. An older metafile is replaced, anything else is not.
+/// Writes a metafile whole or not at all. An older one of the same share (group and name) is
+/// replaced, anything else is not.
 ///
 /// # Errors
 /// [`AgentError`].
 pub fn write(path: &Path, meta: &Metainfo) -> Result<(), AgentError> {
-    if path.try_exists().unwrap_or(true) && read(path).is_err() {
+    let same = |old: Metainfo| old.group == meta.group && old.name == meta.name;
+    if path.symlink_metadata().is_ok() && !read(path).is_ok_and(same) {
         return Err(AgentError::Exists(path.to_owned()));
     }
     let file_error = |error| AgentError::File { path: path.to_owned(), error };

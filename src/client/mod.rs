@@ -9,3 +9,4 @@ pub mod metafile;
 pub mod report;
 mod core;
 pub mod agent;
+mod get;

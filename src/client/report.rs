@@ -34,8 +34,8 @@ pub struct Started {
     pub group: GroupName,
     /// The label.
     pub name: FileName,
-    /// Where it will be.
-    pub directory: PathBuf,
+    /// Where it will be; a name that is taken by then gets a number.
+    pub path: PathBuf,
     /// What it is.
     pub content: ContentId,
     /// Bytes.

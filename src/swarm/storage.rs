@@ -238,9 +238,20 @@ impl PieceStore {
         matches!(self.lock().place, Place::Whole { .. })
     }
 
-    /// Whether the file was found changed.
+    /// Whether the file was found changed; looks at it.
     pub fn is_changed(&self) -> bool {
-        matches!(self.lock().place, Place::Changed { .. })
+        let place = self.lock().place.clone();
+        match place {
+            Place::Part(_) => false,
+            Place::Changed { .. } => true,
+            Place::Whole { path, stamp } => {
+                let same = fs::metadata(&path).is_ok_and(|now| Stamp::of(&now) == stamp);
+                if !same {
+                    self.mark_changed(path);
+                }
+                !same
+            }
+        }
     }
 
     /// Where the bytes are now.

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use super::decide::{Actor, Command, Outcome, decide};
 use super::message::Refusal;
@@ -24,6 +25,9 @@ struct Inner {
     state: State,
     pages: Pages,
     granted: Remembered,
+    /// Time of the latest change. Each is later than the one before, also when several fall into
+    /// one millisecond or the wall clock steps back: who came first must never be a matter of luck.
+    latest: UnixMillis,
 }
 
 /// What was answered to the latest granted changes, so that a repeat changes nothing and gets the
@@ -86,10 +90,11 @@ impl Store {
         now: UnixMillis,
     ) -> Result<Granted, Refusal> {
         let mut inner = self.lock();
-        let Inner { state, pages, granted } = &mut *inner;
+        let Inner { state, pages, granted, latest } = &mut *inner;
         if let Some(outcome) = granted.outcomes.get(&(actor.device, request)) {
             return Ok(Granted { outcome: outcome.clone(), ended: Vec::new() });
         }
+        let now = now.max(latest.plus(Duration::from_millis(1)));
         let (ops, outcome) = decide(state, actor, request, command, now, pages)?;
         let mut ended = Vec::new();
         for op in &ops {
@@ -112,6 +117,7 @@ impl Store {
             }
         }
         if !ops.is_empty() {
+            *latest = now;
             granted.keep((actor.device, request), outcome.clone());
         }
         Ok(Granted { outcome, ended })
@@ -180,4 +186,40 @@ fn withdrawn_pages(state: &State, op: &Op) -> Vec<(UserName, Arc<ManifestHead>)>
         _ => {}
     }
     ended
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::name::GroupName;
+
+    #[tokio::test]
+    async fn the_founder_stays_the_owner_within_one_millisecond_and_when_the_clock_steps_back() {
+        let lab: GroupName = "lab".parse().expect("name");
+        // The founder's and the other's ids in both orders: a tie would fall either way.
+        for seed in 0..8 {
+            let store = Store::default();
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut propose = async |name: &str, command: Command, now: u64| {
+                let user: UserName = name.parse().expect("name");
+                let device = PeerId(crate::hash::blake3(name.as_bytes()).0);
+                let actor = Actor { device, user: Some(user) };
+                let id = RequestId::random(&mut rng);
+                store.propose(&actor, id, &command, UnixMillis(now)).await.expect("granted")
+            };
+            for name in ["alice", "bob"] {
+                let user = name.parse().expect("name");
+                let command = Command::CreateUser { user, password: "phc".to_owned() };
+                propose(name, command, 1000).await;
+            }
+            let bob = "bob".parse().expect("name");
+            let create = Command::CreateGroup { group: lab.clone(), hidden: false };
+            propose("alice", create, 1000).await;
+            propose("bob", Command::JoinGroup { group: lab.clone() }, 1000).await;
+            let accept = Command::AcceptRequest { group: lab.clone(), user: bob };
+            propose("alice", accept, 7).await;
+            let owner = store.read(|state| state.group_named(&lab)?.1.owner().cloned());
+            assert_eq!(owner, Some("alice".parse().expect("name")));
+        }
+    }
 }

@@ -110,7 +110,7 @@ fn a_script_stops_at_the_first_failure_unless_told_to_go_on() {
     let output = world.script("alice", &[], script);
     let (stderr, status) = words(&output);
     assert_eq!(status, 3);
-    assert_eq!(stderr, "error: wrong user name or password\n");
+    assert_eq!(stderr, "error: line 4: wrong user name or password\n");
     assert_eq!(String::from_utf8_lossy(&output.stdout), "user alice created\n");
 
     let script = script.replace("create-user", "#");
@@ -157,7 +157,7 @@ fn no_tracker_and_the_wrong_tracker_are_told_apart() {
     let output = world.script("alice", &["--json"], "create-user alice secret\n");
     let (stderr, status) = words(&output);
     assert_eq!(status, 5);
-    assert!(stderr.starts_with("error: no tracker can be reached: "), "{stderr}");
+    assert!(stderr.starts_with("error: line 1: no tracker can be reached: "), "{stderr}");
     assert!(String::from_utf8_lossy(&output.stdout).contains("\"code\":\"no-tracker\""));
 
     fs::write(world.trackers(), "mtq://nonsense\n").expect("written");

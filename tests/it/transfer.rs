@@ -164,3 +164,63 @@ fn leaving_ends_membership_shares_and_serving() {
     bob.quit();
     alice.quit();
 }
+
+#[test]
+fn what_is_there_and_right_is_not_fetched_again_and_what_is_gone_is() {
+    let world = World::new();
+    let [mut alice, mut bob] = world.lab(["alice", "bob"]);
+    let bytes = content(3 * P + 1, 10);
+    let path = world.write("f.bin", &bytes);
+    alice.ok(&format!("share {} lab", quoted(&path)));
+    let dest = world.make_dir("dest");
+    let get = format!("get lab f.bin {}", quoted(&dest));
+    bob.ok(&get);
+    bob.ok("wait --timeout 60");
+    assert_eq!(bob.err(&get), "have");
+    bob.quit();
+
+    // Another session, the same command: a script that runs twice.
+    let mut bob = world.client("bob");
+    bob.ok("login bob bob-secret");
+    assert_eq!(bob.ok(&get)["stored_bytes"], bytes.len());
+    bob.ok("wait --timeout 60");
+    assert_eq!(bob.row("f.bin")["state"], "seeding");
+    assert_eq!(fs::read_dir(&dest).expect("readable").count(), 1);
+
+    // Deleted, it is fetched; in its place something else, it is kept.
+    fs::remove_file(dest.join("f.bin")).expect("removed");
+    assert_eq!(bob.row("f.bin")["state"], "changed");
+    bob.ok(&get);
+    bob.ok("wait --timeout 60");
+    assert!(fs::read(dest.join("f.bin")).expect("arrived") == bytes);
+    fs::write(dest.join("f.bin"), vec![0; bytes.len()]).expect("overwritten");
+    bob.ok(&get);
+    bob.ok("wait --timeout 60");
+    assert!(fs::read(dest.join("f (1).bin")).expect("arrived") == bytes);
+    assert!(fs::read(dest.join("f.bin")).expect("kept") == vec![0; bytes.len()]);
+    bob.quit();
+    alice.quit();
+}
+
+#[test]
+fn a_metafile_is_replaced_only_by_its_own_share() {
+    let world = World::new();
+    let [mut alice] = world.lab(["alice"]);
+    alice.ok("create-group other");
+    let path = world.write("f", b"one");
+    let metafile = world.path("f.mtorrent");
+    alice.ok(&format!("share {} lab", quoted(&path)));
+    let first = fs::read_to_string(&metafile).expect("written");
+    let shared = alice.ok(&format!("share {} other", quoted(&path)));
+    assert_eq!(shared["mtorrent"], serde_json::Value::Null);
+    assert!(shared["warning"].as_str().expect("a warning").contains("exists"), "{shared}");
+    assert_eq!(fs::read_to_string(&metafile).expect("kept"), first);
+    fs::write(&path, b"two, longer").expect("changed");
+    alice.ok(&format!("share {} lab", quoted(&path)));
+    assert_ne!(fs::read_to_string(&metafile).expect("replaced"), first);
+    // Its group gone, the metafile can still be removed.
+    alice.ok("leave-group lab");
+    alice.ok(&format!("remove {}", quoted(&metafile)));
+    assert!(!metafile.exists());
+    alice.quit();
+}

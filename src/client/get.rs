@@ -1,0 +1,196 @@
+//! How a download begins: what is wanted, where it goes, what is there already.
+
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+
+use tokio::sync::mpsc;
+
+use super::agent::Agent;
+use super::destination::{self, Destination};
+use super::error::{AgentError, DownloadFailure};
+use super::library::{Entry, EntryState};
+use super::metafile;
+use super::report::Started;
+use crate::error_code::ErrorCode;
+use crate::limits;
+use crate::manifest::{Manifest, ManifestHead};
+use crate::name::{FileName, GroupName, Selector, UserName};
+use crate::swarm::download::{Download, Meter};
+use crate::swarm::session::{Swarm, SwarmKey};
+use crate::swarm::storage::PieceStore;
+use crate::tracker::message::{Reply, Request};
+
+impl Agent {
+    /// Starts downloading a listed file.
+    ///
+    /// # Errors
+    /// [`AgentError`]; nothing is left behind then.
+    pub async fn get(
+        &self,
+        group: GroupName,
+        file: Selector,
+        dest: &Path,
+    ) -> Result<Started, AgentError> {
+        let request = Request::FindFile { group: group.clone(), file: file.clone() };
+        let Reply::File(found) = self.core.line.call(&request).await? else {
+            return Err(AgentError::BadAnswer);
+        };
+        let destination = destination::resolve(dest, &found.name)?;
+        let head = ManifestHead::parse(&found.head).map_err(|_| AgentError::BadAnswer)?;
+        let content = head.content_id();
+        if matches!(&file, Selector::Id(id) if !id.matches(content)) {
+            return Err(AgentError::BadAnswer);
+        }
+        self.refuse_known(SwarmKey { group: found.group, content })?;
+        let mut pages = Vec::new();
+        for page in 0..head.layout().page_count() {
+            let request = Request::Page { group: group.clone(), content, page };
+            match self.core.line.call(&request).await? {
+                Reply::Page { bytes } => pages.push(bytes),
+                _ => return Err(AgentError::BadAnswer),
+            }
+        }
+        let manifest = Manifest::assemble(head, &pages).map_err(|error| AgentError::Download {
+            name: found.name.to_string(),
+            error: DownloadFailure {
+                code: "false-manifest",
+                message: format!("{error}; it was published by {}", found.sharer),
+            },
+        })?;
+        self.start_download(group, found.name, Some(found.sharer), manifest, destination, None)
+            .await
+    }
+
+    /// Starts downloading what a metafile describes.
+    ///
+    /// # Errors
+    /// [`AgentError`]; nothing is left behind then.
+    pub async fn get_metafile(&self, path: &Path, dest: &Path) -> Result<Started, AgentError> {
+        let meta = metafile::read(path)?;
+        let destination = destination::resolve(dest, &meta.name)?;
+        let content = meta.manifest.content_id();
+        let file = Selector::Id(content.into());
+        let request = Request::FindFile { group: meta.group.clone(), file };
+        let Reply::File(found) = self.core.line.call(&request).await? else {
+            return Err(AgentError::BadAnswer);
+        };
+        self.refuse_known(SwarmKey { group: found.group, content })?;
+        let ours = |link| self.core.trackers.find(link).is_some();
+        let foreign = !meta.trackers.iter().any(|link| ours(link.peer_id()));
+        let warning = foreign.then(|| "none of the metafile's trackers is one of yours".to_owned());
+        let publisher = Some(found.sharer);
+        self.start_download(meta.group, meta.name, publisher, meta.manifest, destination, warning)
+            .await
+    }
+
+    fn refuse_known(&self, key: SwarmKey) -> Result<(), AgentError> {
+        let mut library = self.core.library();
+        match library.find(key) {
+            Some(entry) if entry.state.is_under_way() => {
+                Err(AgentError::Downloading(entry.name.to_string()))
+            }
+            Some(entry) if entry.state == EntryState::Seeding && !entry.store.is_changed() => {
+                Err(AgentError::Have(entry.store.path()))
+            }
+            _ => {
+                // An attempt that failed, or a file that changed, is forgotten: it lets go of its
+                // part file, and peers that have the swarm open tell anew what they have.
+                library.remove(key);
+                drop(library);
+                self.core.registry.remove_swarm(key, ErrorCode::Done);
+                Ok(())
+            }
+        }
+    }
+
+    async fn start_download(
+        &self,
+        group: GroupName,
+        name: FileName,
+        publisher: Option<UserName>,
+        manifest: Manifest,
+        destination: Destination,
+        warning: Option<String>,
+    ) -> Result<Started, AgentError> {
+        let id = self.core.ticket(&group).await?;
+        let manifest = Arc::new(manifest);
+        let key = SwarmKey { group: id, content: manifest.content_id() };
+        if let Some(started) = self.adopt(&group, key, &name, &manifest, &destination).await {
+            return Ok(Started { warning, ..started });
+        }
+        let directory = destination.directory.clone();
+        let opened = manifest.clone();
+        let store =
+            tokio::task::spawn_blocking(move || PieceStore::part(opened, &directory, &|_| {}));
+        let store = Arc::new(store.await.map_err(|_| AgentError::BadAnswer)??);
+        let layout = manifest.layout();
+        let stored_bytes = store.bitfield().iter().map(|piece| u64::from(layout.len(piece))).sum();
+        let meter = Arc::new(Meter::new(stored_bytes));
+        let (news_sender, news) = mpsc::channel(limits::DOWNLOAD_QUEUE);
+        let stop = self.core.stop.child_token();
+        let entry = Entry {
+            number: 0,
+            group: group.clone(),
+            name: name.clone(),
+            publisher,
+            store: store.clone(),
+            meter: Some(meter.clone()),
+            state: EntryState::Downloading,
+            told: false,
+            stop: stop.clone(),
+        };
+        let swarm = Swarm { key, store: store.clone(), news: Some(news_sender) };
+        self.core.registry.add_swarm(Arc::new(swarm));
+        let number = self.core.library().add(key, entry);
+        let (peers_wanted, wanted) = mpsc::channel(1);
+        let download = Download {
+            key,
+            store,
+            news,
+            peers_wanted,
+            registry: self.core.registry.clone(),
+            meter,
+            stop,
+            seed: fastrand::u64(..),
+        };
+        tracing::info!(%group, %name, content = %key.content.short(), "download begins");
+        let path = destination.directory.join(destination.name.as_str());
+        let size = layout.size();
+        let work = self.core.clone().run_download(group.clone(), download, destination, wanted);
+        self.core.tasks.spawn(work);
+        let content = key.content;
+        Ok(Started { number, group, name, path, content, size, stored_bytes, warning })
+    }
+
+    /// Serves a file that is already at the destination, if it is exactly the one wanted: a script
+    /// that runs twice does not fetch twice.
+    async fn adopt(
+        &self,
+        group: &GroupName,
+        key: SwarmKey,
+        name: &FileName,
+        manifest: &Arc<Manifest>,
+        destination: &Destination,
+    ) -> Option<Started> {
+        let path = destination.directory.join(destination.name.as_str());
+        let size = manifest.layout().size();
+        let metadata = fs::symlink_metadata(&path).ok()?;
+        if !metadata.is_file() || metadata.len() != size {
+            return None;
+        }
+        let (found, stamp) = self.hash(&path, |_, _| {}).await.ok()?;
+        if found.content_id() != key.content {
+            return None;
+        }
+        let store = Arc::new(PieceStore::whole(manifest.clone(), path.clone(), stamp));
+        let number = self.serve(group, key, name, store);
+        // The file is here, whoever knows of it.
+        if let Err(error) = self.core.announce(group, &[(key.content, true)]).await {
+            tracing::debug!(%error, "announce failed; it is repeated with the next connection");
+        }
+        let (group, name, content) = (group.clone(), name.clone(), key.content);
+        let warning = None;
+        Some(Started { number, group, name, path, content, size, stored_bytes: size, warning })
+    }
+}

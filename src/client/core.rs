@@ -34,8 +34,8 @@ use crate::transport::endpoint::{Endpoint, any_address};
 use crate::transport::identity::{FILE_NAME as IDENTITY_FILE, Identity};
 use crate::transport::tls::Alpn;
 
-/// How often tickets are looked at for renewal.
-const RENEWAL_CHECK: Duration = Duration::from_secs(15);
+/// How often tickets are looked at for renewal, and shared files for change.
+const WATCH: Duration = Duration::from_secs(10);
 
 /// A lost tracker is dialled again after this, twice as long each time up to the second.
 const REDIAL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
@@ -99,7 +99,7 @@ impl Core {
             _lock: lock,
         });
         tasks.spawn(core.clone().hear(queue));
-        tasks.spawn(core.clone().renew_tickets());
+        tasks.spawn(core.clone().watch());
         Ok(core)
     }
 
@@ -330,7 +330,7 @@ impl Core {
         self.renew_due().await;
         let mut by_group: HashMap<GroupName, Vec<(SwarmKey, bool)>> = HashMap::new();
         for (key, entry) in self.library().entries() {
-            let complete = entry.state == EntryState::Seeding;
+            let complete = entry.state == EntryState::Seeding && !entry.store.is_changed();
             if complete || entry.state.is_under_way() {
                 by_group.entry(entry.group).or_default().push((key, complete));
             }
@@ -347,16 +347,38 @@ impl Core {
         }
     }
 
-    /// Renews tickets half-way through their life.
-    async fn renew_tickets(self: Arc<Self>) {
+    /// Renews tickets half-way through their life, and takes back what changed on disk.
+    async fn watch(self: Arc<Self>) {
         loop {
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                () = tokio::time::sleep(RENEWAL_CHECK) => {}
+                () = tokio::time::sleep(WATCH) => {}
             }
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                () = self.renew_due() => {}
+                () = async { self.renew_due().await; self.withdraw_changed().await } => {}
+            }
+        }
+    }
+
+    /// Nobody is to be sent here for files that are not served any more; the user is told.
+    async fn withdraw_changed(&self) {
+        let changed: Vec<_> = {
+            let mut library = self.library();
+            let entries = library.entries().into_iter();
+            let changed: Vec<_> = entries
+                .filter(|(_, entry)| entry.state == EntryState::Seeding && !entry.told)
+                .filter(|(_, entry)| entry.store.is_changed())
+                .collect();
+            changed.iter().for_each(|(key, _)| library.set_told(*key));
+            changed
+        };
+        for (key, entry) in changed {
+            let (group, name) = (entry.group, entry.name);
+            tracing::warn!(%group, %name, "changed on disk, no longer served: share it again");
+            let request = Request::Withdraw { group, contents: vec![key.content] };
+            if let Err(error) = self.line.call(&request).await {
+                tracing::debug!(%error, "withdraw failed; it ends with the connection");
             }
         }
     }

@@ -51,7 +51,7 @@ pub struct Entry {
     pub meter: Option<Arc<Meter>>,
     /// Where it is in its life.
     pub state: EntryState,
-    /// Whether its failure was told to somebody who waited.
+    /// Whether its failure was told to somebody who waited, or its change to the user.
     pub told: bool,
     /// Stops its download.
     pub stop: CancellationToken,
@@ -96,6 +96,13 @@ impl Library {
     /// The swarm of the entry that `file` means in a group.
     pub fn select(&self, group: &GroupName, file: &Selector) -> Option<SwarmKey> {
         self.entries.iter().find(|(_, entry)| entry.is(group, file)).map(|(key, _)| *key)
+    }
+
+    /// The user was told of an entry's change.
+    pub fn set_told(&mut self, key: SwarmKey) {
+        if let Some(entry) = self.entries.get_mut(&key) {
+            entry.told = true;
+        }
     }
 
     /// Changes an entry's state, if it is still there.

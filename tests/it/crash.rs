@@ -106,6 +106,9 @@ fn a_file_changed_on_disk_is_never_served() {
     wait_for("the seeder to notice", || (alice.row("f.bin")["state"] == "changed").then_some(()));
     assert_eq!(bob.row("f.bin")["stored_bytes"], 0);
     assert_eq!(bob.err("wait --timeout 1"), "timeout");
+    wait_for("the listing to say so", || {
+        (bob.ok("list-files lab")["files"][0]["seeders"] == 0).then_some(())
+    });
     // Put back as it was and shared again, it is served to those who still wait.
     fs::write(&path, content(4 * P, 8)).expect("changed back");
     alice.ok(&format!("share {} lab", quoted(&path)));

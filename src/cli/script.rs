@@ -53,7 +53,12 @@ pub fn parse(line: &str) -> Parsed {
 /// A clap error as one line and a hint.
 fn failure(error: &clap::Error) -> Failure {
     let text = error.to_string();
-    let message = text.lines().next().unwrap_or("").trim_start_matches("error: ").replace("subcommand", "command");
+    let message = text
+        .lines()
+        .next()
+        .unwrap_or("")
+        .trim_start_matches("error: ")
+        .replace("subcommand", "command");
     let missing: Vec<_> = match error.kind() {
         ErrorKind::MissingRequiredArgument => text
             .lines()

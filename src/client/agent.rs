@@ -9,7 +9,6 @@ use tokio_util::sync::CancellationToken;
 
 pub use super::core::AgentConfig;
 use super::core::Core;
-
 use super::error::AgentError;
 use super::library::{Entry, EntryState};
 use super::metafile;
@@ -109,20 +108,14 @@ impl Agent {
     /// # Errors
     /// [`AgentError`].
     pub async fn list_groups(&self) -> Result<Vec<GroupRow>, AgentError> {
-        let mut all: Vec<GroupRow> = Vec::new();
-        loop {
-            let after = all.last().map(|row| row.name.clone());
-            let Reply::Groups { rows, more } =
-                self.core.line.call(&Request::ListGroups { after }).await?
-            else {
-                return Err(AgentError::BadAnswer);
-            };
-            let go_on = more && !rows.is_empty();
-            all.extend(rows);
-            if !go_on {
-                return Ok(all);
-            }
-        }
+        let request = |last: Option<&GroupRow>| Request::ListGroups {
+            after: last.map(|row| row.name.clone()),
+        };
+        self.all_rows(request, |reply| match reply {
+            Reply::Groups { rows, more } => Some((rows, more)),
+            _ => None,
+        })
+        .await
     }
 
     /// Asks to join a group.
@@ -179,19 +172,15 @@ impl Agent {
     /// # Errors
     /// [`AgentError`].
     pub async fn list_members(&self, group: GroupName) -> Result<Vec<MemberRow>, AgentError> {
-        let mut all: Vec<MemberRow> = Vec::new();
-        loop {
-            let after = all.last().map(|row| row.user.clone());
-            let request = Request::ListMembers { group: group.clone(), after };
-            let Reply::Members { rows, more } = self.core.line.call(&request).await? else {
-                return Err(AgentError::BadAnswer);
-            };
-            let go_on = more && !rows.is_empty();
-            all.extend(rows);
-            if !go_on {
-                return Ok(all);
-            }
-        }
+        let request = |last: Option<&MemberRow>| {
+            let after = last.map(|row| row.user.clone());
+            Request::ListMembers { group: group.clone(), after }
+        };
+        self.all_rows(request, |reply| match reply {
+            Reply::Members { rows, more } => Some((rows, more)),
+            _ => None,
+        })
+        .await
     }
 
     /// All files of a group.
@@ -214,16 +203,30 @@ impl Agent {
         &self,
         request: impl Fn(Option<FileCursor>) -> Request,
     ) -> Result<Vec<FileRow>, AgentError> {
-        let mut all: Vec<FileRow> = Vec::new();
-        loop {
-            let after = all.last().map(|row| FileCursor {
+        let request = |last: Option<&FileRow>| {
+            request(last.map(|row| FileCursor {
                 group: row.group.clone(),
                 name: row.name.clone(),
                 content: row.content,
-            });
-            let Reply::Files { rows, more } = self.core.line.call(&request(after)).await? else {
-                return Err(AgentError::BadAnswer);
-            };
+            }))
+        };
+        self.all_rows(request, |reply| match reply {
+            Reply::Files { rows, more } => Some((rows, more)),
+            _ => None,
+        })
+        .await
+    }
+
+    /// All rows of a listing: asks page by page, each after the last row seen.
+    async fn all_rows<T>(
+        &self,
+        request: impl Fn(Option<&T>) -> Request,
+        rows_of: impl Fn(Reply) -> Option<(Vec<T>, bool)>,
+    ) -> Result<Vec<T>, AgentError> {
+        let mut all = Vec::new();
+        loop {
+            let reply = self.core.line.call(&request(all.last())).await?;
+            let (rows, more) = rows_of(reply).ok_or(AgentError::BadAnswer)?;
             let go_on = more && !rows.is_empty();
             all.extend(rows);
             if !go_on {
@@ -256,13 +259,11 @@ impl Agent {
         // A refusal comes before an hour of hashing, not after.
         let id = self.core.ticket(&group).await?;
         let (manifest, stamp) = self.hash(path, progress).await?;
-        let manifest = Arc::new(manifest);
-
         let meta = Metainfo {
             trackers: self.core.trackers.links().to_vec(),
             group: group.clone(),
             name: name.clone(),
-            manifest: (*manifest).clone(),
+            manifest,
         };
         let chosen = metafile_path.is_some();
         let metafile_path = metafile_path.unwrap_or_else(|| metafile::beside(path));
@@ -274,6 +275,7 @@ impl Agent {
                 (None, Some(format!("no metafile was written ({error}); --mtorrent names another")))
             }
         };
+        let manifest = Arc::new(meta.manifest);
         if let Err(error) = self.list(&group, &name, &manifest).await {
             // A metafile of something that is not listed helps nobody.
             if let Some(metafile) = metafile.filter(|_| is_new) {
@@ -372,8 +374,7 @@ impl Agent {
         };
         self.core.library().remove(key);
         self.core.registry.remove_swarm(key, ErrorCode::Done);
-        let contents = vec![key.content];
-        self.done(Request::Withdraw { group, contents }).await
+        self.core.withdraw(group, key).await
     }
 
     /// Stops sharing and downloading what a metafile describes and deletes the metafile, never

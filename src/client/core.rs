@@ -152,6 +152,15 @@ impl Core {
         Ok(())
     }
 
+    /// Takes an announcement back.
+    pub(super) async fn withdraw(&self, group: GroupName, key: SwarmKey) -> Result<(), AgentError> {
+        let request = Request::Withdraw { group, contents: vec![key.content] };
+        match self.line.call(&request).await? {
+            Reply::Done => Ok(()),
+            _ => Err(AgentError::BadAnswer),
+        }
+    }
+
     /// Connects to everybody the tracker knows to hold a content.
     pub(super) async fn find_peers(&self, group: &GroupName, key: SwarmKey) {
         let request = Request::Peers { group: group.clone(), content: key.content };
@@ -232,8 +241,8 @@ impl Core {
                 self.registry.remove_swarm(key, ErrorCode::Done);
                 self.fail(key, DownloadFailure::from(&error));
                 self.changed.notify_waiters();
-                let request = Request::Withdraw { group, contents: vec![key.content] };
-                let _ = self.line.call(&request).await;
+                // What cannot be said now ends with the connection.
+                let _ = self.withdraw(group, key).await;
             }
         }
     }
@@ -243,7 +252,7 @@ impl Core {
         let mut library = self.library();
         let publisher = library.find(key).and_then(|entry| entry.publisher.clone());
         if let ("false-manifest", Some(user)) = (failure.code, publisher) {
-            failure.message += &format!("; it was published by {user}");
+            failure = DownloadFailure::false_manifest(&failure, &user);
         }
         library.set_state(key, EntryState::Failed(failure));
     }
@@ -376,8 +385,7 @@ impl Core {
         for (key, entry) in changed {
             let (group, name) = (entry.group, entry.name);
             tracing::warn!(%group, %name, "changed on disk, no longer served: share it again");
-            let request = Request::Withdraw { group, contents: vec![key.content] };
-            if let Err(error) = self.line.call(&request).await {
+            if let Err(error) = self.withdraw(group, key).await {
                 tracing::debug!(%error, "withdraw failed; it ends with the connection");
             }
         }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::metainfo::MetainfoError;
-use crate::name::NameError;
+use crate::name::{NameError, UserName};
 use crate::swarm::download::DownloadError;
 use crate::swarm::hashing::HashError;
 use crate::swarm::storage::StorageError;
@@ -113,6 +113,14 @@ pub struct DownloadFailure {
     pub code: &'static str,
     /// What happened.
     pub message: String,
+}
+
+impl DownloadFailure {
+    /// A manifest that is false, in the way `why` says: its publisher's doing.
+    pub fn false_manifest(why: &dyn std::fmt::Display, publisher: &UserName) -> Self {
+        let message = format!("{why}; it was published by {publisher}");
+        Self { code: "false-manifest", message }
+    }
 }
 
 impl From<&DownloadError> for DownloadFailure {

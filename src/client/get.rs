@@ -53,10 +53,7 @@ impl Agent {
         }
         let manifest = Manifest::assemble(head, &pages).map_err(|error| AgentError::Download {
             name: found.name.to_string(),
-            error: DownloadFailure {
-                code: "false-manifest",
-                message: format!("{error}; it was published by {}", found.sharer),
-            },
+            error: DownloadFailure::false_manifest(&error, &found.sharer),
         })?;
         self.start_download(group, found.name, Some(found.sharer), manifest, destination, None)
             .await

@@ -30,6 +30,15 @@ struct Maps {
     uploaded: HashMap<SwarmKey, u64>,
 }
 
+impl Maps {
+    fn unwant(&mut self, key: SwarmKey) {
+        self.wanted.retain(|_, keys| {
+            keys.remove(&key);
+            !keys.is_empty()
+        });
+    }
+}
+
 /// What became of a new session.
 #[derive(Debug)]
 pub enum Admission {
@@ -133,10 +142,7 @@ impl Registry {
         let mut maps = self.lock();
         maps.swarms.remove(&key);
         maps.uploaded.remove(&key);
-        maps.wanted.retain(|_, keys| {
-            keys.remove(&key);
-            !keys.is_empty()
-        });
+        maps.unwant(key);
         maps.sessions.values().for_each(|session| session.close(key, code));
     }
 
@@ -157,10 +163,7 @@ impl Registry {
 
     /// A swarm need not be opened with anybody any more: it is complete here.
     pub fn unwant(&self, key: SwarmKey) {
-        self.lock().wanted.retain(|_, keys| {
-            keys.remove(&key);
-            !keys.is_empty()
-        });
+        self.lock().unwant(key);
     }
 
     /// Tells everybody who has a swarm open what we have of it, from scratch.

@@ -233,11 +233,6 @@ impl PieceStore {
         self.lock().have.contains(piece)
     }
 
-    /// Whether every piece is here and the file has its name.
-    pub fn is_whole(&self) -> bool {
-        matches!(self.lock().place, Place::Whole { .. })
-    }
-
     /// Whether the file was found changed; looks at it.
     pub fn is_changed(&self) -> bool {
         let place = self.lock().place.clone();

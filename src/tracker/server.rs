@@ -21,7 +21,7 @@ use super::view;
 use crate::clock;
 use crate::error_code::ErrorCode;
 use crate::hash::Blake3Hash;
-use crate::id::RequestId;
+use crate::id::{GroupId, RequestId};
 use crate::limits;
 use crate::manifest::{ContentId, ManifestHead};
 use crate::name::{FileName, GroupName, UserName};
@@ -332,22 +332,14 @@ impl ClientSession {
             Request::Page { group, content, page } => self.page(&group, content, page),
             Request::Announce { group, contents } => self.announce(&group, contents),
             Request::Withdraw { group, contents } => {
-                let user = self.user()?;
-                let id = self
-                    .shared
-                    .store
-                    .read(|state| view::group_of_member(state, &group, &user).map(|(id, _)| id))?;
+                let id = self.own_group(&group)?;
                 for content in contents {
                     self.shared.presence.withdraw(self.number, id, content);
                 }
                 Ok(Reply::Done)
             }
             Request::Peers { group, content } => {
-                let user = self.user()?;
-                let id = self
-                    .shared
-                    .store
-                    .read(|state| view::group_of_member(state, &group, &user).map(|(id, _)| id))?;
+                let id = self.own_group(&group)?;
                 let mut rng = fastrand::Rng::new();
                 let peers = self.shared.presence.sample(id, content, self.number, &mut rng);
                 Ok(Reply::Peers { peers })
@@ -369,6 +361,12 @@ impl ClientSession {
 
     fn user(&self) -> Result<UserName, Refusal> {
         self.shared.presence.user(self.number).ok_or(Refusal::NotLoggedIn)
+    }
+
+    /// The id of a group the user is a member of.
+    fn own_group(&self, group: &GroupName) -> Result<GroupId, Refusal> {
+        let user = self.user()?;
+        self.shared.store.read(|state| Ok(view::group_of_member(state, group, &user)?.0))
     }
 
     fn actor(&self) -> Actor {

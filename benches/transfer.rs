@@ -19,7 +19,7 @@ use mtq::clock;
 use mtq::manifest::ContentId;
 use mtq::name::{GroupName, Selector};
 use mtq::tracker::message::Password;
-use mtq::tracker::server::Tracker;
+use mtq::tracker::server::{Tracker, TrackerConfig};
 use mtq::tracker_link::{TrackerInfo, TrackerLink};
 use mtq::transport::connection::Connection;
 use mtq::transport::endpoint::Endpoint;
@@ -105,7 +105,7 @@ impl Side {
             let agent = Agent::start(config).expect("an agent");
             let user = || name.parse().expect("a name");
             let password = || Password("secret".to_owned());
-            agent.create_user(user(), password()).await.expect("created");
+            agent.create_user(user(), password(), None).await.expect("created");
             agent.login(user(), password()).await.expect("logged in");
             agent
         });
@@ -133,7 +133,9 @@ impl Swarm {
         let identity = Arc::new(Identity::generate());
         let id = identity.peer_id();
         let tracker = tracker_runtime
-            .block_on(async { Tracker::start(identity, loopback()) })
+            .block_on(async {
+                Tracker::start(TrackerConfig::new(identity, loopback()), dir.path())
+            })
             .expect("a tracker");
         let link = TrackerLink::new(tracker.local_address().expect("an address"), id);
         let seeder = Side::new(dir.path(), "alice", &link);

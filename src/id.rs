@@ -9,6 +9,26 @@ fixed_bytes! {
 }
 
 fixed_bytes! {
+    /// An account; its name may change, this does not.
+    UserId, 16
+}
+
+fixed_bytes! {
+    /// One password login of one device, until its logout or removal.
+    EnrolmentId, 16
+}
+
+fixed_bytes! {
+    /// An invitation: what its code hashes to.
+    InviteId, 16
+}
+
+fixed_bytes! {
+    /// One run of one tracker: whose ops are numbered and chained.
+    OriginId, 16
+}
+
+fixed_bytes! {
     /// A group; its name may change, this does not.
     GroupId, 16
 }
@@ -37,13 +57,26 @@ impl RequestId {
     /// The id of the object this request creates: BLAKE3 of the actor's peer id and the request
     /// id, cut to 128 bits. A repeat on any tracker creates the same object.
     pub fn created(self, actor: PeerId) -> [u8; 16] {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(actor.as_bytes());
-        hasher.update(&self.0);
-        let mut id = [0; 16];
-        hasher.finalize_xof().fill(&mut id);
-        id
+        derived(&[actor.as_bytes(), &self.0])
     }
+}
+
+impl OriginId {
+    /// A fresh one out of `rng`.
+    pub fn random(rng: &mut fastrand::Rng) -> Self {
+        Self(rng.u128(..).to_le_bytes())
+    }
+}
+
+/// BLAKE3 of `parts`, one after the other, cut to 128 bits.
+pub fn derived(parts: &[&[u8]]) -> [u8; 16] {
+    let mut hasher = blake3::Hasher::new();
+    for part in parts {
+        hasher.update(part);
+    }
+    let mut id = [0; 16];
+    hasher.finalize_xof().fill(&mut id);
+    id
 }
 
 #[cfg(test)]

@@ -93,6 +93,32 @@ pub const MAX_REQUESTS_PER_GROUP: usize = 1_000;
 /// Shares one user may hold over all groups.
 pub const MAX_SHARES_PER_USER: usize = 100_000;
 
+/// Requests to join that one user may have open.
+pub const MAX_REQUESTS_PER_USER: usize = 100;
+
+/// Commands waiting for a tracker's store; senders wait.
+pub const STORE_QUEUE: usize = 1_024;
+
+/// Commands in one commit. More do not make it cheaper, only later.
+pub const STORE_BATCH: usize = 1_024;
+
+/// Hash pages on their way into the store: 64 × 208 KiB.
+pub const PAGES_IN_FLIGHT: usize = 64;
+
+/// Bytes of a store's page cache; the library's own default is 1 GiB.
+pub const STORE_CACHE: usize = 32 * 1024 * 1024;
+
+/// Ops after a snapshot before the next one; with more things than that, as many as there are
+/// things, so that snapshots never cost more than the ops between them.
+pub const SNAPSHOT_AFTER: usize = 20_000;
+
+/// Removals are remembered this long: longer than any ticket lives and any rejection lasts.
+pub const REMOVALS_KEPT: Duration = Duration::from_secs(48 * 3600);
+
+/// How long a seeder that reaches no tracker goes on with transfers under way, unless the owner
+/// of the group says otherwise.
+pub const OFFLINE_GRACE: Duration = Duration::from_secs(24 * 3600);
+
 /// Remembered outcomes of writes (for repeats of the same request id). Oldest go first; a client
 /// repeats within seconds, never after a hundred thousand other writes.
 pub const MAX_REMEMBERED_REQUESTS: usize = 100_000;
@@ -125,6 +151,39 @@ pub const LOGIN_DELAY_STEP: Duration = Duration::from_millis(250);
 
 /// The longest a failed login is held back.
 pub const LOGIN_DELAY_MAX: Duration = Duration::from_secs(5);
+
+/// A name's failed logins count against it until it had none for this long.
+pub const FAILURES_FORGOTTEN: Duration = Duration::from_secs(300);
+
+/// Names whose failed logins are remembered; with more, every failure waits the longest.
+pub const MAX_FAILURES_KNOWN: usize = 10_000;
+
+/// Requests a second on one connection, and at once.
+pub const CONNECTION_REQUESTS: (u32, u32) = (2_000, 4_000);
+
+/// Durable changes a second of one account, and at once: sharing a directory of thousands of
+/// files is one burst.
+pub const ACCOUNT_CHANGES: (u32, u32) = (500, 2_000);
+
+/// Passwords tried or set a second from one address, and at once: a class behind one router logs
+/// in, and Argon2 does a hundred a second.
+pub const ADDRESS_LOGINS: (u32, u32) = (10, 100);
+
+/// Connections from one address, unless the operator says otherwise: a class or an office behind
+/// one router.
+pub const CONNECTIONS_PER_ADDRESS: usize = 512;
+
+/// How long a client goes on repeating what was refused as too fast.
+pub const RATE_PATIENCE: Duration = Duration::from_secs(30);
+
+/// Searches at once; each reads all names of the caller's groups.
+pub const SEARCHES_AT_ONCE: usize = 4;
+
+/// Bytes a compiled search pattern may take.
+pub const PATTERN_SIZE: usize = 1024 * 1024;
+
+/// Memberships and devices in one push of revocations.
+pub const MAX_REVOKED_BATCH: usize = 1_000;
 
 /// Connections a tracker holds at once; an idle one costs about 54 KiB.
 pub const MAX_TRACKER_CONNECTIONS: usize = 20_000;

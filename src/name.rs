@@ -13,6 +13,9 @@ use unicode_normalization::{UnicodeNormalization as _, is_nfc};
 use crate::limits::{MAX_FILE_NAME_LEN, MAX_NAME_LEN};
 use crate::manifest::ContentId;
 
+/// Hex digits after the `~` of a name two had chosen.
+const NAME_MARK_LEN: usize = 4;
+
 /// Text that cannot be a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
@@ -56,6 +59,19 @@ macro_rules! account_name {
             pub fn as_str(&self) -> &str {
                 &self.0
             }
+
+            /// What was chosen, and the mark the system added when two had chosen the same.
+            pub fn parts(&self) -> (Self, Option<&str>) {
+                match self.0.split_once('~') {
+                    Some((chosen, mark)) => (Self(chosen.to_owned()), Some(mark)),
+                    None => (self.clone(), None),
+                }
+            }
+
+            /// This name with the mark of whom or what has `id`.
+            pub fn marked(&self, id: &[u8; 16]) -> Self {
+                Self(format!("{}~{}", self.0, hex::encode(&id[..NAME_MARK_LEN / 2])))
+            }
         }
 
         impl FromStr for $name {
@@ -64,8 +80,16 @@ macro_rules! account_name {
             /// Accepts any case and folds it.
             fn from_str(text: &str) -> Result<Self, NameError> {
                 let lower = text.to_ascii_lowercase();
+                let (chosen, mark) = match lower.split_once('~') {
+                    Some((chosen, mark)) => (chosen, Some(mark)),
+                    None => (lower.as_str(), None),
+                };
                 let known = |b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'.' | b'_' | b'-');
-                if lower.is_empty() || lower.len() > MAX_NAME_LEN || !lower.bytes().all(known) {
+                let fits = (1..=MAX_NAME_LEN).contains(&chosen.len());
+                let digits = |mark: &str| {
+                    mark.len() == NAME_MARK_LEN && mark.bytes().all(|b| b.is_ascii_hexdigit())
+                };
+                if !fits || !chosen.bytes().all(known) || !mark.is_none_or(digits) {
                     return Err(NameError::Alphabet);
                 }
                 Ok(Self(lower))
@@ -95,12 +119,13 @@ macro_rules! account_name {
 }
 
 account_name! {
-    /// Name of an account: 1-32 of `a-z 0-9 . _ -`, compared in lower case.
+    /// Name of an account: 1-32 of `a-z 0-9 . _ -`, compared in lower case. `~` and four hex digits
+    /// follow where two chose the same; nobody chooses that.
     UserName
 }
 
 account_name! {
-    /// Name of a group: 1-32 of `a-z 0-9 . _ -`, compared in lower case.
+    /// Name of a group, of the same form.
     GroupName
 }
 
@@ -216,6 +241,16 @@ const MIN_ID_DIGITS: usize = 8;
 pub struct IdPrefix(String);
 
 impl IdPrefix {
+    /// The least content id that begins so.
+    pub fn least(&self) -> ContentId {
+        let mut bytes = [0; ContentId::LEN];
+        for (index, digit) in self.0.bytes().enumerate() {
+            let value = (digit as char).to_digit(16).unwrap_or(0) as u8;
+            bytes[index / 2] |= if index % 2 == 0 { value << 4 } else { value };
+        }
+        ContentId(bytes)
+    }
+
     /// Whether `content` begins so.
     pub fn matches(&self, content: ContentId) -> bool {
         content.to_string().starts_with(&self.0)
@@ -304,10 +339,16 @@ mod tests {
     fn account_names_fold_case_and_keep_to_the_alphabet() {
         assert_eq!("Alice.B-2_x".parse::<UserName>().expect("valid").as_str(), "alice.b-2_x");
         let long = "a".repeat(33);
-        for bad in ["", "a b", "a/b", "a~1", "é", "a\n", &long] {
+        for bad in ["", "a b", "a/b", "a~1", "~1a2b", "a~xyzw", "a~1a2b~1a2b", "é", "a\n", &long] {
             assert_eq!(bad.parse::<GroupName>(), Err(NameError::Alphabet), "{bad:?}");
         }
         round_trip(&"lab".parse::<GroupName>().expect("valid"));
+        let lab: GroupName = "lab".parse().expect("valid");
+        let marked = lab.marked(&[0x1a; 16]);
+        assert_eq!(marked.as_str(), "lab~1a1a");
+        assert_eq!(marked.parts(), (lab.clone(), Some("1a1a")));
+        assert_eq!("LAB~1A1A".parse::<GroupName>(), Ok(marked));
+        assert_eq!(lab.parts(), (lab.clone(), None));
     }
 
     #[test]
@@ -370,6 +411,9 @@ mod tests {
             round_trip(&selector);
         }
         let prefix = IdPrefix::try_from("abababab".to_owned()).expect("valid");
+        assert_eq!(prefix.least().to_string(), format!("{:0<64}", "abababab"));
+        let odd = IdPrefix::try_from("ababababc".to_owned()).expect("valid");
+        assert_eq!(odd.least().to_string(), format!("{:0<64}", "ababababc"));
         assert!(prefix.matches(ContentId([0xab; 32])) && !prefix.matches(ContentId([0xac; 32])));
         for bad in ["id:xyz", "id:abc", "id:ABABABAB", "bob/..", "B OB/x", "a/b/c", ""] {
             assert!(bad.parse::<Selector>().is_err(), "{bad}");

@@ -29,6 +29,8 @@ pub struct Holder {
     pub group_name: GroupName,
     /// The membership it rests on; revoking that revokes the ticket.
     pub membership: MembershipId,
+    /// Seconds for which a seeder that reaches no tracker goes on honouring this ticket.
+    pub offline_grace: u32,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -61,6 +63,9 @@ pub enum TicketError {
     /// Its time is over, or it lives longer than any ticket may.
     #[error("the ticket expired at {0}")]
     Expired(UnixMillis),
+    /// A tracker has said that it is void.
+    #[error("the ticket was revoked")]
+    Revoked,
     /// It is from the future.
     #[error("the ticket is valid from {0}")]
     NotYet(UnixMillis),
@@ -132,6 +137,11 @@ impl Ticket {
         now > self.expires.plus(TICKET_LEEWAY)
     }
 
+    /// When it was signed, in tracker time.
+    pub fn issued(&self) -> UnixMillis {
+        self.issued
+    }
+
     /// When a new one should be asked for: half-way through its life.
     pub fn renew_at(&self) -> UnixMillis {
         self.issued.plus(self.expires.since(self.issued) / 2)
@@ -152,6 +162,7 @@ pub(crate) mod testing {
             group: GroupId([5; 16]),
             group_name: "lab".parse().expect("name"),
             membership: MembershipId([6; 16]),
+            offline_grace: 86_400,
         }
     }
 }
@@ -187,17 +198,18 @@ mod tests {
     #[test]
     fn golden() {
         let expected = concat!(
-            "76",
+            "79",
             "0909090909090909090909090909090909090909090909090909090909090909",
             "05616c696365",
             "05050505050505050505050505050505",
             "036c6162",
             "06060606060606060606060606060606",
+            "80a305",
             "80d095ffbc31",
             "c09fbaffbc31",
             "8a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5c",
-            "e20a7290fb443628da408319eb43c219afbb688a0233ad3d1c1b66f9fa9ce04c",
-            "66178c5d2f76a770f9443a21685ad9a9d562864f4fe915a27d64203f95d8370f",
+            "4ea1e9e8c4d2c7c1b5f8f88fe4c6e738c873499131b9b3cc4fa1d59e6462ad48",
+            "f789d283e446f0b4e5b08b48b0919c9d5194c108af2c93794c6cfa35c90d9a03",
         );
         assert_eq!(hex::encode(ticket(1, NOW)), expected);
     }

@@ -132,8 +132,12 @@ pub enum ClientCommand {
         /// Its password.
         #[arg(allow_hyphen_values = true)]
         password: Option<String>,
+        /// The code of an invitation, where the operator asks for one.
+        #[arg(long, value_name = "CODE", allow_hyphen_values = true)]
+        invite: Option<String>,
     },
-    /// Log in. Without PASSWORD: MTQ_PASSWORD, or a prompt.
+    /// Log in, and stay so over restarts of this client until logout. Without PASSWORD: the key of
+    /// this device if it logged in before, MTQ_PASSWORD, or a prompt.
     Login {
         /// The account.
         user: UserName,
@@ -145,6 +149,24 @@ pub enum ClientCommand {
     Logout,
     /// Who is logged in.
     Whoami,
+    /// Change your password; all your other devices have to log in again. Without OLD and NEW:
+    /// MTQ_PASSWORD and MTQ_NEW_PASSWORD, or prompts.
+    Passwd {
+        /// The password so far.
+        #[arg(allow_hyphen_values = true, requires = "new")]
+        old: Option<String>,
+        /// The new one.
+        #[arg(allow_hyphen_values = true)]
+        new: Option<String>,
+    },
+    /// Devices that may act for you.
+    Devices,
+    /// Forget a device of yours: it is logged out, and its transfers stop.
+    #[command(alias = "remove_device")]
+    RemoveDevice {
+        /// The beginning of its id, as devices shows it.
+        device: String,
+    },
     /// Make a group and own it.
     #[command(alias = "create_group")]
     CreateGroup {
@@ -191,6 +213,46 @@ pub enum ClientCommand {
         /// Who asked.
         user: UserName,
     },
+    /// End somebody's membership in a group of yours.
+    Kick {
+        /// The group.
+        group: GroupName,
+        /// Who goes.
+        user: UserName,
+    },
+    /// Say who shall own a group of yours when you leave it.
+    Nominate {
+        /// The group.
+        group: GroupName,
+        /// Who; without, the longest-standing member.
+        user: Option<UserName>,
+    },
+    /// Make another member the owner of a group of yours.
+    #[command(alias = "transfer_group")]
+    TransferGroup {
+        /// The group.
+        group: GroupName,
+        /// Who.
+        user: UserName,
+    },
+    /// Change a setting of a group of yours.
+    #[command(alias = "set_group")]
+    SetGroup {
+        /// The group.
+        group: GroupName,
+        /// How long running transfers go on when no tracker can be reached (0, or 90s, 12h, 1d;
+        /// 1d unless set).
+        #[arg(long, value_name = "TIME", value_parser = parse_timeout, required = true)]
+        offline_grace: Duration,
+    },
+    /// Take a file off the list of a group of yours, whoever shares it.
+    Unlist {
+        /// The group.
+        group: GroupName,
+        /// NAME, USER/NAME or id:HEX.
+        #[arg(allow_hyphen_values = true)]
+        file: Selector,
+    },
     /// Members of a group.
     #[command(alias = "list_members")]
     ListMembers {
@@ -222,6 +284,12 @@ pub enum ClientCommand {
         /// Part of a name, in any case.
         #[arg(allow_hyphen_values = true)]
         pattern: String,
+        /// PATTERN is how the name begins.
+        #[arg(long, conflicts_with = "regex")]
+        prefix: bool,
+        /// PATTERN is a regular expression.
+        #[arg(long)]
+        regex: bool,
     },
     /// Download: get GROUP NAME DEST, or get FILE.mtorrent DEST. NAME may be USER/NAME or id:HEX.
     #[command(
@@ -282,6 +350,9 @@ impl ClientCommand {
             Self::Login { .. } => "login",
             Self::Logout => "logout",
             Self::Whoami => "whoami",
+            Self::Passwd { .. } => "passwd",
+            Self::Devices => "devices",
+            Self::RemoveDevice { .. } => "remove-device",
             Self::CreateGroup { .. } => "create-group",
             Self::ListGroups => "list-groups",
             Self::JoinGroup { .. } => "join-group",
@@ -289,6 +360,11 @@ impl ClientCommand {
             Self::ListRequests { .. } => "list-requests",
             Self::AcceptRequest { .. } => "accept-request",
             Self::RejectRequest { .. } => "reject-request",
+            Self::Kick { .. } => "kick",
+            Self::Nominate { .. } => "nominate",
+            Self::TransferGroup { .. } => "transfer-group",
+            Self::SetGroup { .. } => "set-group",
+            Self::Unlist { .. } => "unlist",
             Self::ListMembers { .. } => "list-members",
             Self::Share { .. } => "share",
             Self::ListFiles { .. } => "list-files",

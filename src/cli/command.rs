@@ -15,7 +15,7 @@ use crate::client::error::AgentError;
 use crate::client::library::EntryState;
 use crate::client::report::{DownloadRow, Started};
 use crate::name::{GroupName, Selector};
-use crate::tracker::message::{FileRow, Password, Standing};
+use crate::tracker::message::{FileRow, Matching, Password, Standing};
 
 /// Asks a person for a secret, without showing it.
 pub type Ask = fn(&str) -> Option<String>;
@@ -26,15 +26,70 @@ pub type Ask = fn(&str) -> Option<String>;
 /// [`Failure`].
 pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answer, Failure> {
     match command {
-        ClientCommand::CreateUser { user, password } => {
+        ClientCommand::CreateUser { user, password, invite } => {
             let password = password_for(password, ask, true).await?;
-            agent.create_user(user.clone(), password).await?;
+            agent.create_user(user.clone(), password, invite).await?;
             Ok(Answer::new(json!({"user": user}), format!("user {user} created")))
         }
         ClientCommand::Login { user, password } => {
-            let password = password_for(password, ask, false).await?;
-            agent.login(user.clone(), password).await?;
+            // A device that logged in before needs no password.
+            if password.is_some() || !agent.login_by_key(&user).await? {
+                let password = password_for(password, ask, false).await?;
+                agent.login(user.clone(), password).await?;
+            }
             Ok(Answer::new(json!({"user": user}), format!("logged in as {user}")))
+        }
+        ClientCommand::Passwd { old, new } => {
+            let old = match old {
+                Some(old) => Password(old),
+                None => password_from("MTQ_PASSWORD", "old password: ", ask, false).await?,
+            };
+            let new = match new {
+                Some(new) => Password(new),
+                None => password_from("MTQ_NEW_PASSWORD", "new password: ", ask, true).await?,
+            };
+            agent.change_password(old, new).await?;
+            let text = "password changed; your other devices have to log in again";
+            Ok(Answer::new(json!({}), text))
+        }
+        ClientCommand::Devices => {
+            let rows = agent.devices().await?;
+            let me = agent.peer_id();
+            let lines: Vec<_> = rows
+                .iter()
+                .map(|row| {
+                    vec![
+                        row.peer_id.short(),
+                        if row.peer_id == me { "this device" } else { "" }.to_owned(),
+                        if row.online { "online" } else { "offline" }.to_owned(),
+                        format!("since {}", row.since),
+                    ]
+                })
+                .collect();
+            let json = rows.iter().map(|row| {
+                json!({
+                    "peer_id": row.peer_id, "this": row.peer_id == me, "online": row.online,
+                    "since": row.since,
+                })
+            });
+            Ok(Answer::new(json!({"devices": json.collect::<Value>()}), table(&lines)))
+        }
+        ClientCommand::RemoveDevice { device } => {
+            let rows = agent.devices().await?;
+            let mut hits = rows.iter().filter(|row| row.peer_id.to_string().starts_with(&device));
+            let (Some(hit), None) = (hits.next(), hits.next()) else {
+                let message = format!("{device} is not the beginning of the id of one device");
+                return Err(Failure::new("no-such-device", message)
+                    .hint("devices lists yours with their ids"));
+            };
+            if hit.peer_id == agent.peer_id() {
+                return Err(
+                    Failure::usage("this is the device you are using").hint("logout forgets it")
+                );
+            }
+            agent.remove_device(hit.peer_id).await?;
+            let text = format!("device {} is forgotten", hit.peer_id.short());
+            Ok(Answer::new(json!({"peer_id": hit.peer_id}), text))
         }
         ClientCommand::Logout => {
             let stopped = agent.logout().await?;
@@ -67,7 +122,10 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
                     };
                     vec![
                         row.name.to_string(),
-                        format!("owner {}", row.owner),
+                        match &row.owner {
+                            Some(owner) => format!("owner {owner}"),
+                            None => "everybody's".to_owned(),
+                        },
                         format!("{} members", row.member_count),
                         standing.to_owned(),
                     ]
@@ -110,6 +168,41 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
             let text = format!("the request of {user} to join {group} is rejected");
             Ok(Answer::new(json!({"group": group, "user": user}), text))
         }
+        ClientCommand::Kick { group, user } => {
+            agent.kick(group.clone(), user.clone()).await?;
+            let text = format!("{user} is no longer a member of {group}");
+            Ok(Answer::new(json!({"group": group, "user": user}), text))
+        }
+        ClientCommand::Nominate { group, user } => {
+            agent.nominate(group.clone(), user.clone()).await?;
+            let text = match &user {
+                Some(user) => format!("{user} will own {group} when you leave"),
+                None => format!("the longest-standing member will own {group} when you leave"),
+            };
+            Ok(Answer::new(json!({"group": group, "user": user}), text))
+        }
+        ClientCommand::TransferGroup { group, user } => {
+            agent.transfer_group(group.clone(), user.clone()).await?;
+            let text = format!("{user} now owns {group}");
+            Ok(Answer::new(json!({"group": group, "user": user}), text))
+        }
+        ClientCommand::SetGroup { group, offline_grace } => {
+            agent.set_group(group.clone(), offline_grace).await?;
+            let text = match offline_grace.is_zero() {
+                true => format!("transfers in {group} end when no tracker can be reached"),
+                false => format!(
+                    "running transfers in {group} go on for {} without any tracker",
+                    humantime::format_duration(offline_grace)
+                ),
+            };
+            let json = json!({"group": group, "offline_grace_secs": offline_grace.as_secs()});
+            Ok(Answer::new(json, text))
+        }
+        ClientCommand::Unlist { group, file } => {
+            agent.unlist(group.clone(), file.clone()).await?;
+            let text = format!("{file} is off the list of {group}");
+            Ok(Answer::new(json!({"group": group, "file": file.to_string()}), text))
+        }
         ClientCommand::ListMembers { group } => {
             let rows = agent.list_members(group.clone()).await?;
             let lines: Vec<_> = rows
@@ -117,16 +210,25 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
                 .map(|row| {
                     vec![
                         row.user.to_string(),
-                        if row.owner { "owner" } else { "member" }.to_owned(),
-                        if row.online { "online" } else { "offline" }.to_owned(),
+                        match (row.owner, row.nominee) {
+                            (true, _) => "owner",
+                            (_, true) => "member, next owner",
+                            _ => "member",
+                        }
+                        .to_owned(),
+                        match (row.online, row.last_seen) {
+                            (true, _) => "online".to_owned(),
+                            (_, Some(at)) => format!("last seen {at}"),
+                            _ => "offline".to_owned(),
+                        },
                         format!("since {}", row.since),
                     ]
                 })
                 .collect();
             let json = rows.iter().map(|row| {
                 json!({
-                    "user": row.user, "owner": row.owner, "online": row.online,
-                    "since": row.since,
+                    "user": row.user, "owner": row.owner, "nominee": row.nominee,
+                    "online": row.online, "last_seen": row.last_seen, "since": row.since,
                 })
             });
             let json = json!({"group": group, "members": json.collect::<Value>()});
@@ -169,8 +271,13 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
             let lines: Vec<_> = rows.iter().map(file_line).collect();
             Ok(Answer::new(json!({"group": group, "files": json}), or_none(&lines, "files")))
         }
-        ClientCommand::Search { pattern } => {
-            let rows = agent.search(&pattern).await?;
+        ClientCommand::Search { pattern, prefix, regex } => {
+            let matching = match (prefix, regex) {
+                (true, _) => Matching::Prefix,
+                (_, true) => Matching::Regex,
+                _ => Matching::Contains,
+            };
+            let rows = agent.search(&pattern, matching).await?;
             let json = rows.iter().map(file_json).collect::<Value>();
             let lines: Vec<_> = rows
                 .iter()
@@ -271,7 +378,10 @@ fn file_line(row: &FileRow) -> Vec<String> {
         row.name.to_string(),
         text::size(row.size),
         format!("by {}", sharers.join(", ")),
-        format!("{} seeding", row.seeders),
+        match row.last_seen {
+            Some(at) => format!("last seen {at}"),
+            None => format!("{} seeding", row.seeders),
+        },
         format!("{} downloading", row.leechers),
         format!("id:{}", row.content.short()),
     ]
@@ -281,7 +391,7 @@ fn file_json(row: &FileRow) -> Value {
     json!({
         "group": row.group, "name": row.name, "size": row.size, "content_id": row.content,
         "sharers": row.sharers, "sharer_count": row.sharer_count, "seeders": row.seeders,
-        "leechers": row.leechers, "since": row.since,
+        "leechers": row.leechers, "since": row.since, "last_seen": row.last_seen,
     })
 }
 
@@ -342,22 +452,32 @@ fn bad_name(text: &str, error: &dyn std::error::Error) -> Failure {
 }
 
 async fn password_for(given: Option<String>, ask: Ask, new: bool) -> Result<Password, Failure> {
-    if let Some(password) = given {
-        return Ok(Password(password));
+    match given {
+        Some(password) => Ok(Password(password)),
+        None => password_from("MTQ_PASSWORD", "password: ", ask, new).await,
     }
-    if let Ok(password) = std::env::var("MTQ_PASSWORD") {
+}
+
+/// A password from the environment, or from a person: a new one twice.
+async fn password_from(
+    variable: &str,
+    words: &'static str,
+    ask: Ask,
+    new: bool,
+) -> Result<Password, Failure> {
+    if let Ok(password) = std::env::var(variable) {
         return Ok(Password(password));
     }
     // A person takes time; everything else goes on meanwhile.
     let asked = tokio::task::spawn_blocking(move || {
-        let password = ask("password: ")?;
+        let password = ask(words)?;
         let same = !new || ask("again: ").as_ref() == Some(&password);
         Some((password, same))
     });
     match asked.await {
         Ok(Some((password, true))) => Ok(Password(password)),
         Ok(Some((_, false))) => Err(Failure::usage("the two passwords differ")),
-        _ => Err(Failure::usage("a password is needed: after the user name, or in MTQ_PASSWORD")),
+        _ => Err(Failure::usage(format!("a password is needed: as an argument, or in {variable}"))),
     }
 }
 

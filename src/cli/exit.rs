@@ -84,17 +84,36 @@ impl From<AgentError> for Failure {
 fn status_of(code: &str) -> u8 {
     match code {
         "no-tracker" | "wrong-tracker" | "tracker-lost" => status::NO_TRACKER,
-        "no-such-group" | "no-such-file" | "no-such-request" | "not-shared" | "ambiguous"
-        | "not-found" | "no-destination" => status::NOT_FOUND,
+        "no-such-group" | "no-such-user" | "no-such-member" | "no-such-device" | "no-such-file"
+        | "no-such-request" | "not-shared" | "ambiguous" | "not-found" | "no-destination" => {
+            status::NOT_FOUND
+        }
         "bad-metafile" | "false-manifest" | "changed" => status::INTEGRITY,
         "disk" | "no-space" | "in-use" | "exists" | "permission-denied" | "locked" | "identity" => {
             status::DISK
         }
-        "user-exists" | "wrong-credentials" | "bad-password" | "not-logged-in"
-        | "logged-in-as-other" | "unknown-device" | "group-exists" | "not-a-member"
-        | "already-a-member" | "already-requested" | "rejected-lately" | "not-the-owner"
-        | "limit" | "busy" => status::REFUSED,
-        "usage" | "bad-name" => status::USAGE,
+        "user-exists"
+        | "wrong-credentials"
+        | "bad-password"
+        | "not-logged-in"
+        | "logged-in-as-other"
+        | "unknown-device"
+        | "group-exists"
+        | "not-a-member"
+        | "already-a-member"
+        | "already-requested"
+        | "rejected-lately"
+        | "not-the-owner"
+        | "limit"
+        | "busy"
+        | "rate-limited"
+        | "disabled"
+        | "registration-closed"
+        | "invite-needed"
+        | "bad-invite"
+        | "everybodys-group"
+        | "yourself" => status::REFUSED,
+        "usage" | "bad-name" | "bad-pattern" => status::USAGE,
         _ => status::FAILED,
     }
 }

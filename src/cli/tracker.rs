@@ -1,7 +1,6 @@
 //! `mtq tracker`: runs a tracker until a signal.
 
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,7 +11,8 @@ use super::exit::{Failure, status};
 use super::{logging, text};
 use crate::client::data_dir;
 use crate::limits::MAX_TRACKER_INFO_LEN;
-use crate::tracker::server::Tracker;
+use crate::tracker::disk::DiskError;
+use crate::tracker::server::{StartError, Tracker, TrackerConfig};
 use crate::tracker_link::{TrackerInfo, TrackerLink};
 use crate::transport::endpoint::{BindError, any_address};
 use crate::transport::identity::{FILE_NAME, Identity, IdentityError};
@@ -35,8 +35,9 @@ pub fn run(args: &TrackerArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::new("internal", error.to_string()))?;
+    let config = TrackerConfig::new(identity.clone(), any_address(0));
     runtime.block_on(async {
-        let tracker = start(args.listen, link.as_ref(), &identity).await?;
+        let tracker = start(args, link.as_ref(), config).await?;
         serve(&tracker, &identity).await
     })
 }
@@ -58,16 +59,17 @@ fn identity_failure(error: IdentityError) -> Failure {
 }
 
 async fn start(
-    listen: Option<SocketAddr>,
+    args: &TrackerArgs,
     link: Option<&TrackerLink>,
-    identity: &Arc<Identity>,
+    config: TrackerConfig,
 ) -> Result<Tracker, Failure> {
-    let failure = |error: BindError| Failure::new("bind", error.to_string());
-    if let Some(address) = listen {
-        return Tracker::start(identity.clone(), address).map_err(failure);
+    let start =
+        |address| Tracker::start(TrackerConfig { address, ..config.clone() }, &args.data_dir);
+    if let Some(address) = args.listen {
+        return start(address).map_err(start_failure);
     }
     let Some(link) = link else {
-        let id = identity.peer_id();
+        let id = config.identity.peer_id();
         return Err(Failure::new("not-listed", format!("no line of --trackers is for {id}"))
             .hint("use the matching --identity, or say --listen ADDR"));
     };
@@ -78,15 +80,40 @@ async fn start(
     // A machine's own name often means loopback to itself, where no client would find it.
     let is_name = link.host().parse::<std::net::IpAddr>().is_err() && link.host() != "localhost";
     for address in resolved.filter(|address| !(is_name && address.ip().is_loopback())) {
-        match Tracker::start(identity.clone(), address) {
+        match start(address) {
             // The address clients use may be a router's, not ours.
-            Err(BindError::Socket { error, .. })
+            Err(StartError::Bind(BindError::Socket { error, .. }))
                 if error.kind() == io::ErrorKind::AddrNotAvailable => {}
-            result => return result.map_err(failure),
+            result => return result.map_err(start_failure),
         }
     }
     tracing::info!(link = %link, "its address is not this machine's; listening on all addresses");
-    Tracker::start(identity.clone(), any_address(link.port())).map_err(failure)
+    start(any_address(link.port())).map_err(start_failure)
+}
+
+fn start_failure(error: StartError) -> Failure {
+    match error {
+        StartError::Disk(error) => disk_failure(&error),
+        error => Failure::new("bind", error.to_string()),
+    }
+}
+
+/// A store that cannot be used.
+pub fn disk_failure(error: &DiskError) -> Failure {
+    let (code, hint) = match error {
+        DiskError::Full => ("no-space", Some("make room and start it again")),
+        DiskError::InUse => ("locked", Some("stop the other one first")),
+        DiskError::Format(_) => {
+            ("store", Some("use the version of mtq that wrote it, or a later one"))
+        }
+        DiskError::Damaged(_) => ("store", Some("put a backup in its place")),
+        _ => ("disk", None),
+    };
+    let failure = Failure::new(code, format!("the tracker's store: {error}"));
+    match hint {
+        Some(hint) => failure.hint(hint),
+        None => failure,
+    }
 }
 
 async fn serve(tracker: &Tracker, identity: &Identity) -> Result<(), Failure> {
@@ -96,9 +123,6 @@ async fn serve(tracker: &Tracker, identity: &Identity) -> Result<(), Failure> {
     let address = tracker.local_address().map_err(failed)?;
     let link = TrackerLink::new(address, identity.peer_id());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %link, "tracker is up");
-    tracing::warn!(
-        "this version keeps accounts, groups and listings in memory: they end with this process"
-    );
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}

@@ -5,14 +5,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::broadcast;
 use tokio_util::sync::CancellationToken;
 
 pub use super::core::AgentConfig;
 use super::core::Core;
+use super::data_dir;
 use super::error::AgentError;
 use super::library::{Entry, EntryState};
 use super::metafile;
-use super::report::{DownloadRow, Shared};
+use super::report::{DownloadRow, Notice, Shared};
 use crate::error_code::ErrorCode;
 use crate::id::RequestId;
 use crate::manifest::Manifest;
@@ -24,8 +26,10 @@ use crate::swarm::hashing;
 use crate::swarm::session::{Swarm, SwarmKey};
 use crate::swarm::storage::PieceStore;
 use crate::tracker::message::{
-    FileCursor, FileRow, GroupRow, MemberRow, Password, Refusal, Reply, Request, RequestRow,
+    DeviceRow, FileCursor, FileRow, GroupRow, Matching, MemberRow, Password, Reply, Request,
+    RequestRow,
 };
+use crate::tracker::refusal::Refusal;
 
 /// A running agent.
 #[derive(Clone, Debug)]
@@ -61,11 +65,17 @@ impl Agent {
     ///
     /// # Errors
     /// [`AgentError`].
-    pub async fn create_user(&self, user: UserName, password: Password) -> Result<(), AgentError> {
-        self.done(Request::CreateUser { request_id: request_id(), user, password }).await
+    pub async fn create_user(
+        &self,
+        user: UserName,
+        password: Password,
+        invite: Option<String>,
+    ) -> Result<(), AgentError> {
+        self.done(Request::CreateUser { request_id: request_id(), user, password, invite }).await
     }
 
-    /// Logs in. As the user one already is, is fine.
+    /// Logs in, and stays so over restarts until [`Self::logout`]. As the user one already is, is
+    /// fine.
     ///
     /// # Errors
     /// [`AgentError`].
@@ -75,12 +85,32 @@ impl Agent {
         }
         match self.core.line.call(&Request::Login { user, password }).await? {
             Reply::LoggedIn { user } => {
-                self.core.line.set_user(Some(user));
+                self.core.line.set_user(Some(user.clone()));
+                data_dir::keep_user(&self.core.data_dir, &user)?;
                 self.core.announce_all().await;
                 Ok(())
             }
             _ => Err(AgentError::BadAnswer),
         }
+    }
+
+    /// Logs in as whoever logged in with a password on this device before, by its key; returns
+    /// whether that is still possible.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn login_by_key(&self, user: &UserName) -> Result<bool, AgentError> {
+        if self.user().as_ref() != Some(user) {
+            return Ok(false);
+        }
+        // A new connection logs in by itself.
+        self.core.line.connection().await?;
+        Ok(self.user().as_ref() == Some(user))
+    }
+
+    /// What trackers say that a person may want to know, from now on.
+    pub fn notices(&self) -> broadcast::Receiver<Notice> {
+        self.core.notices.subscribe()
     }
 
     /// Logs out and stops all sharing and downloading; returns how many of them there were.
@@ -91,8 +121,36 @@ impl Agent {
         // Here first: whatever the tracker says, nothing is served any more.
         let stopped = self.core.drop_entries(|_| true, ErrorCode::LoggedOut);
         let told = self.done(Request::Logout).await;
-        self.core.line.set_user(None);
+        self.core.groups().clear();
+        self.core.forget_login();
         told.map(|()| stopped)
+    }
+
+    /// Changes one's password; all other devices have to log in anew.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn change_password(&self, old: Password, new: Password) -> Result<(), AgentError> {
+        self.done(Request::ChangePassword { request_id: request_id(), old, new }).await
+    }
+
+    /// The devices enrolled for one's account.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn devices(&self) -> Result<Vec<DeviceRow>, AgentError> {
+        match self.core.line.call(&Request::ListDevices).await? {
+            Reply::Devices { rows } => Ok(rows),
+            _ => Err(AgentError::BadAnswer),
+        }
+    }
+
+    /// Forgets another device of one's own.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn remove_device(&self, device: PeerId) -> Result<(), AgentError> {
+        self.done(Request::RemoveDevice { request_id: request_id(), device }).await
     }
 
     /// Makes a group.
@@ -133,10 +191,7 @@ impl Agent {
     pub async fn leave_group(&self, group: GroupName) -> Result<(), AgentError> {
         let request = Request::LeaveGroup { request_id: request_id(), group: group.clone() };
         self.done(request).await?;
-        self.core.drop_entries(|entry| entry.group == group, ErrorCode::Done);
-        if let Some((id, _)) = self.core.groups().remove(&group) {
-            self.core.registry.forget_ticket(id);
-        }
+        self.core.leave(&group, None);
         Ok(())
     }
 
@@ -167,6 +222,59 @@ impl Agent {
         self.done(Request::RejectRequest { request_id: request_id(), group, user }).await
     }
 
+    /// Ends somebody's membership in a group one owns.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn kick(&self, group: GroupName, user: UserName) -> Result<(), AgentError> {
+        self.done(Request::Kick { request_id: request_id(), group, user }).await
+    }
+
+    /// Says who shall own a group when one leaves it.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn nominate(
+        &self,
+        group: GroupName,
+        user: Option<UserName>,
+    ) -> Result<(), AgentError> {
+        self.done(Request::Nominate { request_id: request_id(), group, user }).await
+    }
+
+    /// Makes another member the owner of a group.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn transfer_group(&self, group: GroupName, user: UserName) -> Result<(), AgentError> {
+        self.done(Request::TransferGroup { request_id: request_id(), group, user }).await
+    }
+
+    /// Says how long seeders cut off from all trackers go on with running transfers of a group.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn set_group(
+        &self,
+        group: GroupName,
+        offline_grace: Duration,
+    ) -> Result<(), AgentError> {
+        let offline_grace = u32::try_from(offline_grace.as_secs()).unwrap_or(u32::MAX);
+        self.done(Request::SetGroup { request_id: request_id(), group, offline_grace }).await
+    }
+
+    /// Takes a file off the list of a group one owns, whoever shares it.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn unlist(&self, group: GroupName, file: Selector) -> Result<(), AgentError> {
+        let request = Request::Unlist { request_id: request_id(), group, file };
+        match self.core.line.call(&request).await? {
+            Reply::Stopped { .. } => Ok(()),
+            _ => Err(AgentError::BadAnswer),
+        }
+    }
+
     /// All members of a group.
     ///
     /// # Errors
@@ -191,12 +299,16 @@ impl Agent {
         self.files(|after| Request::ListFiles { group: group.clone(), after }).await
     }
 
-    /// Files of all one's groups whose name contains `pattern`.
+    /// Files of all one's groups whose name matches `pattern`, whatever the case.
     ///
     /// # Errors
     /// [`AgentError`].
-    pub async fn search(&self, pattern: &str) -> Result<Vec<FileRow>, AgentError> {
-        self.files(|after| Request::Search { pattern: pattern.to_owned(), after }).await
+    pub async fn search(
+        &self,
+        pattern: &str,
+        matching: Matching,
+    ) -> Result<Vec<FileRow>, AgentError> {
+        self.files(|after| Request::Search { pattern: pattern.to_owned(), matching, after }).await
     }
 
     async fn files(

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -17,6 +17,7 @@ use super::destination::Destination;
 use super::error::{AgentError, DownloadFailure};
 use super::library::{Entry, EntryState, Library};
 use super::line::{LineEvent, TrackerLine};
+use super::report::Notice;
 use crate::clock::UnixMillis;
 use crate::error_code::ErrorCode;
 use crate::id::GroupId;
@@ -28,7 +29,8 @@ use crate::swarm::hub::Hub;
 use crate::swarm::registry::Registry;
 use crate::swarm::session::{Swarm, SwarmKey};
 use crate::swarm::trust::Trust;
-use crate::tracker::message::{Push, Reply, Request};
+use crate::tracker::message::{Reply, Request};
+use crate::tracker::push::Push;
 use crate::tracker_link::TrackerInfo;
 use crate::transport::endpoint::{Endpoint, any_address};
 use crate::transport::identity::{FILE_NAME as IDENTITY_FILE, Identity};
@@ -64,6 +66,8 @@ pub(super) struct Core {
     pub(super) groups: Mutex<HashMap<GroupName, (GroupId, UnixMillis)>>,
     /// Notified when an entry's state changes.
     pub(super) changed: Notify,
+    /// What trackers say that a person may want to know.
+    pub(super) notices: broadcast::Sender<Notice>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
     /// Held as long as the agent lives.
@@ -84,6 +88,7 @@ impl Core {
         let (events, queue) = mpsc::channel(limits::PUSH_QUEUE);
         let tasks = TaskTracker::new();
         let line = TrackerLine::new(endpoint.clone(), trackers.clone(), events, tasks.clone());
+        line.set_user(data_dir::user(&config.data_dir)?);
         let core = Arc::new(Self {
             data_dir: config.data_dir,
             endpoint,
@@ -94,6 +99,7 @@ impl Core {
             library: Mutex::default(),
             groups: Mutex::default(),
             changed: Notify::new(),
+            notices: broadcast::channel(limits::PUSH_QUEUE).0,
             stop: CancellationToken::new(),
             tasks: tasks.clone(),
             _lock: lock,
@@ -285,28 +291,107 @@ impl Core {
             match event {
                 None => return,
                 Some(LineEvent::Connected { clock_offset }) => {
-                    self.registry.set_clock_offset(clock_offset);
+                    self.registry.tracker_reached(clock_offset);
                 }
-                Some(LineEvent::Push(Push::SwarmJoined { group, content, peer })) => {
-                    let key = SwarmKey { group, content };
-                    let wants = self.library().find(key).is_some_and(|e| e.state.is_under_way());
-                    if wants {
-                        self.hub.connect(peer.peer_id, peer.addresses, key);
-                    }
-                }
-                Some(LineEvent::Push(Push::Revoked { membership })) => {
-                    self.registry.revoke(membership);
-                }
-                Some(LineEvent::LoggedOut) => {
-                    tracing::warn!("the tracker no longer knows this device; log in again");
-                }
+                Some(LineEvent::Push(push)) => self.hear_push(push).await,
+                Some(LineEvent::LoggedOut) => self.signed_out(),
                 Some(LineEvent::Lost) => {
+                    self.registry.trackers_lost();
                     if self.line.user().is_some() {
                         tracing::warn!("the connection to the tracker is lost; dialling again");
                         self.tasks.spawn(self.clone().come_back());
                     }
                 }
             }
+        }
+    }
+
+    async fn hear_push(&self, push: Push) {
+        match push {
+            Push::SwarmJoined { group, content, peer } => {
+                let key = SwarmKey { group, content };
+                let wants = self.library().find(key).is_some_and(|e| e.state.is_under_way());
+                if wants {
+                    self.hub.connect(peer.peer_id, peer.addresses, key);
+                }
+            }
+            Push::SwarmLeft { group, content, peer_id } => {
+                self.registry.unwant_from(peer_id, SwarmKey { group, content });
+            }
+            Push::Revoked { memberships, devices } => self.registry.revoke(&memberships, &devices),
+            Push::SignedOut => self.signed_out(),
+            Push::Lagged => self.find_all_peers().await,
+            Push::Removed { group, id } => {
+                self.leave(&group, Some(id));
+                self.notify(Notice::Removed { group });
+            }
+            Push::Unlisted { group, content } => {
+                let key = SwarmKey { group, content };
+                let entry = self.library().find(key).cloned();
+                if let Some(entry) = entry.filter(|entry| entry.state == EntryState::Seeding) {
+                    self.library().remove(key);
+                    self.registry.remove_swarm(key, ErrorCode::Done);
+                    self.notify(Notice::Unlisted { group: entry.group, name: entry.name });
+                }
+            }
+            Push::JoinRequested { group, user } => {
+                self.notify(Notice::JoinRequested { group, user });
+            }
+            Push::RequestAnswered { group, accepted } => {
+                self.notify(Notice::RequestAnswered { group, accepted });
+            }
+            Push::MemberJoined { group, user } => {
+                self.notify(Notice::MemberJoined { group, user });
+            }
+            Push::MemberLeft { group, user } => self.notify(Notice::MemberLeft { group, user }),
+            Push::OwnerChanged { group, owner } => {
+                self.notify(Notice::OwnerChanged { group, owner });
+            }
+            Push::FileListed { group, name, size, user, content: _ } => {
+                self.notify(Notice::FileListed { group, name, size, user });
+            }
+        }
+    }
+
+    /// Tells whoever listens; nobody need.
+    fn notify(&self, notice: Notice) {
+        tracing::info!(%notice, "news");
+        let _ = self.notices.send(notice);
+    }
+
+    /// Trackers do not let this device act for its user any more: everything stops.
+    fn signed_out(&self) {
+        // Logging out oneself comes here too, when all is over already.
+        if let Some(user) = self.line.user() {
+            self.forget_login();
+            self.drop_entries(|_| true, ErrorCode::LoggedOut);
+            self.groups().clear();
+            self.notify(Notice::SignedOut { user });
+        }
+    }
+
+    /// Nobody is logged in any more, also after a restart.
+    pub(super) fn forget_login(&self) {
+        self.line.set_user(None);
+        if let Err(error) = data_dir::forget_user(&self.data_dir) {
+            tracing::warn!(%error, "cannot forget the login");
+        }
+    }
+
+    /// Leaves the swarms of a group, and its ticket.
+    pub(super) fn leave(&self, group: &GroupName, id: Option<GroupId>) {
+        self.drop_entries(|entry| entry.group == *group, ErrorCode::Done);
+        let held = self.groups().remove(group).map(|(id, _)| id);
+        if let Some(id) = id.or(held) {
+            self.registry.forget_ticket(id);
+        }
+    }
+
+    /// Looks for peers for everything under way.
+    async fn find_all_peers(&self) {
+        let entries = self.library().entries();
+        for (key, entry) in entries.into_iter().filter(|(_, entry)| entry.state.is_under_way()) {
+            self.find_peers(&entry.group, key).await;
         }
     }
 

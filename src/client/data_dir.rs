@@ -1,11 +1,12 @@
 //! A data directory belongs to one running process at a time.
 
 use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
 use super::error::AgentError;
+use crate::name::UserName;
 
 /// Makes the directory if needed, for its owner only, and locks it as long as the file lives.
 ///
@@ -33,4 +34,50 @@ pub fn lock(path: &Path) -> Result<File, AgentError> {
     }
     lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(file_error)?;
     Ok(lock)
+}
+
+/// Who is logged in on this data directory, over restarts.
+const USER_FILE: &str = "user";
+
+/// Who logged in and has not logged out.
+///
+/// # Errors
+/// [`AgentError::File`].
+pub fn user(path: &Path) -> Result<Option<UserName>, AgentError> {
+    let path = path.join(USER_FILE);
+    match fs::read_to_string(&path) {
+        Ok(text) => match text.trim().parse() {
+            Ok(user) => Ok(Some(user)),
+            Err(_) => {
+                tracing::warn!(path = %path.display(), "not a user name; log in again");
+                Ok(None)
+            }
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(AgentError::File { path, error }),
+    }
+}
+
+/// Keeps who is logged in.
+///
+/// # Errors
+/// [`AgentError::File`].
+pub fn keep_user(path: &Path, user: &UserName) -> Result<(), AgentError> {
+    let (path, new) = (path.join(USER_FILE), path.join("user.new"));
+    let written = fs::write(&new, format!("{user}\n")).and_then(|()| fs::rename(&new, &path));
+    written.map_err(|error| AgentError::File { path, error })
+}
+
+/// Nobody is logged in any more.
+///
+/// # Errors
+/// [`AgentError::File`].
+pub fn forget_user(path: &Path) -> Result<(), AgentError> {
+    let path = path.join(USER_FILE);
+    match fs::remove_file(&path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(AgentError::File { path, error })
+        }
+        _ => Ok(()),
+    }
 }

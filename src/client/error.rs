@@ -8,7 +8,7 @@ use crate::name::{NameError, UserName};
 use crate::swarm::download::DownloadError;
 use crate::swarm::hashing::HashError;
 use crate::swarm::storage::StorageError;
-use crate::tracker::message::Refusal;
+use crate::tracker::refusal::Refusal;
 use crate::transport::endpoint::BindError;
 use crate::transport::identity::IdentityError;
 
@@ -220,7 +220,15 @@ fn refusal_hint(refusal: &Refusal) -> Option<&'static str> {
         Refusal::NoSuchFile { .. } => "list-files GROUP shows those there are",
         Refusal::Ambiguous { .. } => "choose one by USER/NAME, or by id:HEX as list-files shows it",
         Refusal::NoSuchRequest { .. } => "list-requests GROUP shows those there are",
-        Refusal::Busy => "try again in a moment",
+        Refusal::Busy | Refusal::RateLimited { .. } => "try again in a moment",
+        Refusal::StorageFull | Refusal::StorageFailed => "tell the operator of the tracker",
+        Refusal::InviteNeeded => {
+            "the operator of the tracker makes one: create-user USER --invite CODE"
+        }
+        Refusal::BadInvite => "ask the operator of the tracker for another",
+        Refusal::NoSuchMember { .. } => "list-members GROUP shows who is one",
+        Refusal::Yourself(_) => "leave-group ends your own membership",
+        Refusal::Disabled(_) => "ask the operator of the tracker",
         _ => return None,
     })
 }

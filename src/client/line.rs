@@ -15,7 +15,9 @@ use crate::clock;
 use crate::error_code::ErrorCode;
 use crate::limits;
 use crate::name::UserName;
-use crate::tracker::message::{Hello, Push, Refusal, Reply, Request};
+use crate::tracker::message::{Hello, Reply, Request};
+use crate::tracker::push::Push;
+use crate::tracker::refusal::Refusal;
 use crate::tracker::stub::{CallError, ConnectError, TrackerConnection};
 use crate::tracker_link::TrackerInfo;
 use crate::transport::endpoint::{DialError, Endpoint};
@@ -108,6 +110,26 @@ impl TrackerLine {
     /// # Errors
     /// [`AgentError`].
     pub async fn call(&self, request: &Request) -> Result<Reply, AgentError> {
+        let mut waited = Duration::ZERO;
+        loop {
+            let refusal = match self.ask(request).await {
+                Err(AgentError::Refused(refusal)) => refusal,
+                answered => return answered,
+            };
+            // Too fast is slowed down, up to what a person would wait.
+            let pause = match refusal {
+                Refusal::RateLimited { retry_after_ms } => Duration::from_millis(retry_after_ms),
+                refusal => return Err(refusal.into()),
+            };
+            waited += pause;
+            if waited > limits::RATE_PATIENCE {
+                return Err(refusal.into());
+            }
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn ask(&self, request: &Request) -> Result<Reply, AgentError> {
         let tracker = self.connection().await?;
         match tokio::time::timeout(patience(request), tracker.call(request)).await {
             Ok(Ok(reply)) => return Ok(reply),
@@ -219,6 +241,8 @@ fn patience(request: &Request) -> Duration {
     match request {
         Request::CreateUser { .. }
         | Request::Login { .. }
+        | Request::ChangePassword { .. }
+        | Request::Search { .. }
         | Request::Share { .. }
         | Request::PutPage { .. }
         | Request::Page { .. }

@@ -1,11 +1,12 @@
 //! What the agent answers with: the results of its commands.
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::library::EntryState;
 use crate::manifest::{ContentId, Manifest};
-use crate::name::{FileName, GroupName};
+use crate::name::{FileName, GroupName, UserName};
 use crate::swarm::download::Progress;
 
 /// A finished `share`.
@@ -69,4 +70,104 @@ pub struct DownloadRow {
     pub uploaded_bytes: u64,
     /// Whether the file was found changed and is no longer served.
     pub changed: bool,
+}
+
+/// Something a tracker said unasked that a person may want to know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Notice {
+    /// Somebody asks to join a group of ours.
+    JoinRequested {
+        /// The group.
+        group: GroupName,
+        /// Who.
+        user: UserName,
+    },
+    /// Our request to join was answered.
+    RequestAnswered {
+        /// The group.
+        group: GroupName,
+        /// How.
+        accepted: bool,
+    },
+    /// Somebody is a member now.
+    MemberJoined {
+        /// The group.
+        group: GroupName,
+        /// Who.
+        user: UserName,
+    },
+    /// Somebody is a member no more.
+    MemberLeft {
+        /// The group.
+        group: GroupName,
+        /// Who.
+        user: UserName,
+    },
+    /// We are a member no more, and did not leave.
+    Removed {
+        /// The group.
+        group: GroupName,
+    },
+    /// A group has another owner.
+    OwnerChanged {
+        /// The group.
+        group: GroupName,
+        /// Who.
+        owner: UserName,
+    },
+    /// Somebody shares a file.
+    FileListed {
+        /// The group.
+        group: GroupName,
+        /// The label.
+        name: FileName,
+        /// Bytes.
+        size: u64,
+        /// Who.
+        user: UserName,
+    },
+    /// The owner of a group took a file we shared off its list.
+    Unlisted {
+        /// The group.
+        group: GroupName,
+        /// The label.
+        name: FileName,
+    },
+    /// This device may not act for its user any more.
+    SignedOut {
+        /// Whose it was.
+        user: UserName,
+    },
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::JoinRequested { group, user } => {
+                write!(f, "{user} asks to join {group}: accept-request {group} {user}")
+            }
+            Self::RequestAnswered { group, accepted: true } => {
+                write!(f, "you are now a member of {group}")
+            }
+            Self::RequestAnswered { group, accepted: false } => {
+                write!(f, "your request to join {group} was rejected")
+            }
+            Self::MemberJoined { group, user } => write!(f, "{user} is now a member of {group}"),
+            Self::MemberLeft { group, user } => {
+                write!(f, "{user} is no longer a member of {group}")
+            }
+            Self::Removed { group } => write!(f, "you are no longer a member of {group}"),
+            Self::OwnerChanged { group, owner } => write!(f, "{owner} now owns {group}"),
+            Self::FileListed { group, name, size, user } => {
+                write!(f, "{user} shares {name} ({size} bytes) in {group}")
+            }
+            Self::Unlisted { group, name } => {
+                write!(f, "the owner of {group} took {name} off its list; it is no longer served")
+            }
+            Self::SignedOut { user } => {
+                write!(f, "this device may no longer act for {user}: log in again")
+            }
+        }
+    }
 }

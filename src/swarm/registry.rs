@@ -71,9 +71,14 @@ impl Registry {
         }
     }
 
-    /// Learns tracker time less our own, in milliseconds.
-    pub fn set_clock_offset(&self, offset: i64) {
-        self.lock().trust.set_clock_offset(offset);
+    /// A tracker is reached; learns tracker time less our own, in milliseconds.
+    pub fn tracker_reached(&self, clock_offset: i64) {
+        self.lock().trust.reached(clock_offset);
+    }
+
+    /// No tracker is reached any more.
+    pub fn trackers_lost(&self) {
+        self.lock().trust.cut_off(clock::now());
     }
 
     /// Tracker time now.
@@ -113,16 +118,41 @@ impl Registry {
         holds.then(|| ticket.holder().user.clone())
     }
 
-    /// A tracker revoked a membership: sessions that rest on it lose their swarms at once.
-    pub fn revoke(&self, membership: MembershipId) {
+    /// A tracker revoked memberships, and tickets of devices up to a time: sessions that rest on
+    /// them lose their swarms at once, with the pieces on their way.
+    pub fn revoke(&self, memberships: &[MembershipId], devices: &[(PeerId, UnixMillis)]) {
         let mut maps = self.lock();
-        maps.trust.revoke(membership);
+        memberships.iter().for_each(|membership| maps.trust.revoke(*membership));
+        devices.iter().for_each(|(device, at)| maps.trust.revoke_device(*device, *at));
         for session in maps.sessions.values() {
-            for key in session.swarms() {
-                let ticket = session.ticket(key.group);
-                if ticket.is_some_and(|ticket| ticket.holder().membership == membership) {
-                    session.close(key, ErrorCode::Revoked);
-                }
+            let void = |key: &SwarmKey| {
+                session.ticket(key.group).is_some_and(|ticket| maps.trust.is_void(&ticket))
+            };
+            let swarms: Vec<_> = session.swarms().into_iter().filter(void).collect();
+            swarms.iter().for_each(|key| session.close(*key, ErrorCode::Revoked));
+            if !swarms.is_empty() {
+                session.voided.send_modify(|count| *count += 1);
+            }
+        }
+    }
+
+    /// Resolves when the peer's ticket for a group does not hold any more because a tracker said
+    /// so.
+    pub async fn revoked(&self, session: &Session, group: GroupId) {
+        let mut voided = session.voided.subscribe();
+        while self.member(session, group).is_some() {
+            // The session holds the other end.
+            let _ = voided.changed().await;
+        }
+    }
+
+    /// A peer no longer has a swarm: it need not be opened with it.
+    pub fn unwant_from(&self, peer: PeerId, key: SwarmKey) {
+        let mut maps = self.lock();
+        if let Some(keys) = maps.wanted.get_mut(&peer) {
+            keys.remove(&key);
+            if keys.is_empty() {
+                maps.wanted.remove(&peer);
             }
         }
     }

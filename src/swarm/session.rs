@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::message::Control;
 use super::storage::PieceStore;
@@ -105,6 +105,8 @@ pub struct Session {
     queued_bytes: AtomicUsize,
     /// Upload slots this one session may take.
     pub upload_slots: Semaphore,
+    /// Counts how often tickets of this peer were revoked.
+    pub voided: watch::Sender<u64>,
     tables: Mutex<Tables>,
 }
 
@@ -122,7 +124,9 @@ impl Session {
     pub fn new(number: u64, connection: Connection, control: mpsc::Sender<Outgoing>) -> Self {
         let queued_bytes = AtomicUsize::new(0);
         let upload_slots = Semaphore::new(UPLOAD_SLOTS_PER_SESSION);
-        Self { number, connection, control, queued_bytes, upload_slots, tables: Mutex::default() }
+        let (voided, _) = watch::channel(0);
+        let tables = Mutex::default();
+        Self { number, connection, control, queued_bytes, upload_slots, voided, tables }
     }
 
     /// Sends a control frame. A peer that does not read its control stream is cut off.

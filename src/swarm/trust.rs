@@ -1,6 +1,7 @@
 //! Whose tickets a peer honours, and what time it is for them.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
 
 use crate::clock::UnixMillis;
 use crate::id::MembershipId;
@@ -15,7 +16,13 @@ const MAX_REVOKED: usize = 100_000;
 pub struct Trust {
     trackers: HashSet<PeerId>,
     clock_offset: i64,
-    revoked: HashSet<MembershipId>,
+    memberships: HashSet<MembershipId>,
+    /// Devices whose tickets of that tracker time and before are void.
+    devices: HashMap<PeerId, UnixMillis>,
+    /// Since when, in tracker time, no tracker is reached.
+    cut_off: Option<UnixMillis>,
+    /// Whose tickets were honoured before that: theirs are the transfers that go on.
+    honoured: HashSet<(PeerId, MembershipId)>,
 }
 
 impl Trust {
@@ -24,9 +31,16 @@ impl Trust {
         Self { trackers: trackers.into_iter().collect(), ..Self::default() }
     }
 
-    /// Learns tracker time less our own, in milliseconds.
-    pub fn set_clock_offset(&mut self, offset: i64) {
-        self.clock_offset = offset;
+    /// A tracker is reached; learns tracker time less our own, in milliseconds.
+    pub fn reached(&mut self, clock_offset: i64) {
+        self.clock_offset = clock_offset;
+        self.cut_off = None;
+    }
+
+    /// No tracker is reached any more since our own clock said `now`.
+    pub fn cut_off(&mut self, now: UnixMillis) {
+        let now = self.tracker_time(now);
+        self.cut_off.get_or_insert(now);
     }
 
     /// Tracker time when our own clock says `now`.
@@ -36,15 +50,26 @@ impl Trust {
 
     /// Tickets of this membership are void from now on.
     pub fn revoke(&mut self, membership: MembershipId) {
-        if self.revoked.len() >= MAX_REVOKED {
-            self.revoked.clear();
+        if self.memberships.len() >= MAX_REVOKED {
+            self.memberships.clear();
         }
-        self.revoked.insert(membership);
+        self.memberships.insert(membership);
     }
 
-    /// Whether this membership was revoked.
-    pub fn is_revoked(&self, membership: MembershipId) -> bool {
-        self.revoked.contains(&membership)
+    /// Tickets of this device issued at `at` and before are void.
+    pub fn revoke_device(&mut self, device: PeerId, at: UnixMillis) {
+        if self.devices.len() >= MAX_REVOKED {
+            self.devices.clear();
+        }
+        let known = self.devices.entry(device).or_insert(at);
+        *known = at.max(*known);
+    }
+
+    /// Whether a tracker has said that this ticket is void.
+    pub fn is_void(&self, ticket: &Ticket) -> bool {
+        let holder = ticket.holder();
+        self.memberships.contains(&holder.membership)
+            || self.devices.get(&holder.peer_id).is_some_and(|at| ticket.issued() <= *at)
     }
 
     /// Verifies a ticket shown by the device `shown_by` when our own clock says `now`.
@@ -52,19 +77,51 @@ impl Trust {
     /// # Errors
     /// [`TicketError`].
     pub fn verify(
-        &self,
+        &mut self,
         bytes: &[u8],
         shown_by: PeerId,
         now: UnixMillis,
     ) -> Result<Ticket, TicketError> {
         let trusted = |id| self.trackers.contains(&id);
-        Ticket::verify(bytes, shown_by, self.tracker_time(now), trusted)
+        let now = self.tracker_time(now);
+        let ticket = match (Ticket::verify(bytes, shown_by, now, trusted), self.cut_off) {
+            (Err(TicketError::Expired(at)), Some(since)) => {
+                let old = Ticket::verify(bytes, shown_by, since, trusted)?;
+                let known = (shown_by, old.holder().membership);
+                if !self.honoured.contains(&known) || !in_grace(&old, since, now) {
+                    return Err(TicketError::Expired(at));
+                }
+                old
+            }
+            (verified, _) => verified?,
+        };
+        if self.is_void(&ticket) {
+            return Err(TicketError::Revoked);
+        }
+        if self.cut_off.is_none() {
+            if self.honoured.len() >= MAX_REVOKED {
+                self.honoured.clear();
+            }
+            self.honoured.insert((shown_by, ticket.holder().membership));
+        }
+        Ok(ticket)
     }
 
     /// Whether a ticket verified before still holds when our own clock says `now`.
     pub fn still_holds(&self, ticket: &Ticket, now: UnixMillis) -> bool {
-        !ticket.is_expired(self.tracker_time(now)) && !self.is_revoked(ticket.holder().membership)
+        let now = self.tracker_time(now);
+        let in_time = !ticket.is_expired(now)
+            || self
+                .cut_off
+                .is_some_and(|since| !ticket.is_expired(since) && in_grace(ticket, since, now));
+        in_time && !self.is_void(ticket)
     }
+}
+
+/// Whether a ticket that held when the last tracker went goes on holding: a transfer outlives its
+/// trackers for as long as the owner of the group lets it.
+fn in_grace(ticket: &Ticket, since: UnixMillis, now: UnixMillis) -> bool {
+    now < since.plus(Duration::from_secs(ticket.holder().offline_grace.into()))
 }
 
 #[cfg(test)]
@@ -74,22 +131,82 @@ mod tests {
     use crate::peer_id::testing::key;
     use crate::ticket::testing::holder;
 
-    #[test]
-    fn tracker_time_and_revocations_count() {
+    const PEER: PeerId = PeerId([3; 32]);
+    const NOW: UnixMillis = UnixMillis(1_700_000_000_000);
+    const HOUR: Duration = Duration::from_secs(3600);
+
+    fn ticket(grace: Duration) -> (Vec<u8>, Trust) {
         let (public, sign) = key(1);
-        let peer = PeerId([3; 32]);
-        let tracker_now = UnixMillis(1_700_000_000_000);
-        let bytes = Ticket::sign(holder(peer), tracker_now, public, &sign);
-        let mut trust = Trust::new([public.peer_id()]);
+        let holder =
+            crate::ticket::Holder { offline_grace: grace.as_secs() as u32, ..holder(PEER) };
+        (Ticket::sign(holder, NOW, public, &sign), Trust::new([public.peer_id()]))
+    }
+
+    #[test]
+    fn tracker_time_counts() {
+        let (bytes, mut trust) = ticket(HOUR);
         // Our clock is an hour behind.
-        let now = tracker_now.shifted(-3_600_000);
-        assert!(trust.verify(&bytes, peer, now).is_err());
-        trust.set_clock_offset(3_600_000);
-        let ticket = trust.verify(&bytes, peer, now).expect("valid");
+        let now = NOW.shifted(-3_600_000);
+        assert!(trust.verify(&bytes, PEER, now).is_err());
+        trust.reached(3_600_000);
+        let ticket = trust.verify(&bytes, PEER, now).expect("valid");
         assert!(trust.still_holds(&ticket, now));
-        let later = now.plus(TICKET_LIFE + TICKET_LEEWAY).plus(std::time::Duration::from_secs(1));
+        let later = now.plus(TICKET_LIFE + TICKET_LEEWAY).plus(Duration::from_secs(1));
         assert!(!trust.still_holds(&ticket, later));
+    }
+
+    #[test]
+    fn what_was_revoked_is_void() {
+        let (bytes, mut trust) = ticket(HOUR);
+        let ticket = trust.verify(&bytes, PEER, NOW).expect("valid");
+        // Issued after the removal: the device was enrolled again.
+        trust.revoke_device(PEER, NOW.minus(Duration::from_millis(1)));
+        assert!(trust.still_holds(&ticket, NOW));
+        trust.revoke_device(PEER, NOW);
+        trust.revoke_device(PEER, UnixMillis(5));
+        assert!(!trust.still_holds(&ticket, NOW));
+        assert_eq!(trust.verify(&bytes, PEER, NOW), Err(TicketError::Revoked));
+
+        let (bytes, mut trust) = self::ticket(HOUR);
+        let ticket = trust.verify(&bytes, PEER, NOW).expect("valid");
         trust.revoke(ticket.holder().membership);
-        assert!(!trust.still_holds(&ticket, now));
+        assert!(!trust.still_holds(&ticket, NOW));
+        assert_eq!(trust.verify(&bytes, PEER, NOW), Err(TicketError::Revoked));
+    }
+
+    #[test]
+    fn transfers_outlive_their_trackers_for_the_grace_of_the_group() {
+        let (bytes, mut trust) = ticket(HOUR);
+        let ticket = trust.verify(&bytes, PEER, NOW).expect("valid");
+        let lost = NOW.plus(Duration::from_secs(60));
+        trust.cut_off(lost);
+        trust.cut_off(lost.plus(HOUR));
+        let almost = lost.plus(HOUR).minus(Duration::from_millis(1));
+        assert!(trust.still_holds(&ticket, almost));
+        assert!(trust.verify(&bytes, PEER, almost).is_ok(), "also when it dials again");
+        assert!(!trust.still_holds(&ticket, lost.plus(HOUR)));
+        assert!(trust.verify(&bytes, PEER, lost.plus(HOUR)).is_err());
+        trust.reached(0);
+        assert!(!trust.still_holds(&ticket, almost), "a tracker could have renewed it");
+    }
+
+    #[test]
+    fn the_grace_is_for_known_peers_and_the_owner_may_refuse_it() {
+        let late = NOW.plus(TICKET_LIFE + 2 * TICKET_LEEWAY);
+        let (bytes, mut trust) = ticket(HOUR);
+        trust.cut_off(NOW);
+        assert!(matches!(trust.verify(&bytes, PEER, late), Err(TicketError::Expired(_))));
+
+        let (bytes, mut trust) = ticket(Duration::ZERO);
+        let ticket = trust.verify(&bytes, PEER, NOW).expect("valid");
+        trust.cut_off(NOW);
+        assert!(trust.still_holds(&ticket, NOW), "as long as it lives");
+        assert!(!trust.still_holds(&ticket, late));
+
+        // One that had expired when the trackers went gets no grace.
+        let (bytes, mut trust) = self::ticket(HOUR);
+        let ticket = trust.verify(&bytes, PEER, NOW).expect("valid");
+        trust.cut_off(late);
+        assert!(!trust.still_holds(&ticket, late.plus(Duration::from_secs(1))));
     }
 }

@@ -50,26 +50,30 @@ pub async fn serve(
         }
         Err(Denied::Misbehaved) => return Err(ErrorCode::Protocol),
     };
-    // The requester may change its mind at any point of the rest. Resets of streams that ended
-    // meanwhile change nothing.
+    // The requester may change its mind, and a tracker its, at any point of the rest. Resets of
+    // streams that ended meanwhile change nothing.
     let mut stopped = pin!(send.stopped());
-    let sent = tokio::select! {
+    let mut revoked = pin!(registry.revoked(&session, admitted.key.group));
+    let given_up = tokio::select! {
         biased;
-        sent = send_piece(&registry, &session, &mut send, &admitted, order) => sent,
-        _ = &mut stopped => {
-            let _ = send.reset(quic_code(ErrorCode::Cancelled));
-            return Ok(());
-        }
+        sent = send_piece(&registry, &session, &mut send, &admitted, order) => match sent {
+            // The slot is taken until the bytes are with the peer: QUIC keeps them until then.
+            Ok(Some((len, _slot))) => tokio::select! {
+                delivered = tokio::time::timeout(PIECE_DEADLINE, stopped) => match delivered {
+                    Ok(Ok(None)) => {
+                        registry.count_upload(admitted.key, u64::from(len));
+                        return Ok(());
+                    }
+                    _ => ErrorCode::Cancelled,
+                },
+                () = revoked => ErrorCode::Revoked,
+            },
+            _ => return Ok(()),
+        },
+        _ = &mut stopped => ErrorCode::Cancelled,
+        () = &mut revoked => ErrorCode::Revoked,
     };
-    if let Ok(Some((len, _slot))) = sent {
-        // The slot is taken until the bytes are with the peer: QUIC keeps them until acknowledged.
-        let delivered = tokio::time::timeout(PIECE_DEADLINE, stopped).await;
-        if matches!(delivered, Ok(Ok(None))) {
-            registry.count_upload(admitted.key, u64::from(len));
-        } else {
-            let _ = send.reset(quic_code(ErrorCode::Cancelled));
-        }
-    }
+    let _ = send.reset(quic_code(given_up));
     Ok(())
 }
 

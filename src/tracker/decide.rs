@@ -1,121 +1,33 @@
-//! Who may do what: turns a command into ops, or refuses it. Judged once, here.
+//! Who may do what: turns a command into a change, or refuses it. Judged once, here.
 
 use std::sync::Arc;
 
-use super::message::Refusal;
-use super::op::Op;
+use super::command::{Actor, Command, Outcome};
+use super::facts::Share;
+use super::lattice::{First, Stamp};
+use super::op::{Change, Unenrolled};
 use super::pages::Pages;
-use super::state::{Group, State};
+use super::refusal::Refusal;
+use super::state::{Member, PUBLIC, Registration, State};
 use super::view;
 use crate::clock::UnixMillis;
-use crate::id::{GroupId, JoinRequestId, MembershipId, RequestId, ShareId};
+use crate::id::{
+    EnrolmentId, GroupId, InviteId, JoinRequestId, MembershipId, RequestId, ShareId, UserId,
+};
 use crate::limits;
 use crate::manifest::{ContentId, ManifestHead};
 use crate::name::{FileName, GroupName, Selector, UserName};
-use crate::peer_id::PeerId;
 
-/// A change somebody wants.
-#[derive(Clone, Debug)]
-pub enum Command {
-    /// Make an account.
-    CreateUser {
-        /// Its name.
-        user: UserName,
-        /// Its Argon2id PHC string.
-        password: String,
-    },
-    /// Enrol the actor's device for a user whose password was just verified.
-    EnrolDevice {
-        /// The user.
-        user: UserName,
-    },
-    /// Forget the actor's device.
-    RemoveDevice,
-    /// Make a group.
-    CreateGroup {
-        /// Its name.
-        group: GroupName,
-        /// Whether only members see it.
-        hidden: bool,
-    },
-    /// Ask to join.
-    JoinGroup {
-        /// The group.
-        group: GroupName,
-    },
-    /// Leave.
-    LeaveGroup {
-        /// The group.
-        group: GroupName,
-    },
-    /// Let somebody in.
-    AcceptRequest {
-        /// The group.
-        group: GroupName,
-        /// Who asked.
-        user: UserName,
-    },
-    /// Turn somebody away.
-    RejectRequest {
-        /// The group.
-        group: GroupName,
-        /// Who asked.
-        user: UserName,
-    },
-    /// List a file.
-    Share {
-        /// The group.
-        group: GroupName,
-        /// Under which name.
-        name: FileName,
-        /// What.
-        head: Arc<ManifestHead>,
-    },
-    /// Withdraw one's own listing.
-    StopShare {
-        /// The group.
-        group: GroupName,
-        /// Which file.
-        file: Selector,
-    },
-}
-
-/// Who wants it.
-#[derive(Clone, Debug)]
-pub struct Actor {
-    /// The device, proven by TLS.
-    pub device: PeerId,
-    /// The user logged in on its connection.
-    pub user: Option<UserName>,
-}
-
-/// What became of a granted command.
+/// A command that was granted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It is done.
-    Done,
-    /// The file is listed in this group.
-    Shared {
-        /// The group.
-        group: GroupId,
-    },
-    /// These pages are missing before it can be listed.
-    PagesMissing {
-        /// Page numbers.
-        pages: Vec<u32>,
-    },
-    /// The listing was withdrawn.
-    Stopped {
-        /// The group.
-        group: GroupId,
-        /// The content.
-        content: ContentId,
-        /// Whether the user still shares it there under another name.
-        still_shared: bool,
-    },
+pub enum Decision {
+    /// It changes this.
+    Change(Change),
+    /// There is nothing to change.
+    Nothing(Outcome),
 }
 
-/// Judges `command`, which was not granted before; returns the ops it means and what to answer.
+/// Judges `command`, which was not granted before.
 ///
 /// # Errors
 /// [`Refusal`] names the rule that forbids it.
@@ -126,184 +38,399 @@ pub fn decide(
     command: &Command,
     now: UnixMillis,
     pages: &Pages,
-) -> Result<(Vec<Op>, Outcome), Refusal> {
-    let created = request.created(actor.device);
-    let done = |op: Op| Ok((vec![op], Outcome::Done));
-    match command {
-        Command::CreateUser { user, password } => {
-            if state.users.contains_key(user) {
-                return Err(Refusal::UserExists(user.clone()));
-            }
-            limit(state.users.len(), limits::MAX_USERS, "accounts")?;
-            done(Op::UserCreated { user: user.clone(), password: password.clone() })
+) -> Result<Decision, Refusal> {
+    let created = request.created(actor.device());
+    let case = Case { state, actor, created, now };
+    let change = match command {
+        Command::CreateUser { user, password, invite } => {
+            case.create_user(user, password, *invite)?
         }
-        Command::EnrolDevice { user } => {
-            let account = state.users.get(user).ok_or(Refusal::WrongCredentials)?;
-            let mut ops = Vec::new();
-            if !account.devices.contains_key(&actor.device) {
-                // The oldest enrolment makes room: a login must not fail for the sake of old ones.
-                if account.devices.len() >= limits::MAX_DEVICES_PER_USER {
-                    let oldest = account.devices.iter().min_by_key(|(id, at)| (**at, **id));
-                    ops.extend(oldest.map(|(device, _)| Op::DeviceRemoved { device: *device }));
-                }
-                ops.push(Op::DeviceEnrolled { user: user.clone(), device: actor.device, at: now });
-            }
-            Ok((ops, Outcome::Done))
+        Command::EnrolDevice { user, verified } => return case.enrol(*user, *verified),
+        Command::ChangePassword { password, verified } => {
+            let user = case.user()?;
+            case.verified(user, *verified)?;
+            let mut unenrolled = case.devices(user);
+            unenrolled.retain(|gone| gone.device != actor.device());
+            Change::PasswordChanged { user, password: password.clone(), unenrolled }
         }
-        Command::RemoveDevice => {
-            Ok((vec![Op::DeviceRemoved { device: actor.device }], Outcome::Done))
+        Command::RemoveDevice { device } => {
+            let user = case.user()?;
+            let mut unenrolled = case.devices(user);
+            unenrolled.retain(|gone| gone.device == *device);
+            if unenrolled.is_empty() {
+                return Err(Refusal::NoSuchDevice(device.short()));
+            }
+            Change::DeviceRemoved { unenrolled }
         }
-        Command::CreateGroup { group, hidden } => {
-            let user = logged_in(actor)?;
-            // The second can only be an old request, repeated after it was forgotten.
-            let taken = state.groups.contains_key(&GroupId(created));
-            if state.group_named(group).is_some() || taken {
-                return Err(Refusal::GroupExists(group.clone()));
+        Command::CreateGroup { group, hidden } => case.create_group(group, *hidden)?,
+        Command::SetGroup { group, offline_grace } => {
+            let (group, _) = case.owned(group)?;
+            if state.offline_grace(group) == *offline_grace {
+                return Ok(Decision::Nothing(Outcome::Done));
             }
-            limit(state.groups.len(), limits::MAX_GROUPS, "groups")?;
-            limit_groups(state, user)?;
-            done(Op::GroupCreated {
-                group: GroupId(created),
-                name: group.clone(),
-                hidden: *hidden,
-                user: user.clone(),
-                membership: MembershipId(created),
-                at: now,
-            })
+            Change::GroupSet { group, offline_grace: *offline_grace }
         }
-        Command::JoinGroup { group } => {
-            let user = logged_in(actor)?;
-            let (id, found) = view::group(state, group)?;
-            if found.members.contains_key(user) {
-                return Err(Refusal::AlreadyAMember(group.clone()));
-            }
-            if found.requests.contains_key(user) {
-                return Err(Refusal::AlreadyRequested(group.clone()));
-            }
-            if let Some(at) = found.rejected.get(user) {
-                let after = at.plus(limits::REJECTED_WAIT);
-                if now < after {
-                    return Err(Refusal::RejectedLately { group: group.clone(), after });
-                }
-            }
-            limit(found.requests.len(), limits::MAX_REQUESTS_PER_GROUP, "pending requests")?;
-            limit_groups(state, user)?;
-            let request = JoinRequestId(created);
-            done(Op::JoinRequested { group: id, request, user: user.clone(), at: now })
-        }
+        Command::JoinGroup { group } => case.join(group)?,
         Command::LeaveGroup { group } => {
-            let user = logged_in(actor)?;
-            let (id, found) = view::group_of_member(state, group, user)?;
-            // The lookup above found this very member.
-            let membership = found.members[user].membership;
-            done(Op::MembershipEnded { group: id, membership })
+            let user = case.user()?;
+            let id = view::group_of_member(state, group, user)?;
+            not_public(id, group)?;
+            Change::MembershipEnded { group: id, memberships: case.places(id, user), kicked: false }
         }
         Command::AcceptRequest { group, user } => {
-            let (id, found, join) = pending(state, actor, group, user)?;
-            limit(found.members.len(), limits::MAX_MEMBERS_PER_GROUP, "members")?;
-            limit_groups(state, user)?;
+            let (id, user, request) = case.pending(group, user)?;
+            limit(state.member_count(id), limits::MAX_MEMBERS_PER_GROUP, "members")?;
+            case.limit_groups(user)?;
             let membership = MembershipId(created);
-            done(Op::JoinAccepted { group: id, request: join, membership, at: now })
+            Change::JoinAccepted { request, group: id, user, membership }
         }
         Command::RejectRequest { group, user } => {
-            let (id, _, join) = pending(state, actor, group, user)?;
-            done(Op::JoinRejected { group: id, request: join, at: now })
+            let (group, user, request) = case.pending(group, user)?;
+            Change::JoinRejected { request, group, user }
         }
-        Command::Share { group, name, head } => {
-            let user = logged_in(actor)?;
-            let (id, found) = view::group_of_member(state, group, user)?;
-            let shared = Outcome::Shared { group: id };
-            let listing = found.listings.get(&head.content_id());
-            let already = listing
-                .is_some_and(|l| l.shares.values().any(|s| s.user == *user && s.name == *name));
-            if already {
-                return Ok((Vec::new(), shared));
-            }
-            let shares = state.users.get(user).map_or(0, |account| account.share_count);
-            limit(shares, limits::MAX_SHARES_PER_USER, "shares")?;
-            let missing: Vec<u32> = (0u32..)
-                .zip(head.page_hashes())
-                .filter(|(_, hash)| !pages.contains(hash))
-                .map(|(page, _)| page)
-                .collect();
-            if !missing.is_empty() {
-                return Ok((Vec::new(), Outcome::PagesMissing { pages: missing }));
-            }
-            pages.check_quota(user, head)?;
-            let op = Op::ShareAdded {
-                group: id,
-                share: ShareId(created),
-                user: user.clone(),
-                name: name.clone(),
-                head: head.clone(),
-                at: now,
+        Command::Kick { group, user } => {
+            let (id, _, member) = case.other_member(group, user)?;
+            let memberships = case.places(id, member.user);
+            Change::MembershipEnded { group: id, memberships, kicked: true }
+        }
+        Command::Nominate { group, user } => {
+            let (id, owner, nominee) = match user {
+                Some(user) => {
+                    let (id, owner, member) = case.other_member(group, user)?;
+                    (id, owner, Some(member.membership))
+                }
+                None => case.owned(group).map(|(id, owner)| (id, owner, None))?,
             };
-            Ok((vec![op], shared))
+            Change::NomineeSet { group: id, owner: owner.membership, nominee }
         }
+        Command::TransferGroup { group, user } => {
+            let (group, _, member) = case.other_member(group, user)?;
+            Change::OwnerAssigned { group, owner: member.membership }
+        }
+        Command::Share { group, name, head } => return case.share(group, name, head, pages),
         Command::StopShare { group, file } => {
-            let user = logged_in(actor)?;
-            let (id, found) = view::group_of_member(state, group, user)?;
-            stop_share(id, found, user, group, file)
+            let user = case.user()?;
+            let id = view::group_of_member(state, group, user)?;
+            let none = |file, group| Refusal::NotShared { file, group };
+            let (content, shares) =
+                case.selected(id, group, file, |share| share.user == user, none)?;
+            Change::SharesWithdrawn { group: id, content, shares, by_owner: false }
         }
-    }
-}
-
-/// Withdraws the shares of `user` that `file` means; they must all be of one content.
-fn stop_share(
-    id: GroupId,
-    group: &Group,
-    user: &UserName,
-    group_name: &GroupName,
-    file: &Selector,
-) -> Result<(Vec<Op>, Outcome), Refusal> {
-    let mut mine = Vec::new();
-    for (content, listing) in &group.listings {
-        for (share, row) in &listing.shares {
-            if row.user == *user && view::selects(file, *content, row) {
-                mine.push((*content, *share));
+        Command::Unlist { group, file } => {
+            let (id, _) = case.owned(group)?;
+            let none = |file, group| Refusal::NoSuchFile { file, group };
+            let (content, shares) = case.selected(id, group, file, |_| true, none)?;
+            Change::SharesWithdrawn { group: id, content, shares, by_owner: true }
+        }
+        Command::MakeInvite { invite, expires } => {
+            case.operator()?;
+            Change::InviteMade { invite: *invite, expires: *expires }
+        }
+        Command::DisableUser { user } => {
+            case.operator()?;
+            let user = case.user_named(user)?;
+            // Said of a disabled account too: what an invitation spent twice disabled so far is
+            // the operator's word from now on.
+            Change::UserDisabled {
+                user,
+                memberships: case.all_places(user),
+                unenrolled: case.devices(user),
             }
         }
-    }
-    let Some((content, _)) = mine.first().copied() else {
-        let (file, group) = (file.to_string(), group_name.clone());
-        return Err(Refusal::NotShared { file, group });
+        Command::EnableUser { user } => {
+            case.operator()?;
+            let user = case.user_named(user)?;
+            if state.is_enabled(user) {
+                return Ok(Decision::Nothing(Outcome::Done));
+            }
+            Change::UserEnabled { user }
+        }
+        Command::ResetPassword { user, password } => {
+            case.operator()?;
+            let user = case.user_named(user)?;
+            let unenrolled = case.devices(user);
+            Change::PasswordChanged { user, password: password.clone(), unenrolled }
+        }
+        Command::ArchiveGroup { group } => {
+            case.operator()?;
+            let id = view::group(state, group)?;
+            not_public(id, group)?;
+            let members = state.group_index(id).into_iter().flat_map(|group| &group.members);
+            let memberships = members.map(|(_, _, membership)| *membership).collect();
+            Change::GroupArchived { group: id, memberships }
+        }
     };
-    if mine.iter().any(|(other, _)| *other != content) {
-        return Err(view::ambiguous(file, group_name, mine.into_iter().map(|(c, _)| c)));
-    }
-    let all = group.listings[&content].shares.values().filter(|s| s.user == *user).count();
-    let still_shared = all > mine.len();
-    let ops = mine
-        .into_iter()
-        .map(|(content, share)| Op::ShareWithdrawn { group: id, content, share })
-        .collect();
-    Ok((ops, Outcome::Stopped { group: id, content, still_shared }))
+    Ok(Decision::Change(change))
 }
 
-/// The user behind the actor.
-pub(super) fn logged_in(actor: &Actor) -> Result<&UserName, Refusal> {
-    actor.user.as_ref().ok_or(Refusal::NotLoggedIn)
-}
-
-/// The request of `user` that the actor, as owner, may answer.
-fn pending<'a>(
+/// One command before the judge.
+struct Case<'a> {
     state: &'a State,
-    actor: &Actor,
-    group: &GroupName,
-    user: &UserName,
-) -> Result<(GroupId, &'a Group, JoinRequestId), Refusal> {
-    let owner = logged_in(actor)?;
-    let (id, found) = view::group_of_owner(state, group, owner)?;
-    let request = found
-        .requests
-        .get(user)
-        .ok_or_else(|| Refusal::NoSuchRequest { user: user.clone(), group: group.clone() })?;
-    Ok((id, found, request.id))
+    actor: &'a Actor,
+    /// The id of what it creates.
+    created: [u8; 16],
+    now: UnixMillis,
 }
 
-fn limit_groups(state: &State, user: &UserName) -> Result<(), Refusal> {
-    let count = state.users.get(user).map_or(0, |account| account.groups.len());
-    limit(count, limits::MAX_GROUPS_PER_USER, "groups of one user")
+impl Case<'_> {
+    /// The user behind the actor, whose device is still enrolled.
+    fn user(&self) -> Result<UserId, Refusal> {
+        match *self.actor {
+            Actor::Client { device, user: Some(user) }
+                if self.state.user_of(device) == Some(user) =>
+            {
+                Ok(user)
+            }
+            _ => Err(Refusal::NotLoggedIn),
+        }
+    }
+
+    fn operator(&self) -> Result<(), Refusal> {
+        match self.actor {
+            Actor::Operator(_) => Ok(()),
+            Actor::Client { .. } => Err(Refusal::NotLoggedIn),
+        }
+    }
+
+    fn user_named(&self, name: &UserName) -> Result<UserId, Refusal> {
+        self.state.user_named(name).ok_or_else(|| Refusal::NoSuchUser(name.clone()))
+    }
+
+    fn create_user(
+        &self,
+        name: &UserName,
+        password: &str,
+        invite: Option<InviteId>,
+    ) -> Result<Change, Refusal> {
+        let state = self.state;
+        let (user, password) = (UserId(self.created), password.to_owned());
+        if name.parts().1.is_some() {
+            return Err(Refusal::ReservedName);
+        }
+        // The second can only be an old request, repeated after it was forgotten.
+        if state.user_named(name).is_some() || state.facts().users.contains_key(&user) {
+            return Err(Refusal::UserExists(name.clone()));
+        }
+        match (state.rules.registration, invite) {
+            (Registration::Closed, _) => return Err(Refusal::RegistrationClosed),
+            (Registration::Invite, None) => return Err(Refusal::InviteNeeded),
+            _ => {}
+        }
+        if let Some(invite) = invite {
+            let known = state.facts().invites.get(&invite);
+            let valid = known.is_some_and(|invite| self.now < invite.value);
+            if !valid || state.invited(invite).is_some() {
+                return Err(Refusal::BadInvite);
+            }
+        }
+        limit(state.facts().users.len(), limits::MAX_USERS, "accounts")?;
+        Ok(Change::UserCreated { user, name: name.clone(), password, invite })
+    }
+
+    /// Whether `verified` is still the user's password.
+    fn verified(&self, user: UserId, verified: Stamp) -> Result<(), Refusal> {
+        let password = self.state.facts().passwords.get(&user);
+        if password.is_some_and(|password| password.stamp == verified) {
+            return Ok(());
+        }
+        Err(Refusal::WrongCredentials)
+    }
+
+    fn enrol(&self, user: UserId, verified: Stamp) -> Result<Decision, Refusal> {
+        let state = self.state;
+        self.verified(user, verified)?;
+        if !state.is_enabled(user) {
+            let name = state.user_name(user).ok_or(Refusal::WrongCredentials)?;
+            return Err(Refusal::Disabled(name));
+        }
+        let device = self.actor.device();
+        if state.user_of(device) == Some(user) {
+            return Ok(Decision::Nothing(Outcome::Done));
+        }
+        // A device acts for one user at a time.
+        let mut unenrolled: Vec<_> = state
+            .enrolments_of(device)
+            .filter_map(|enrolment| self.unenrolled(enrolment))
+            .collect();
+        // The oldest enrolment makes room: a login must not fail for the sake of old ones.
+        let mine = self.devices(user);
+        if mine.len() >= limits::MAX_DEVICES_PER_USER {
+            unenrolled.extend(&mine[..=mine.len() - limits::MAX_DEVICES_PER_USER]);
+        }
+        let enrolment = EnrolmentId(self.created);
+        Ok(Decision::Change(Change::DeviceEnrolled { enrolment, user, device, unenrolled }))
+    }
+
+    /// A user's devices, the longest enrolled first.
+    fn devices(&self, user: UserId) -> Vec<Unenrolled> {
+        let all = self.state.user_index(user).into_iter().flat_map(|user| &user.enrolments);
+        all.filter_map(|(_, enrolment)| self.unenrolled(*enrolment)).collect()
+    }
+
+    fn unenrolled(&self, enrolment: EnrolmentId) -> Option<Unenrolled> {
+        let known = self.state.facts().enrolments.get(&enrolment)?.value;
+        Some(Unenrolled { enrolment, user: known.user, device: known.device })
+    }
+
+    fn create_group(&self, name: &GroupName, hidden: bool) -> Result<Change, Refusal> {
+        let user = self.user()?;
+        let group = GroupId(self.created);
+        if name.parts().1.is_some() {
+            return Err(Refusal::ReservedName);
+        }
+        let taken = name.as_str() == super::state::PUBLIC_NAME
+            || self.state.group_named(name).is_some()
+            || self.state.facts().groups.contains_key(&group);
+        if taken {
+            return Err(Refusal::GroupExists(name.clone()));
+        }
+        limit(self.state.facts().groups.len(), limits::MAX_GROUPS, "groups")?;
+        self.limit_groups(user)?;
+        Ok(Change::GroupCreated { group, name: name.clone(), hidden, user })
+    }
+
+    fn join(&self, group: &GroupName) -> Result<Change, Refusal> {
+        let user = self.user()?;
+        let id = view::group(self.state, group)?;
+        if self.state.member(id, user).is_some() {
+            return Err(Refusal::AlreadyAMember(group.clone()));
+        }
+        if self.state.join_request(id, user).is_some() {
+            return Err(Refusal::AlreadyRequested(group.clone()));
+        }
+        if let Some(at) = self.state.rejected(id, user) {
+            let after = at.plus(limits::REJECTED_WAIT);
+            if self.now < after {
+                return Err(Refusal::RejectedLately { group: group.clone(), after });
+            }
+        }
+        let waiting = self.state.group_index(id).map_or(0, |group| group.requests.len());
+        limit(waiting, limits::MAX_REQUESTS_PER_GROUP, "requests to join one group")?;
+        let mine = self.state.user_index(user).map_or(0, |user| user.requests.len());
+        limit(mine, limits::MAX_REQUESTS_PER_USER, "open requests of one user")?;
+        self.limit_groups(user)?;
+        Ok(Change::JoinRequested { request: JoinRequestId(self.created), group: id, user })
+    }
+
+    /// A group the actor owns, and the owner's membership.
+    fn owned(&self, group: &GroupName) -> Result<(GroupId, Member), Refusal> {
+        let user = self.user()?;
+        let id = view::group_of_owner(self.state, group, user)?;
+        let member = self.state.member(id, user).ok_or(Refusal::NotLoggedIn)?;
+        Ok((id, member))
+    }
+
+    /// Another member of a group the actor owns, after the owner.
+    fn other_member(
+        &self,
+        group: &GroupName,
+        name: &UserName,
+    ) -> Result<(GroupId, Member, Member), Refusal> {
+        let (id, owner) = self.owned(group)?;
+        let nobody = || Refusal::NoSuchMember { user: name.clone(), group: group.clone() };
+        let user = self.state.user_named(name).ok_or_else(nobody)?;
+        if user == owner.user {
+            return Err(Refusal::Yourself(name.clone()));
+        }
+        let member = self.state.member(id, user).ok_or_else(nobody)?;
+        Ok((id, owner, member))
+    }
+
+    /// The request of `user` that the actor, as owner, may answer.
+    fn pending(
+        &self,
+        group: &GroupName,
+        name: &UserName,
+    ) -> Result<(GroupId, UserId, JoinRequestId), Refusal> {
+        let (id, _) = self.owned(group)?;
+        let none = || Refusal::NoSuchRequest { user: name.clone(), group: group.clone() };
+        let user = self.state.user_named(name).ok_or_else(none)?;
+        if !self.state.is_enabled(user) {
+            return Err(none());
+        }
+        let (request, _) = self.state.join_request(id, user).ok_or_else(none)?;
+        Ok((id, user, request))
+    }
+
+    /// All memberships of a user in a group.
+    fn places(&self, group: GroupId, user: UserId) -> Vec<MembershipId> {
+        self.state.places(group, user).map(|(.., membership)| *membership).collect()
+    }
+
+    /// All memberships of a user, also that in `public`.
+    fn all_places(&self, user: UserId) -> Vec<(MembershipId, GroupId)> {
+        let groups = self.state.user_index(user).into_iter().flat_map(|user| &user.groups);
+        let mut all: Vec<_> = groups.map(|(group, membership)| (*membership, *group)).collect();
+        all.push((self.state.public_membership(user), PUBLIC));
+        all
+    }
+
+    fn share(
+        &self,
+        group: &GroupName,
+        name: &FileName,
+        head: &Arc<ManifestHead>,
+        pages: &Pages,
+    ) -> Result<Decision, Refusal> {
+        let (state, user) = (self.state, self.user()?);
+        let id = view::group_of_member(state, group, user)?;
+        let mut shares = state.shares_of(id, head.content_id());
+        if shares.any(|(_, share)| share.value.user == user && share.value.name == *name) {
+            return Ok(Decision::Nothing(Outcome::Shared { group: id }));
+        }
+        let count = state.user_index(user).map_or(0, |user| user.share_count);
+        limit(count, limits::MAX_SHARES_PER_USER, "shares")?;
+        let missing: Vec<u32> = (0u32..)
+            .zip(head.page_hashes())
+            .filter(|(_, hash)| !pages.contains(hash))
+            .map(|(page, _)| page)
+            .collect();
+        if !missing.is_empty() {
+            return Ok(Decision::Nothing(Outcome::PagesMissing { pages: missing }));
+        }
+        pages.check_quota(user, head)?;
+        let membership = state.member(id, user).ok_or(Refusal::NotLoggedIn)?.membership;
+        Ok(Decision::Change(Change::ShareAdded {
+            share: ShareId(self.created),
+            group: id,
+            membership,
+            user,
+            name: name.clone(),
+            head: head.encode(),
+        }))
+    }
+
+    /// The shares among `whose` that `file` means; they must all be of one content.
+    fn selected(
+        &self,
+        id: GroupId,
+        group: &GroupName,
+        file: &Selector,
+        whose: impl Fn(&Share) -> bool,
+        none: impl Fn(String, GroupName) -> Refusal,
+    ) -> Result<(ContentId, Vec<ShareId>), Refusal> {
+        let selected = view::selected(self.state, id, file);
+        let mine: Vec<(ContentId, ShareId)> = selected
+            .filter(|(_, _, First { value, .. })| whose(value))
+            .map(|(content, share, _)| (content, share))
+            .collect();
+        let Some((content, _)) = mine.first().copied() else {
+            return Err(none(file.to_string(), group.clone()));
+        };
+        if mine.iter().any(|(other, _)| *other != content) {
+            return Err(view::ambiguous(file, group, mine.into_iter().map(|(c, _)| c)));
+        }
+        Ok((content, mine.into_iter().map(|(_, share)| share).collect()))
+    }
+
+    fn limit_groups(&self, user: UserId) -> Result<(), Refusal> {
+        let count = self.state.user_index(user).map_or(0, |user| user.groups.len());
+        limit(count, limits::MAX_GROUPS_PER_USER, "groups of one user")
+    }
+}
+
+fn not_public(id: GroupId, name: &GroupName) -> Result<(), Refusal> {
+    if id == PUBLIC { Err(Refusal::EverybodysGroup(name.clone())) } else { Ok(()) }
 }
 
 fn limit(count: usize, max: usize, what: &str) -> Result<(), Refusal> {
@@ -314,96 +441,204 @@ fn limit(count: usize, max: usize, what: &str) -> Result<(), Refusal> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::manifest::testing::manifest_of;
-    use std::time::Duration;
+pub(crate) mod testing {
+    //! A tracker's judgement and state without disk or wire, and a clock.
 
-    /// A tracker's judgement and state, and a clock.
-    #[derive(Default)]
-    struct Court {
-        state: State,
-        pages: Pages,
-        now: u64,
+    use super::*;
+    use crate::hash::{Blake3Hash, blake3};
+    use crate::id::OriginId;
+    use crate::peer_id::PeerId;
+    use crate::tracker::op::Op;
+
+    /// Judges and folds.
+    #[derive(Clone, Default)]
+    pub(crate) struct Court {
+        pub(crate) state: State,
+        pub(crate) pages: Pages,
+        pub(crate) now: u64,
+        pub(crate) log: Vec<Op>,
     }
 
-    fn user(name: &str) -> UserName {
+    pub(crate) fn user(name: &str) -> UserName {
         name.parse().expect("name")
     }
 
-    fn lab() -> GroupName {
+    pub(crate) fn lab() -> GroupName {
         "lab".parse().expect("name")
     }
 
-    fn device(name: &str) -> PeerId {
-        PeerId(crate::hash::blake3(name.as_bytes()).0)
+    pub(crate) fn device(name: &str) -> PeerId {
+        PeerId(blake3(name.as_bytes()).0)
     }
 
     impl Court {
-        fn with_users<const N: usize>(names: [&str; N]) -> Self {
+        pub(crate) fn with_users<const N: usize>(names: [&str; N]) -> Self {
             let mut court = Self::default();
-            for name in names {
-                let command = Command::CreateUser { user: user(name), password: "phc".into() };
-                court.propose(name, command).expect("created");
-            }
+            names.iter().for_each(|name| court.create(name));
             court
         }
 
-        fn as_request(
+        /// Makes an account and enrols the device of the same name.
+        pub(crate) fn create(&mut self, name: &str) {
+            let (user, password) = (user(name), "phc".to_owned());
+            let command = Command::CreateUser { user, password, invite: None };
+            self.propose(name, command).expect("created");
+            self.enrol(name, name).expect("enrolled");
+        }
+
+        pub(crate) fn enrol(&mut self, name: &str, device: &str) -> Result<Outcome, Refusal> {
+            let user = self.id(name);
+            let verified = self.state.facts().passwords[&user].stamp;
+            self.propose(device, Command::EnrolDevice { user, verified })
+        }
+
+        pub(crate) fn id(&self, name: &str) -> UserId {
+            self.state.user_named(&user(name)).expect("exists")
+        }
+
+        pub(crate) fn judge(
+            &mut self,
+            actor: Actor,
+            request: RequestId,
+            command: &Command,
+        ) -> Result<Outcome, Refusal> {
+            self.now += 1000;
+            let now = UnixMillis(self.now);
+            let change = match decide(&self.state, &actor, request, command, now, &self.pages)? {
+                Decision::Nothing(outcome) => return Ok(outcome),
+                Decision::Change(change) => change,
+            };
+            let (kind, body) = change.encode();
+            let previous = self.log.last().map_or(Blake3Hash([0; 32]), |op| blake3(&op.encode()));
+            let op = Op {
+                origin: OriginId([1; 16]),
+                seq: self.log.len() as u64 + 1,
+                previous,
+                clock: now,
+                actor: actor.device(),
+                request,
+                kind,
+                body,
+            };
+            self.pages.follow(&self.state.apply(&op));
+            self.log.push(op);
+            Ok(Outcome::of(&change, actor.device(), &self.state))
+        }
+
+        pub(crate) fn as_request(
             &mut self,
             name: &str,
             request: u8,
             command: Command,
         ) -> Result<Outcome, Refusal> {
-            self.now += 1000;
-            let actor = Actor { device: device(name), user: Some(user(name)) };
-            let id = RequestId([request; 16]);
-            let now = UnixMillis(self.now);
-            let (ops, outcome) = decide(&self.state, &actor, id, &command, now, &self.pages)?;
-            ops.iter().for_each(|op| self.state.apply(op));
-            Ok(outcome)
+            let device = device(name);
+            let actor = Actor::Client { device, user: self.state.user_of(device) };
+            self.judge(actor, RequestId([request; 16]), &command)
         }
 
-        fn propose(&mut self, name: &str, command: Command) -> Result<Outcome, Refusal> {
-            let request = (self.now / 1000) as u8;
-            self.as_request(name, request, command)
+        pub(crate) fn propose(&mut self, name: &str, command: Command) -> Result<Outcome, Refusal> {
+            let request = RequestId(crate::id::derived(&[&self.now.to_le_bytes()]));
+            let device = device(name);
+            let actor = Actor::Client { device, user: self.state.user_of(device) };
+            self.judge(actor, request, &command)
+        }
+
+        pub(crate) fn operate(&mut self, command: Command) -> Result<Outcome, Refusal> {
+            let request = RequestId(crate::id::derived(&[&self.now.to_le_bytes()]));
+            self.judge(Actor::Operator(PeerId([0xee; 32])), request, &command)
+        }
+
+        pub(crate) fn join(&mut self, owner: &str, name: &str) {
+            self.propose(name, Command::JoinGroup { group: lab() }).expect("asked");
+            let accept = Command::AcceptRequest { group: lab(), user: user(name) };
+            self.propose(owner, accept).expect("accepted");
         }
 
         /// Makes `names` members of `lab`, owned by the first.
-        fn lab<const N: usize>(names: [&str; N]) -> Self {
+        pub(crate) fn lab<const N: usize>(names: [&str; N]) -> Self {
             let mut court = Self::with_users(names);
             let create = Command::CreateGroup { group: lab(), hidden: false };
             court.propose(names[0], create).expect("created");
-            for name in &names[1..] {
-                court.propose(name, Command::JoinGroup { group: lab() }).expect("asked");
-                let accept = Command::AcceptRequest { group: lab(), user: user(name) };
-                court.propose(names[0], accept).expect("accepted");
-            }
+            names[1..].iter().for_each(|name| court.join(names[0], name));
             court
         }
 
-        fn owner(&self) -> Option<UserName> {
-            self.state.group_named(&lab())?.1.owner().cloned()
+        pub(crate) fn owner(&self) -> Option<UserName> {
+            self.state.user_name(self.state.owner(self.state.group_named(&lab())?)?)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::testing::*;
+    use super::*;
+    use crate::manifest::testing::manifest_of;
+    use std::time::Duration;
+
+    fn leave() -> Command {
+        Command::LeaveGroup { group: lab() }
+    }
+
+    fn join() -> Command {
+        Command::JoinGroup { group: lab() }
+    }
+
+    fn accept(name: &str) -> Command {
+        Command::AcceptRequest { group: lab(), user: user(name) }
     }
 
     #[test]
     fn ownership_passes_to_the_longest_standing_member() {
         let mut court = Court::lab(["alice", "bob", "carol"]);
-        let leave = || Command::LeaveGroup { group: lab() };
         court.propose("alice", leave()).expect("left");
         assert_eq!(court.owner(), Some(user("bob")));
         // She comes back as anybody would.
-        court.propose("alice", Command::JoinGroup { group: lab() }).expect("asked");
-        let accept = |name| Command::AcceptRequest { group: lab(), user: user(name) };
+        court.propose("alice", join()).expect("asked");
         assert_eq!(court.propose("carol", accept("alice")), Err(Refusal::NotTheOwner(lab())));
+        assert_eq!(court.propose("alice", accept("alice")), Err(Refusal::NotAMember(lab())));
         court.propose("bob", accept("alice")).expect("accepted");
         court.propose("bob", leave()).expect("left");
         assert_eq!(court.owner(), Some(user("carol")));
         court.propose("carol", leave()).expect("left");
+        assert_eq!(court.owner(), Some(user("alice")));
         court.propose("alice", leave()).expect("left");
         assert_eq!(court.owner(), None);
-        assert!(court.state.groups.is_empty() && court.state.group_names.is_empty());
+        // Archived: nobody sees it, and its name is free.
+        assert_eq!(court.propose("bob", join()), Err(Refusal::NoSuchGroup(lab())));
+        let create = Command::CreateGroup { group: lab(), hidden: false };
+        court.propose("bob", create).expect("created");
+        assert_eq!(court.owner(), Some(user("bob")));
+    }
+
+    #[test]
+    fn the_nominee_follows_and_a_transfer_is_at_once() {
+        let mut court = Court::lab(["alice", "bob", "carol", "dave"]);
+        let nominate = |name: &str| Command::Nominate { group: lab(), user: Some(user(name)) };
+        assert_eq!(court.propose("bob", nominate("bob")), Err(Refusal::NotTheOwner(lab())));
+        assert_eq!(
+            court.propose("alice", nominate("alice")),
+            Err(Refusal::Yourself(user("alice")))
+        );
+        let nobody = Refusal::NoSuchMember { user: user("eve"), group: lab() };
+        assert_eq!(court.propose("alice", nominate("eve")), Err(nobody));
+        court.propose("alice", nominate("carol")).expect("nominated");
+        assert_eq!(court.owner(), Some(user("alice")), "not yet");
+        court.propose("alice", leave()).expect("left");
+        assert_eq!(court.owner(), Some(user("carol")));
+        // An owner by succession nominates too, and stays the owner.
+        court.propose("carol", nominate("dave")).expect("nominated");
+        assert_eq!(court.owner(), Some(user("carol")));
+        let transfer = Command::TransferGroup { group: lab(), user: user("bob") };
+        court.propose("carol", transfer).expect("transferred");
+        assert_eq!(court.owner(), Some(user("bob")));
+        let kick = |name: &str| Command::Kick { group: lab(), user: user(name) };
+        assert_eq!(court.propose("carol", kick("bob")), Err(Refusal::NotTheOwner(lab())));
+        assert_eq!(court.propose("bob", kick("bob")), Err(Refusal::Yourself(user("bob"))));
+        court.propose("bob", kick("dave")).expect("kicked");
+        court.propose("bob", leave()).expect("left");
+        assert_eq!(court.owner(), Some(user("carol")), "the nominee was gone");
+        court.state.check_invariants();
     }
 
     #[test]
@@ -411,7 +646,6 @@ mod tests {
         let mut court = Court::with_users(["alice", "bob"]);
         let create = Command::CreateGroup { group: lab(), hidden: false };
         court.propose("alice", create).expect("created");
-        let join = || Command::JoinGroup { group: lab() };
         court.propose("bob", join()).expect("asked");
         assert_eq!(court.propose("bob", join()), Err(Refusal::AlreadyRequested(lab())));
         let reject = Command::RejectRequest { group: lab(), user: user("bob") };
@@ -427,12 +661,107 @@ mod tests {
         let create =
             |name: &str| Command::CreateGroup { group: name.parse().expect("name"), hidden: false };
         court.as_request("eve", 77, create("lab")).expect("created");
-        court.propose("bob", Command::JoinGroup { group: lab() }).expect("asked");
-        let accept = Command::AcceptRequest { group: lab(), user: user("bob") };
-        court.propose("eve", accept).expect("accepted");
-        court.propose("eve", Command::LeaveGroup { group: lab() }).expect("left");
+        court.join("eve", "bob");
+        court.propose("eve", leave()).expect("left");
         assert!(court.as_request("eve", 77, create("other")).is_err());
         assert_eq!(court.owner(), Some(user("bob")));
+    }
+
+    #[test]
+    fn nobody_acts_for_another_or_after_their_device_was_removed() {
+        let mut court = Court::lab(["alice", "bob"]);
+        // A connection that says it is alice, from bob's device.
+        let forged = Actor::Client { device: device("bob"), user: Some(court.id("alice")) };
+        let kick = Command::Kick { group: lab(), user: user("bob") };
+        let answer = court.judge(forged, RequestId([9; 16]), &kick);
+        assert_eq!(answer, Err(Refusal::NotLoggedIn));
+        let operate = Command::DisableUser { user: user("alice") };
+        assert_eq!(court.propose("bob", operate), Err(Refusal::NotLoggedIn));
+        court.enrol("alice", "alice's other").expect("enrolled");
+        let remove = Command::RemoveDevice { device: device("alice's other") };
+        let not_bobs = Refusal::NoSuchDevice(device("alice's other").short());
+        assert_eq!(court.propose("bob", remove.clone()), Err(not_bobs));
+        court.propose("alice", remove).expect("removed");
+        assert_eq!(court.propose("alice's other", kick), Err(Refusal::NotLoggedIn));
+    }
+
+    #[test]
+    fn a_new_password_ends_every_other_login() {
+        let mut court = Court::with_users(["alice"]);
+        court.enrol("alice", "laptop").expect("enrolled");
+        let alice = court.id("alice");
+        let verified = court.state.facts().passwords[&alice].stamp;
+        let change = Command::ChangePassword { password: "new".into(), verified };
+        court.propose("laptop", change.clone()).expect("changed");
+        assert_eq!(court.state.user_of(device("alice")), None);
+        assert_eq!(court.state.user_of(device("laptop")), Some(alice));
+        // What was verified before the change counts no more.
+        assert_eq!(court.propose("laptop", change), Err(Refusal::WrongCredentials));
+        let enrol = Command::EnrolDevice { user: alice, verified };
+        assert_eq!(court.propose("alice", enrol), Err(Refusal::WrongCredentials));
+    }
+
+    #[test]
+    fn a_disabled_user_is_gone_and_comes_back_without_memberships() {
+        let mut court = Court::lab(["alice", "bob"]);
+        let bobs_public = court.state.public_membership(court.id("bob"));
+        court.operate(Command::DisableUser { user: user("alice") }).expect("disabled");
+        assert_eq!(court.owner(), Some(user("bob")));
+        assert_eq!(court.propose("alice", join()), Err(Refusal::NotLoggedIn));
+        assert_eq!(court.enrol("alice", "alice"), Err(Refusal::Disabled(user("alice"))));
+        let before = court.state.public_membership(court.id("alice"));
+        court.operate(Command::EnableUser { user: user("alice") }).expect("enabled");
+        court.enrol("alice", "alice").expect("enrolled");
+        assert_ne!(court.state.public_membership(court.id("alice")), before);
+        assert_eq!(court.state.public_membership(court.id("bob")), bobs_public);
+        assert_eq!(court.state.members(court.state.group_named(&lab()).expect("it")).count(), 1);
+        court.propose("alice", join()).expect("asked");
+        court.state.check_invariants();
+    }
+
+    #[test]
+    fn invitations_are_used_once_and_in_time() {
+        let mut court = Court::with_users(["alice"]);
+        court.state.rules.registration = Registration::Invite;
+        let create = |name: &str, invite: Option<u8>| Command::CreateUser {
+            user: user(name),
+            password: "phc".into(),
+            invite: invite.map(|i| InviteId([i; 16])),
+        };
+        assert_eq!(court.propose("bob", create("bob", None)), Err(Refusal::InviteNeeded));
+        assert_eq!(court.propose("bob", create("bob", Some(1))), Err(Refusal::BadInvite));
+        let make =
+            |number, expires| Command::MakeInvite { invite: InviteId([number; 16]), expires };
+        let later = UnixMillis(court.now + 10_000);
+        assert_eq!(court.propose("alice", make(1, later)), Err(Refusal::NotLoggedIn));
+        court.operate(make(1, later)).expect("made");
+        court.operate(make(2, later)).expect("made");
+        court.propose("bob", create("bob", Some(1))).expect("created");
+        assert_eq!(court.propose("carol", create("carol", Some(1))), Err(Refusal::BadInvite));
+        court.now = later.0;
+        assert_eq!(court.propose("carol", create("carol", Some(2))), Err(Refusal::BadInvite));
+        court.state.rules.registration = Registration::Closed;
+        assert_eq!(court.propose("x", create("x", None)), Err(Refusal::RegistrationClosed));
+    }
+
+    #[test]
+    fn everybody_is_in_public_and_nobody_owns_it() {
+        let public: GroupName = "public".parse().expect("name");
+        let mut court = Court::with_users(["alice", "bob"]);
+        let group = || public.clone();
+        let everybodys = Err(Refusal::EverybodysGroup(group()));
+        let create = Command::CreateGroup { group: group(), hidden: false };
+        assert_eq!(court.propose("alice", create.clone()), Err(Refusal::GroupExists(group())));
+        assert_eq!(court.propose("alice", Command::LeaveGroup { group: group() }), everybodys);
+        let kick = Command::Kick { group: group(), user: user("bob") };
+        assert_eq!(court.propose("alice", kick), everybodys);
+        assert_eq!(court.operate(Command::ArchiveGroup { group: group() }), everybodys);
+        let asked = court.propose("alice", Command::JoinGroup { group: group() });
+        assert_eq!(asked, Err(Refusal::AlreadyAMember(group())));
+        court.state.rules.public = false;
+        let asked = court.propose("alice", Command::JoinGroup { group: group() });
+        assert_eq!(asked, Err(Refusal::NoSuchGroup(group())));
+        assert_eq!(court.propose("alice", create), Err(Refusal::GroupExists(group())));
     }
 
     #[test]
@@ -446,35 +775,35 @@ mod tests {
         };
         let missing = Outcome::PagesMissing { pages: vec![0] };
         assert_eq!(court.propose("bob", share()), Ok(missing));
-        let hash = manifest.head().page_hashes()[0];
-        court.pages.put(&user("bob"), hash, &manifest.page(0)).expect("put");
+        let (hash, bob) = (manifest.head().page_hashes()[0], court.id("bob"));
+        court.pages.put(bob, hash, manifest.page(0).len() as u64);
         assert!(matches!(court.propose("bob", share()), Ok(Outcome::Shared { .. })));
         assert!(matches!(court.propose("alice", share()), Ok(Outcome::Shared { .. })));
-        assert_eq!(court.state.users[&user("bob")].share_count, 1);
+        assert_eq!(court.state.user_index(bob).map(|u| u.share_count), Some(1));
         let stop = Command::StopShare { group: lab(), file: "bob/f".parse().expect("selector") };
         assert!(matches!(court.propose("alice", stop), Err(Refusal::NotShared { .. })));
-        court.propose("bob", Command::LeaveGroup { group: lab() }).expect("left");
-        assert_eq!(court.state.users[&user("bob")].share_count, 0);
-        let listing = &court.state.group_named(&lab()).expect("there").1.listings;
-        assert_eq!(listing[&manifest.content_id()].shares.len(), 1, "alice's stays");
+        let unlist = Command::Unlist { group: lab(), file: "f".parse().expect("selector") };
+        assert_eq!(court.propose("bob", unlist.clone()), Err(Refusal::NotTheOwner(lab())));
+        court.propose("bob", leave()).expect("left");
+        assert_eq!(court.state.user_index(bob).map_or(0, |u| u.share_count), 0);
+        let group = court.state.group_named(&lab()).expect("there");
+        let left = court.state.shares_of(group, manifest.content_id()).count();
+        assert_eq!(left, 1, "alice's stays");
+        court.propose("alice", unlist).expect("unlisted");
+        assert_eq!(court.state.heads().count(), 0);
+        court.state.check_invariants();
     }
 
     #[test]
     fn the_oldest_device_makes_room() {
         let mut court = Court::with_users(["alice"]);
-        for number in 0..=limits::MAX_DEVICES_PER_USER as u8 {
-            court.now += 1000;
-            let actor = Actor { device: PeerId([number; 32]), user: None };
-            let command = Command::EnrolDevice { user: user("alice") };
-            let id = RequestId([number; 16]);
-            let now = UnixMillis(court.now);
-            let (ops, _) =
-                decide(&court.state, &actor, id, &command, now, &court.pages).expect("enrolled");
-            ops.iter().for_each(|op| court.state.apply(op));
+        for number in 0..limits::MAX_DEVICES_PER_USER {
+            court.enrol("alice", &format!("device {number}")).expect("enrolled");
         }
-        let devices = &court.state.users[&user("alice")].devices;
-        assert_eq!(devices.len(), limits::MAX_DEVICES_PER_USER);
-        assert!(!devices.contains_key(&PeerId([0; 32])));
-        assert_eq!(court.state.devices.len(), devices.len());
+        let alice = court.id("alice");
+        let devices = court.state.user_index(alice).map(|user| user.enrolments.len());
+        assert_eq!(devices, Some(limits::MAX_DEVICES_PER_USER));
+        assert_eq!(court.state.user_of(device("alice")), None);
+        assert_eq!(court.state.user_of(device("device 0")), Some(alice));
     }
 }

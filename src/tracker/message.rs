@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::clock::UnixMillis;
-use crate::id::{GroupId, MembershipId, RequestId};
+use crate::id::{GroupId, RequestId};
 use crate::limits;
-use crate::manifest::{ContentId, ManifestError};
+use crate::manifest::ContentId;
 use crate::name::{FileName, GroupName, Selector, UserName};
 use crate::peer_id::PeerId;
 use crate::transport::hello::{self, Extension};
@@ -86,6 +86,8 @@ pub enum Request {
         user: UserName,
         /// Its password.
         password: Password,
+        /// The code of an invitation.
+        invite: Option<String>,
     },
     /// Become `user` on this connection and enrol this device.
     Login {
@@ -192,10 +194,12 @@ pub enum Request {
         /// The last row seen.
         after: Option<FileCursor>,
     },
-    /// Files of one's groups whose name contains a text, whatever its case.
+    /// Files of one's groups by their names, whatever the case.
     Search {
         /// The text.
         pattern: String,
+        /// What it is.
+        matching: Matching,
         /// The last row seen.
         after: Option<FileCursor>,
     },
@@ -241,6 +245,120 @@ pub enum Request {
         /// The group.
         group: GroupName,
     },
+    /// Change one's password; all other devices have to log in anew.
+    ChangePassword {
+        /// Repeats carry the same.
+        request_id: RequestId,
+        /// The password so far.
+        old: Password,
+        /// The new one.
+        new: Password,
+    },
+    /// The devices enrolled for one's account.
+    ListDevices,
+    /// Forget a device of one's own.
+    RemoveDevice {
+        /// Repeats carry the same.
+        request_id: RequestId,
+        /// Which.
+        device: PeerId,
+    },
+    /// End somebody's membership: for the owner.
+    Kick {
+        /// Repeats carry the same.
+        request_id: RequestId,
+        /// The group.
+        group: GroupName,
+        /// Whose.
+        user: UserName,
+    },
+    /// Say who shall own the group when its owner leaves: for the owner.
+    Nominate {
+        /// Repeats carry the same.
+        request_id: RequestId,
+        /// The group.
+        group: GroupName,
+        /// Who; the longest-standing member otherwise.
+        user: Option<UserName>,
+    },
+    /// Make another member the owner: for the owner.
+    TransferGroup {
+        /// Repeats carry the same.
+        request_id: RequestId,
+        /// The group.
+        group: GroupName,
+        /// Who.
+        user: UserName,
+    },
+    /// Change a group's settings: for the owner.
+    SetGroup {
+        /// Repeats carry the same.
+        request_id: RequestId,
+        /// The group.
+        group: GroupName,
+        /// Seconds for which seeders cut off from all trackers go on with running transfers.
+        offline_grace: u32,
+    },
+    /// Withdraw a listing whoever shares it: for the owner.
+    Unlist {
+        /// Repeats carry the same.
+        request_id: RequestId,
+        /// The group.
+        group: GroupName,
+        /// Which file.
+        file: Selector,
+    },
+}
+
+impl Request {
+    /// The name of its kind, for logs and counters.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::CreateUser { .. } => "create-user",
+            Self::Login { .. } => "login",
+            Self::LoginByKey => "login-by-key",
+            Self::Logout => "logout",
+            Self::CreateGroup { .. } => "create-group",
+            Self::ListGroups { .. } => "list-groups",
+            Self::JoinGroup { .. } => "join-group",
+            Self::LeaveGroup { .. } => "leave-group",
+            Self::ListRequests { .. } => "list-requests",
+            Self::AcceptRequest { .. } => "accept-request",
+            Self::RejectRequest { .. } => "reject-request",
+            Self::ListMembers { .. } => "list-members",
+            Self::Share { .. } => "share",
+            Self::PutPage { .. } => "put-page",
+            Self::StopShare { .. } => "stop-share",
+            Self::ListFiles { .. } => "list-files",
+            Self::Search { .. } => "search",
+            Self::FindFile { .. } => "find-file",
+            Self::Page { .. } => "page",
+            Self::Announce { .. } => "announce",
+            Self::Withdraw { .. } => "withdraw",
+            Self::Peers { .. } => "peers",
+            Self::Ticket { .. } => "ticket",
+            Self::ChangePassword { .. } => "change-password",
+            Self::ListDevices => "list-devices",
+            Self::RemoveDevice { .. } => "remove-device",
+            Self::Kick { .. } => "kick",
+            Self::Nominate { .. } => "nominate",
+            Self::TransferGroup { .. } => "transfer-group",
+            Self::SetGroup { .. } => "set-group",
+            Self::Unlist { .. } => "unlist",
+        }
+    }
+}
+
+/// What a search pattern is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Matching {
+    /// Text the name contains.
+    #[default]
+    Contains,
+    /// Text the name begins with.
+    Prefix,
+    /// A regular expression that matches somewhere in the name.
+    Regex,
 }
 
 /// A group in a list.
@@ -248,8 +366,8 @@ pub enum Request {
 pub struct GroupRow {
     /// Its name.
     pub name: GroupName,
-    /// Who owns it.
-    pub owner: UserName,
+    /// Who owns it; nobody owns `public`.
+    pub owner: Option<UserName>,
     /// How many members it has.
     pub member_count: u32,
     /// What the asker is to it.
@@ -290,7 +408,22 @@ pub struct MemberRow {
     pub since: UnixMillis,
     /// Whether this one owns the group.
     pub owner: bool,
+    /// Whether this one is to own it next.
+    pub nominee: bool,
     /// Whether any of the user's devices is connected.
+    pub online: bool,
+    /// When the last one was, if none is.
+    pub last_seen: Option<UnixMillis>,
+}
+
+/// A device in a list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DeviceRow {
+    /// The device.
+    pub peer_id: PeerId,
+    /// Since when it is enrolled.
+    pub since: UnixMillis,
+    /// Whether it is connected and logged in.
     pub online: bool,
 }
 
@@ -315,6 +448,8 @@ pub struct FileRow {
     pub leechers: u32,
     /// When it was first listed under this name.
     pub since: UnixMillis,
+    /// With no seeder online: when one of its sharers last was.
+    pub last_seen: Option<UnixMillis>,
 }
 
 /// What a selector meant.
@@ -341,6 +476,8 @@ pub struct PeerRecord {
     pub addresses: Vec<SocketAddr>,
     /// Whether it holds all of it.
     pub complete: bool,
+    /// Whether it is another device of the asker's own user.
+    pub own: bool,
 }
 
 /// The answer to a request that was not refused.
@@ -417,170 +554,19 @@ pub enum Reply {
         /// Whether the user still shares it in this group under another name.
         still_shared: bool,
     },
-}
-
-/// A request that was understood and not granted.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// The name is taken.
-    #[error("user {0} exists already")]
-    UserExists(UserName),
-    /// Wrong user or password; which of both is not said.
-    #[error("wrong user name or password")]
-    WrongCredentials,
-    /// The password is too short or too long.
-    #[error("a password has {} to {} bytes", limits::MIN_PASSWORD_LEN, limits::MAX_PASSWORD_LEN)]
-    BadPassword,
-    /// Nobody is logged in on this connection.
-    #[error("not logged in")]
-    NotLoggedIn,
-    /// Somebody else is logged in on this connection.
-    #[error("logged in as {0}")]
-    LoggedInAs(UserName),
-    /// This device is enrolled for nobody.
-    #[error("this device is not enrolled for any user")]
-    UnknownDevice,
-    /// The name is taken.
-    #[error("group {0} exists already")]
-    GroupExists(GroupName),
-    /// There is none.
-    #[error("there is no group {0}")]
-    NoSuchGroup(GroupName),
-    /// Only members may.
-    #[error("you are not a member of {0}")]
-    NotAMember(GroupName),
-    /// Nothing to ask for.
-    #[error("you are a member of {0} already")]
-    AlreadyAMember(GroupName),
-    /// Asked before and not answered yet.
-    #[error("you have asked to join {0} already; its owner has not answered yet")]
-    AlreadyRequested(GroupName),
-    /// Rejected not long ago.
-    #[error("your request to join {group} was rejected; you may ask again after {after}")]
-    RejectedLately {
-        /// The group.
-        group: GroupName,
-        /// When asking is allowed again.
-        after: UnixMillis,
-    },
-    /// Only the owner may.
-    #[error("only the owner of {0} may do that")]
-    NotTheOwner(GroupName),
-    /// There is no such request.
-    #[error("{user} has not asked to join {group}")]
-    NoSuchRequest {
-        /// Who.
-        user: UserName,
-        /// Where.
-        group: GroupName,
-    },
-    /// No file answers to it.
-    #[error("there is no file {file} in {group}")]
-    NoSuchFile {
-        /// The selector.
-        file: String,
-        /// Where.
-        group: GroupName,
-    },
-    /// Several contents answer to it.
-    #[error("{file} in {group} means several files: {}", .candidates.join(", "))]
-    Ambiguous {
-        /// The selector.
-        file: String,
-        /// Where.
-        group: GroupName,
-        /// Selectors that mean one of them.
-        candidates: Vec<String>,
-    },
-    /// One's own share does not exist.
-    #[error("you do not share {file} in {group}")]
-    NotShared {
-        /// The selector.
-        file: String,
-        /// Where.
-        group: GroupName,
-    },
-    /// The manifest is not consistent.
-    #[error("the manifest is refused: {0}")]
-    BadManifest(String),
-    /// A page of a share that was not begun on this connection.
-    #[error("no share of {} was begun on this connection", .0.short())]
-    NoSuchShare(ContentId),
-    /// Too many of something.
-    #[error("over the limit of {max} {what}")]
-    Limit {
-        /// What there are too many of.
-        what: String,
-        /// How many there may be.
-        max: u64,
-    },
-    /// Too much to do just now.
-    #[error("the tracker is busy")]
-    Busy,
-    /// The tracker failed in itself.
-    #[error("the tracker had an internal error")]
-    Internal,
-}
-
-impl Refusal {
-    /// The stable name of this cause, for scripts.
-    pub fn code(&self) -> &'static str {
-        match self {
-            Self::UserExists(_) => "user-exists",
-            Self::WrongCredentials => "wrong-credentials",
-            Self::BadPassword => "bad-password",
-            Self::NotLoggedIn => "not-logged-in",
-            Self::LoggedInAs(_) => "logged-in-as-other",
-            Self::UnknownDevice => "unknown-device",
-            Self::GroupExists(_) => "group-exists",
-            Self::NoSuchGroup(_) => "no-such-group",
-            Self::NotAMember(_) => "not-a-member",
-            Self::AlreadyAMember(_) => "already-a-member",
-            Self::AlreadyRequested(_) => "already-requested",
-            Self::RejectedLately { .. } => "rejected-lately",
-            Self::NotTheOwner(_) => "not-the-owner",
-            Self::NoSuchRequest { .. } => "no-such-request",
-            Self::NoSuchFile { .. } => "no-such-file",
-            Self::Ambiguous { .. } => "ambiguous",
-            Self::NotShared { .. } => "not-shared",
-            Self::BadManifest(_) => "bad-manifest",
-            Self::NoSuchShare(_) => "no-such-share",
-            Self::Limit { .. } => "limit",
-            Self::Busy => "busy",
-            Self::Internal => "internal",
-        }
-    }
-}
-
-impl From<ManifestError> for Refusal {
-    fn from(error: ManifestError) -> Self {
-        Self::BadManifest(error.to_string())
-    }
-}
-
-/// What a tracker says unasked, on its control stream after the welcome.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Push {
-    /// A device now holds a content that this client announced too.
-    SwarmJoined {
-        /// The group.
-        group: GroupId,
-        /// The content.
-        content: ContentId,
-        /// The device.
-        peer: PeerRecord,
-    },
-    /// Tickets of this membership are void from now on.
-    Revoked {
-        /// The membership.
-        membership: MembershipId,
+    /// One's devices.
+    Devices {
+        /// The rows.
+        rows: Vec<DeviceRow>,
     },
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::id::MembershipId;
+    use crate::tracker::push::Push;
+    use crate::tracker::refusal::Refusal;
     use crate::wire::testing::round_trip;
     use proptest::prelude::*;
 
@@ -613,9 +599,13 @@ mod tests {
                 user: "bob".parse().expect("name"),
                 addresses: vec!["[::1]:3".parse().expect("address")],
                 complete: false,
+                own: true,
             }],
         }));
-        round_trip(&Push::Revoked { membership: MembershipId([4; 16]) });
+        round_trip(&Push::Revoked {
+            memberships: vec![MembershipId([4; 16])],
+            devices: vec![(PeerId([5; 32]), UnixMillis(6))],
+        });
     }
 
     #[test]

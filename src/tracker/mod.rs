@@ -1,14 +1,25 @@
 //! Accounts, groups, listings and presence.
 
+pub mod refusal;
 pub mod message;
+pub mod push;
 pub mod address;
+pub mod lattice;
 pub mod op;
+pub mod facts;
+pub mod index;
 pub mod state;
 pub mod pages;
 pub mod view;
+pub mod command;
 pub mod decide;
-pub mod presence;
+pub mod disk;
 pub mod store;
+pub mod presence;
+pub mod herald;
+pub mod counters;
+pub mod throttle;
 pub mod password;
+pub mod session;
 pub mod server;
 pub mod stub;

@@ -1,112 +1,373 @@
-//! The durable changes of tracker state. State is nothing but the fold of these.
+//! The durable changes of tracker state, and the log entries that carry them.
+//!
+//! An [`Op`] is an envelope around one [`Change`]: who asked for it, when, on which tracker, after
+//! which op of the same origin. State is nothing but the fold of ops. A body of a kind this
+//! version does not know is kept as it is.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
+use serde::{Deserialize, Serialize};
+
+use super::lattice::Stamp;
 use crate::clock::UnixMillis;
-use crate::id::{GroupId, JoinRequestId, MembershipId, ShareId};
-use crate::manifest::{ContentId, ManifestHead};
+use crate::hash::{Blake3Hash, blake3};
+use crate::id::{
+    EnrolmentId, GroupId, InviteId, JoinRequestId, MembershipId, OriginId, RequestId, ShareId,
+    UserId,
+};
+use crate::manifest::ContentId;
 use crate::name::{FileName, GroupName, UserName};
 use crate::peer_id::PeerId;
+use crate::wire::{self, DecodeError};
 
-/// One change, with everything needed to apply it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Op {
+/// One entry of the log.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Op {
+    /// Which run of which tracker made it.
+    pub origin: OriginId,
+    /// Its number in that run, from 1.
+    pub seq: u64,
+    /// BLAKE3 of the encoding of the op before it; zeros before the first.
+    pub previous: Blake3Hash,
+    /// When: later than every op that tracker knew.
+    pub clock: UnixMillis,
+    /// The device that asked for it; the tracker itself for what its operator did.
+    pub actor: PeerId,
+    /// Its request, which is granted once.
+    pub request: RequestId,
+    /// Which change; numbers are never used again.
+    pub kind: u16,
+    /// The change's fields.
+    pub body: Vec<u8>,
+}
+
+impl Op {
+    /// When and where it was made.
+    pub fn stamp(&self) -> Stamp {
+        Stamp { at: self.clock, origin: self.origin }
+    }
+
+    /// Its bytes in the log.
+    pub fn encode(&self) -> Vec<u8> {
+        wire::encode(self)
+    }
+
+    /// Reads log bytes.
+    ///
+    /// # Errors
+    /// [`DecodeError`].
+    pub fn decode(bytes: &[u8]) -> Result<Self, DecodeError> {
+        wire::decode(bytes)
+    }
+
+    /// What it changes; nothing when this version does not know.
+    pub fn change(&self) -> Option<Change> {
+        // The first byte of a change is its variant, and thereby its kind.
+        let kind = u8::try_from(self.kind).ok().filter(|kind| *kind < 128)?;
+        wire::decode(&[&[kind], &self.body[..]].concat()).ok()
+    }
+}
+
+/// A device's enrolment that ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Unenrolled {
+    /// Which.
+    pub enrolment: EnrolmentId,
+    /// Whose.
+    pub user: UserId,
+    /// The device.
+    pub device: PeerId,
+}
+
+/// What an op changes. A variant's position is its kind: they are only ever added at the end.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Change {
+    /// A tracker began an origin; the first op of each.
+    OriginBegan {
+        /// Which tracker.
+        tracker: PeerId,
+        /// What it knew then: the last op of each other origin.
+        vector: Vec<(OriginId, u64)>,
+    },
     /// An account came to be.
     UserCreated {
+        /// Its id.
+        user: UserId,
         /// Its name.
-        user: UserName,
+        name: UserName,
         /// Its Argon2id PHC string.
         password: String,
+        /// The invitation it used up.
+        invite: Option<InviteId>,
+    },
+    /// A password is another now, and devices have to log in with it.
+    PasswordChanged {
+        /// Whose.
+        user: UserId,
+        /// Its Argon2id PHC string.
+        password: String,
+        /// The devices that were enrolled.
+        unenrolled: Vec<Unenrolled>,
+    },
+    /// The operator disabled an account.
+    UserDisabled {
+        /// Which.
+        user: UserId,
+        /// Its memberships, which end.
+        memberships: Vec<(MembershipId, GroupId)>,
+        /// Its devices.
+        unenrolled: Vec<Unenrolled>,
+    },
+    /// The operator enabled an account again.
+    UserEnabled {
+        /// Which.
+        user: UserId,
     },
     /// A device may act for a user without the password.
     DeviceEnrolled {
+        /// The enrolment.
+        enrolment: EnrolmentId,
         /// The user.
-        user: UserName,
+        user: UserId,
         /// The device.
         device: PeerId,
-        /// When.
-        at: UnixMillis,
+        /// Enrolments that make room for it.
+        unenrolled: Vec<Unenrolled>,
     },
-    /// A device may no longer.
+    /// Devices may no longer.
     DeviceRemoved {
-        /// The device.
-        device: PeerId,
+        /// Their enrolments.
+        unenrolled: Vec<Unenrolled>,
+    },
+    /// The operator made an invitation.
+    InviteMade {
+        /// Its id.
+        invite: InviteId,
+        /// Until when it may be used.
+        expires: UnixMillis,
     },
     /// A group came to be, with its first member.
     GroupCreated {
-        /// Its id.
+        /// Its id, which is also the id of the first membership.
         group: GroupId,
         /// Its name.
         name: GroupName,
         /// Whether only members see it.
         hidden: bool,
         /// Its first member.
-        user: UserName,
-        /// The first membership.
-        membership: MembershipId,
-        /// When.
-        at: UnixMillis,
+        user: UserId,
+    },
+    /// A group's settings are these now.
+    GroupSet {
+        /// Which.
+        group: GroupId,
+        /// Seconds for which seeders cut off from all trackers go on with running transfers.
+        offline_grace: u32,
     },
     /// Somebody asks to join.
     JoinRequested {
-        /// The group.
-        group: GroupId,
         /// The request.
         request: JoinRequestId,
+        /// The group.
+        group: GroupId,
         /// Who.
-        user: UserName,
-        /// When.
-        at: UnixMillis,
+        user: UserId,
     },
     /// A request was granted.
     JoinAccepted {
-        /// The group.
-        group: GroupId,
         /// The request.
         request: JoinRequestId,
+        /// The group.
+        group: GroupId,
+        /// Who asked.
+        user: UserId,
         /// The membership it became.
         membership: MembershipId,
-        /// When.
-        at: UnixMillis,
     },
     /// A request was turned down.
     JoinRejected {
-        /// The group.
-        group: GroupId,
         /// The request.
         request: JoinRequestId,
-        /// When.
-        at: UnixMillis,
+        /// The group.
+        group: GroupId,
+        /// Who asked.
+        user: UserId,
     },
-    /// A membership ended.
+    /// Somebody's time in a group ended.
     MembershipEnded {
         /// The group.
         group: GroupId,
-        /// The membership.
-        membership: MembershipId,
+        /// The memberships; more than one only where trackers had been split.
+        memberships: Vec<MembershipId>,
+        /// Whether the owner ended it.
+        kicked: bool,
+    },
+    /// The owner said who follows.
+    NomineeSet {
+        /// The group.
+        group: GroupId,
+        /// The owner's membership.
+        owner: MembershipId,
+        /// The nominee's; nothing for nobody.
+        nominee: Option<MembershipId>,
+    },
+    /// The owner made somebody else the owner.
+    OwnerAssigned {
+        /// The group.
+        group: GroupId,
+        /// The new owner's membership.
+        owner: MembershipId,
     },
     /// A user shares a content under a name.
     ShareAdded {
-        /// The group.
-        group: GroupId,
         /// The share.
         share: ShareId,
+        /// The group.
+        group: GroupId,
+        /// The membership it rests on.
+        membership: MembershipId,
         /// Who.
-        user: UserName,
+        user: UserId,
         /// Under which name.
         name: FileName,
-        /// What.
-        head: Arc<ManifestHead>,
-        /// When.
-        at: UnixMillis,
+        /// What: the encoded manifest head.
+        head: Vec<u8>,
     },
-    /// A share was withdrawn.
-    ShareWithdrawn {
+    /// Shares were withdrawn.
+    SharesWithdrawn {
         /// The group.
         group: GroupId,
-        /// The content.
+        /// What they share.
         content: ContentId,
-        /// The share.
-        share: ShareId,
+        /// Which.
+        shares: Vec<ShareId>,
+        /// Whether the group's owner did it, to whoever shared it.
+        by_owner: bool,
     },
+    /// The operator ended all memberships of a group.
+    GroupArchived {
+        /// Which.
+        group: GroupId,
+        /// All its memberships.
+        memberships: Vec<MembershipId>,
+    },
+}
+
+impl Change {
+    /// Its kind and body in an op.
+    pub fn encode(&self) -> (u16, Vec<u8>) {
+        let mut bytes = wire::encode(self);
+        let kind = bytes.remove(0);
+        (u16::from(kind), bytes)
+    }
+}
+
+/// Where the chain of one origin has come to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tip {
+    /// The number of its last op.
+    pub seq: u64,
+    /// The hash of that op.
+    pub hash: Blake3Hash,
+}
+
+/// An op that does not follow what is known of its origin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("op {seq} of origin {} does not follow op {known}", .origin.short())]
+pub struct BrokenChain {
+    /// The origin.
+    pub origin: OriginId,
+    /// The op's number.
+    pub seq: u64,
+    /// The last one known.
+    pub known: u64,
+}
+
+/// The chains of all origins: a version vector, with the hash each number stands for.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Chains(BTreeMap<OriginId, Tip>);
+
+impl Chains {
+    /// Where an origin has come to; number 0 and zeros for a new one.
+    pub fn tip(&self, origin: OriginId) -> Tip {
+        let none = Tip { seq: 0, hash: Blake3Hash([0; 32]) };
+        self.0.get(&origin).copied().unwrap_or(none)
+    }
+
+    /// The version vector.
+    pub fn vector(&self) -> Vec<(OriginId, u64)> {
+        self.0.iter().map(|(origin, tip)| (*origin, tip.seq)).collect()
+    }
+
+    /// Adds an op, whose log bytes are `encoded`, to the chain of its origin.
+    ///
+    /// # Errors
+    /// [`BrokenChain`]; nothing changed then.
+    pub fn extend(&mut self, op: &Op, encoded: &[u8]) -> Result<(), BrokenChain> {
+        let tip = self.tip(op.origin);
+        if op.seq != tip.seq + 1 || op.previous != tip.hash {
+            return Err(BrokenChain { origin: op.origin, seq: op.seq, known: tip.seq });
+        }
+        self.0.insert(op.origin, Tip { seq: op.seq, hash: blake3(encoded) });
+        Ok(())
+    }
+
+    /// Forgets origins that ended, which nobody else may still have to hear of.
+    pub fn seal_all_but(&mut self, origin: OriginId) {
+        self.0.retain(|known, _| *known == origin);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::testing::round_trip;
+    use proptest::prelude::*;
+
+    fn op(seq: u64, previous: Blake3Hash) -> Op {
+        let change = Change::UserEnabled { user: UserId([3; 16]) };
+        let (kind, body) = change.encode();
+        let (origin, actor) = (OriginId([1; 16]), PeerId([2; 32]));
+        let request = RequestId([4; 16]);
+        Op { origin, seq, previous, clock: UnixMillis(1000), actor, request, kind, body }
+    }
+
+    #[test]
+    fn an_op_round_trips_and_gives_its_change() {
+        let op = op(1, Blake3Hash([0; 32]));
+        round_trip(&op);
+        assert_eq!(op.kind, 4);
+        assert_eq!(op.change(), Some(Change::UserEnabled { user: UserId([3; 16]) }));
+        // Kinds of later versions, and bodies that are not this version's, are kept and not read.
+        for (kind, body) in [(127, vec![]), (4, vec![1]), (300, vec![0]), (4, vec![3; 17])] {
+            let strange = Op { kind, body, ..op.clone() };
+            round_trip(&strange);
+            assert_eq!(strange.change(), None);
+        }
+    }
+
+    #[test]
+    fn a_chain_takes_what_follows_and_nothing_else() {
+        let mut chains = Chains::default();
+        let first = op(1, Blake3Hash([0; 32]));
+        let second = op(2, blake3(&first.encode()));
+        assert!(chains.extend(&second, &second.encode()).is_err());
+        chains.extend(&first, &first.encode()).expect("the first");
+        assert!(chains.extend(&first, &first.encode()).is_err(), "twice");
+        let forged = op(2, Blake3Hash([7; 32]));
+        assert!(chains.extend(&forged, &forged.encode()).is_err());
+        chains.extend(&second, &second.encode()).expect("the second");
+        assert_eq!(chains.vector(), [(OriginId([1; 16]), 2)]);
+    }
+
+    proptest! {
+        #[test]
+        fn junk_never_panics(
+            kind in any::<u16>(),
+            body in prop::collection::vec(any::<u8>(), 0..200),
+        ) {
+            let _ = Op::decode(&body);
+            let _ = Op { kind, body, ..op(1, Blake3Hash([0; 32])) }.change();
+        }
+    }
 }

@@ -1,105 +1,134 @@
-//! Hash pages of shared files, stored once each, counted against whoever shares them.
+//! Which hash pages of shared files are kept, each once, and whom they count against.
 //!
 //! A page is kept while a share names it, or while the connection that put it has not finished
-//! its share. Every page was checked against a manifest head before it got here.
+//! its share. The bytes are on the disk; every page was checked against a manifest head before.
 
-use std::collections::HashMap;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::message::Refusal;
+use super::facts::Share;
+use super::refusal::Refusal;
+use super::state::Effect;
 use crate::hash::Blake3Hash;
-use crate::limits::PAGE_QUOTA_PER_USER;
+use crate::id::UserId;
+use crate::limits::{PAGE_PIECES, PAGE_QUOTA_PER_USER};
 use crate::manifest::{ManifestHead, PIECE_HASHES_LEN};
-use crate::name::UserName;
 
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Page {
-    bytes: Arc<[u8]>,
+    len: u64,
     holders: u32,
 }
 
 /// The pages of a tracker.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pages {
-    by_hash: HashMap<Blake3Hash, Page>,
-    used: HashMap<UserName, u64>,
+    by_hash: BTreeMap<Blake3Hash, Page>,
+    used: BTreeMap<UserId, u64>,
 }
 
 impl Pages {
+    /// The pages that `shares` name.
+    pub fn of<'a>(shares: impl Iterator<Item = &'a Share>) -> Self {
+        let mut pages = Self::default();
+        shares.for_each(|share| pages.hold(share.user, &share.head));
+        pages
+    }
+
     /// Whether the page is here.
     pub fn contains(&self, hash: &Blake3Hash) -> bool {
         self.by_hash.contains_key(hash)
     }
 
-    /// The page's bytes.
-    pub fn find(&self, hash: &Blake3Hash) -> Option<Arc<[u8]>> {
-        self.by_hash.get(hash).map(|page| page.bytes.clone())
+    /// All pages that are here.
+    pub fn hashes(&self) -> BTreeSet<Blake3Hash> {
+        self.by_hash.keys().copied().collect()
     }
 
-    /// Keeps a page for `user` until [`Self::release`].
+    /// How many pages are here, and their bytes.
+    pub fn size(&self) -> (u64, u64) {
+        (self.by_hash.len() as u64, self.by_hash.values().map(|page| page.len).sum())
+    }
+
+    /// Whether `user` may put a page of `len` bytes.
     ///
     /// # Errors
     /// [`Refusal::Limit`] over the user's quota.
-    pub fn put(&mut self, user: &UserName, hash: Blake3Hash, bytes: &[u8]) -> Result<(), Refusal> {
-        let used = self.used(user) + bytes.len() as u64;
-        over_quota(used)?;
-        self.used.insert(user.clone(), used);
-        let page =
-            self.by_hash.entry(hash).or_insert_with(|| Page { bytes: bytes.into(), holders: 0 });
-        page.holders += 1;
-        Ok(())
+    pub fn check_put(&self, user: UserId, len: u64) -> Result<(), Refusal> {
+        over_quota(self.used(user) + len)
+    }
+
+    /// Keeps a page for `user` until [`Self::release`]; returns whether it was not here yet.
+    pub fn put(&mut self, user: UserId, hash: Blake3Hash, len: u64) -> bool {
+        *self.used.entry(user).or_default() += len;
+        let new = !self.by_hash.contains_key(&hash);
+        self.by_hash.entry(hash).or_insert(Page { len, holders: 0 }).holders += 1;
+        new
     }
 
     /// Whether `user` may hold all pages of `head` for another share.
     ///
     /// # Errors
     /// [`Refusal::Limit`] over the user's quota.
-    pub fn check_quota(&self, user: &UserName, head: &ManifestHead) -> Result<(), Refusal> {
+    pub fn check_quota(&self, user: UserId, head: &ManifestHead) -> Result<(), Refusal> {
         over_quota(self.used(user) + weight(head))
     }
 
-    /// Keeps all pages of `head`, which are here, for a share of `user`.
-    pub fn hold(&mut self, user: &UserName, head: &ManifestHead) {
-        for hash in head.page_hashes() {
-            if let Some(page) = self.by_hash.get_mut(hash) {
-                page.holders += 1;
-            }
-        }
-        *self.used.entry(user.clone()).or_default() += weight(head);
-    }
-
-    /// Ends what [`Self::hold`] began.
-    pub fn let_go(&mut self, user: &UserName, head: &ManifestHead) {
-        head.page_hashes().iter().for_each(|hash| self.drop_holder(hash));
-        self.credit(user, weight(head));
-    }
-
-    /// Ends what [`Self::put`] began for each of `hashes`; a page nobody holds goes.
-    pub fn release(&mut self, user: &UserName, hashes: &[Blake3Hash]) {
+    /// Ends what [`Self::put`] began for each of `hashes`; returns the pages nobody holds now.
+    pub fn release(&mut self, user: UserId, hashes: &[Blake3Hash]) -> Vec<Blake3Hash> {
+        let mut gone = Vec::new();
         for hash in hashes {
-            let len = self.by_hash.get(hash).map_or(0, |page| page.bytes.len() as u64);
-            self.drop_holder(hash);
+            let len = self.by_hash.get(hash).map_or(0, |page| page.len);
+            self.drop_holder(hash, &mut gone);
             self.credit(user, len);
         }
+        gone
     }
 
-    fn drop_holder(&mut self, hash: &Blake3Hash) {
+    /// Follows what an op changed; returns the pages nobody holds now.
+    pub fn follow(&mut self, effects: &[Effect]) -> Vec<Blake3Hash> {
+        let mut gone = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::ShareBegan(share) => self.hold(share.user, &share.head),
+                Effect::ShareEnded(share) => {
+                    let hashes = share.head.page_hashes();
+                    hashes.iter().for_each(|hash| self.drop_holder(hash, &mut gone));
+                    self.credit(share.user, weight(&share.head));
+                }
+                _ => {}
+            }
+        }
+        gone
+    }
+
+    fn hold(&mut self, user: UserId, head: &ManifestHead) {
+        let pieces = u64::from(head.layout().piece_count());
+        for (index, hash) in (0u64..).zip(head.page_hashes()) {
+            let first = index * u64::from(PAGE_PIECES);
+            let len = (pieces - first).min(u64::from(PAGE_PIECES)) * PIECE_HASHES_LEN as u64;
+            self.by_hash.entry(*hash).or_insert(Page { len, holders: 0 }).holders += 1;
+        }
+        *self.used.entry(user).or_default() += weight(head);
+    }
+
+    fn drop_holder(&mut self, hash: &Blake3Hash, gone: &mut Vec<Blake3Hash>) {
         let Some(page) = self.by_hash.get_mut(hash) else { return };
         page.holders -= 1;
         if page.holders == 0 {
             self.by_hash.remove(hash);
+            gone.push(*hash);
         }
     }
 
-    fn used(&self, user: &UserName) -> u64 {
-        self.used.get(user).copied().unwrap_or(0)
+    fn used(&self, user: UserId) -> u64 {
+        self.used.get(&user).copied().unwrap_or(0)
     }
 
-    fn credit(&mut self, user: &UserName, len: u64) {
+    fn credit(&mut self, user: UserId, len: u64) {
         let used = self.used(user).saturating_sub(len);
         match used {
-            0 => drop(self.used.remove(user)),
-            _ => drop(self.used.insert(user.clone(), used)),
+            0 => drop(self.used.remove(&user)),
+            _ => drop(self.used.insert(user, used)),
         }
     }
 }
@@ -123,40 +152,51 @@ fn over_quota(used: u64) -> Result<(), Refusal> {
 mod tests {
     use super::*;
     use crate::hash::blake3;
+    use crate::id::{GroupId, MembershipId};
+    use crate::manifest::Manifest;
     use crate::manifest::testing::manifest_of;
+
+    const ALICE: UserId = UserId([1; 16]);
+    const BOB: UserId = UserId([2; 16]);
+
+    fn share(user: UserId, manifest: &Manifest) -> Share {
+        Share {
+            group: GroupId([1; 16]),
+            membership: MembershipId([1; 16]),
+            user,
+            name: "f".parse().expect("name"),
+            head: manifest.head().clone().into(),
+        }
+    }
 
     #[test]
     fn a_page_stays_while_anybody_holds_it() {
-        let (alice, bob): (UserName, UserName) =
-            ("alice".parse().expect("name"), "bob".parse().expect("name"));
         let manifest = manifest_of(&[1; 10]);
         let (page, hash) = (manifest.page(0), manifest.head().page_hashes()[0]);
-        assert_eq!(blake3(&page), hash);
         let mut pages = Pages::default();
-        pages.put(&alice, hash, &page).expect("under quota");
-        pages.hold(&alice, manifest.head());
-        pages.release(&alice, &[hash]);
-        pages.hold(&bob, manifest.head());
-        pages.let_go(&alice, manifest.head());
-        assert_eq!(pages.find(&hash).as_deref(), Some(&page[..]));
-        pages.let_go(&bob, manifest.head());
-        assert!(!pages.contains(&hash));
-        assert!(pages.used.is_empty());
+        assert!(pages.put(ALICE, hash, page.len() as u64));
+        let (alices, bobs) = (share(ALICE, &manifest), share(BOB, &manifest));
+        assert!(pages.follow(&[Effect::ShareBegan(alices.clone())]).is_empty());
+        assert!(pages.release(ALICE, &[hash]).is_empty());
+        assert_eq!(pages, Pages::of([&alices].into_iter()));
+        assert!(pages.follow(&[Effect::ShareBegan(bobs.clone())]).is_empty());
+        assert!(pages.follow(&[Effect::ShareEnded(alices)]).is_empty());
+        assert!(pages.contains(&hash));
+        assert_eq!(pages.follow(&[Effect::ShareEnded(bobs)]), [hash]);
+        assert_eq!(pages, Pages::default());
     }
 
     #[test]
     fn the_quota_is_per_user() {
-        let (alice, bob): (UserName, UserName) =
-            ("alice".parse().expect("name"), "bob".parse().expect("name"));
         let mut pages = Pages::default();
-        pages.used.insert(alice.clone(), PAGE_QUOTA_PER_USER - 3);
-        assert!(pages.put(&alice, blake3(b"abcd"), b"abcd").is_err());
-        assert!(!pages.contains(&blake3(b"abcd")));
-        assert!(pages.put(&alice, blake3(b"abc"), b"abc").is_ok());
-        assert!(pages.put(&bob, blake3(b"abcd"), b"abcd").is_ok());
+        pages.used.insert(ALICE, PAGE_QUOTA_PER_USER - 3);
+        assert!(pages.check_put(ALICE, 4).is_err());
+        assert!(pages.check_put(ALICE, 3).is_ok());
+        assert!(pages.check_put(BOB, 4).is_ok());
+        assert!(pages.put(ALICE, blake3(b"abc"), 3));
         // A share of pages that somebody else put counts as well.
         let manifest = manifest_of(&[1; 10]);
-        assert!(pages.check_quota(&alice, manifest.head()).is_err());
-        assert!(pages.check_quota(&bob, manifest.head()).is_ok());
+        assert!(pages.check_quota(ALICE, manifest.head()).is_err());
+        assert!(pages.check_quota(BOB, manifest.head()).is_ok());
     }
 }

@@ -7,7 +7,8 @@ use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
 use tokio::sync::Semaphore;
 
-use super::message::{Password, Refusal};
+use super::message::Password;
+use super::refusal::Refusal;
 use crate::limits::{ARGON2_PARALLEL, ARGON2_QUEUE, MAX_PASSWORD_LEN, MIN_PASSWORD_LEN};
 
 /// Computes and checks password hashes.

@@ -1,37 +1,68 @@
-//! The running tracker: accepts connections, answers requests, pushes news.
-//!
-//! A thin shell: who may do what is decided in `decide`, what may be read in `view`, who is
-//! online in `presence`.
+//! The running tracker: accepts connections, reads their requests, writes answers and pushes.
 
-use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::decide::{Actor, Command, Outcome};
-use super::message::{Hello, Password, Push, Refusal, Reply, Request, Welcome};
+use super::counters::{Counters, Limit};
+use super::disk::{Disk, DiskError};
+use super::herald::Herald;
+use super::message::{Hello, Welcome};
 use super::password::Passwords;
 use super::presence::{Client, ConnectionNumber, Outlet, Presence};
-use super::store::{Granted, Store};
-use super::view;
+use super::push::Push;
+use super::session::{ClientSession, Shared};
+use super::state::Rules;
+use super::store::{Store, StoreConfig};
+use super::throttle::Throttle;
 use crate::clock;
 use crate::error_code::ErrorCode;
-use crate::hash::Blake3Hash;
-use crate::id::{GroupId, RequestId};
+use crate::id::OriginId;
 use crate::limits;
-use crate::manifest::{ContentId, ManifestHead};
-use crate::name::{FileName, GroupName, UserName};
-use crate::ticket::Ticket;
 use crate::transport::code::quic_code;
 use crate::transport::connection::{Connection, RecvStream, SendStream};
 use crate::transport::endpoint::{BindError, Endpoint, Incoming};
 use crate::transport::frame::{FrameError, read_frame_within, write_frame};
 use crate::transport::identity::Identity;
 use crate::transport::tls::Alpn;
+
+/// What a tracker is started with.
+#[derive(Clone, Debug)]
+pub struct TrackerConfig {
+    /// Its key.
+    pub identity: Arc<Identity>,
+    /// The UDP address it serves.
+    pub address: SocketAddr,
+    /// What the operator decided.
+    pub rules: Rules,
+    /// Connections it takes from one address.
+    pub connections_per_address: usize,
+}
+
+impl TrackerConfig {
+    /// A tracker as most operators want it.
+    pub fn new(identity: Arc<Identity>, address: SocketAddr) -> Self {
+        let connections_per_address = limits::CONNECTIONS_PER_ADDRESS;
+        Self { identity, address, rules: Rules::default(), connections_per_address }
+    }
+}
+
+/// A tracker that could not be started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The socket.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// The store.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+}
 
 /// A tracker that serves until told to stop.
 #[derive(Debug)]
@@ -41,31 +72,45 @@ pub struct Tracker {
     tasks: TaskTracker,
 }
 
-#[derive(Debug)]
-struct Shared {
-    endpoint: Endpoint,
-    store: Store,
-    presence: Presence,
-    passwords: Passwords,
-    next_connection: AtomicU64,
-}
-
 impl Tracker {
-    /// Binds `address` and starts serving.
+    /// Loads what is in `data_dir`, binds the address and starts serving.
     ///
     /// # Errors
-    /// [`BindError`].
-    pub fn start(identity: Arc<Identity>, address: SocketAddr) -> Result<Self, BindError> {
+    /// [`StartError`].
+    pub fn start(config: TrackerConfig, data_dir: &Path) -> Result<Self, StartError> {
+        let endpoint = Endpoint::bind(config.identity, config.address, Alpn::Tracker)?;
+        let disk = Disk::open(data_dir)?;
+        let seen = disk.seen()?;
+        let presence = Arc::new(Presence::new(seen));
+        let store = StoreConfig {
+            tracker: endpoint.identity().peer_id(),
+            rules: config.rules,
+            origin: OriginId::random(&mut fastrand::Rng::new()),
+            clock: clock::now,
+        };
+        let store = Store::start(disk, store, Herald(presence.clone()))?;
+        let counters = Arc::new(Counters::default());
+        let throttle = Throttle::new(counters.clone(), config.connections_per_address);
         let shared = Arc::new(Shared {
-            endpoint: Endpoint::bind(identity, address, Alpn::Tracker)?,
-            store: Store::default(),
-            presence: Presence::default(),
+            endpoint,
+            store,
+            presence,
             passwords: Passwords::new(),
+            throttle: Arc::new(throttle),
+            counters,
+            searches: Semaphore::new(limits::SEARCHES_AT_ONCE),
             next_connection: AtomicU64::new(1),
+            started: clock::monotonic(),
         });
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(accept(shared.clone(), stop.clone(), tasks.clone()));
+        tasks.spawn(tidy(shared.clone(), stop.clone()));
         Ok(Self { shared, stop, tasks })
+    }
+
+    /// What its sessions share.
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// The bound address.
@@ -81,8 +126,8 @@ impl Tracker {
         self.shared.presence.connection_count()
     }
 
-    /// Stops accepting, lets answers under way go out, closes every connection and waits for all
-    /// tasks.
+    /// Stops accepting, lets answers under way go out, closes every connection, waits for all
+    /// tasks, and closes the store.
     pub async fn shutdown(&self) {
         self.stop.cancel();
         self.tasks.close();
@@ -91,6 +136,17 @@ impl Tracker {
         }
         self.shared.endpoint.close(ErrorCode::GoingAway).await;
         self.tasks.wait().await;
+        self.shared.store.close().await;
+    }
+}
+
+/// Forgets, now and then, who asked long ago.
+async fn tidy(shared: Arc<Shared>, stop: CancellationToken) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            () = tokio::time::sleep(limits::FAILURES_FORGOTTEN) => shared.throttle.tidy(),
+        }
     }
 }
 
@@ -113,31 +169,35 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, stop: CancellationToken)
         tracing::debug!(%address, "handshake failed");
         return;
     };
+    // Counted where it is known to be, after the handshake.
+    let Some(_place) = shared.throttle.admit(address.ip()) else {
+        tracing::warn!(%address, "too many connections from this address");
+        connection.close(ErrorCode::LimitReached);
+        return;
+    };
     let number = shared.next_connection.fetch_add(1, Ordering::Relaxed);
-    let (pushes, queue) = mpsc::channel(limits::PUSH_QUEUE);
-    let cut_off = CancellationToken::new();
-    let outlet = Outlet { pushes, cut_off: cut_off.clone() };
-    let control = match greet(&shared, &connection, number, outlet).await {
+    let (outlet, queue) = Outlet::new();
+    let control = match greet(&shared, &connection, number, outlet.clone()).await {
         Ok(control) => control,
         Err(error) => {
             tracing::debug!(%address, %error, "no proper hello");
+            if error.is_misbehaviour() {
+                shared.counters.hit(Limit::Frame);
+            }
             connection.close(error.code());
             return;
         }
     };
     tracing::debug!(%address, device = %connection.remote().short(), "connected");
-    let client = Arc::new(ClientSession {
-        device: connection.remote(),
-        number,
-        logins: tokio::sync::Mutex::new(0),
-        unfinished: std::sync::Mutex::new(HashMap::new()),
-        shared: shared.clone(),
-    });
+    let client = Arc::new(ClientSession::new(shared.clone(), connection.remote(), address, number));
     let requests = TaskTracker::new();
     let code = tokio::select! {
-        code = push_all(control, queue) => code,
-        code = accept_requests(&client, &connection, &requests) => code,
-        () = cut_off.cancelled() => ErrorCode::LimitReached,
+        code = push_all(control, queue, &outlet) => code,
+        code = accept_requests(&shared, &client, &connection, &requests) => code,
+        () = outlet.cut_off.cancelled() => {
+            shared.counters.hit(Limit::PushQueue);
+            ErrorCode::LimitReached
+        }
         () = stop.cancelled() => ErrorCode::GoingAway,
     };
     // Requests under way get their answer; a connection that is gone makes them fail at once.
@@ -145,8 +205,11 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, stop: CancellationToken)
     let _ = tokio::time::timeout(limits::DRAIN, requests.wait()).await;
     connection.close(code);
     requests.wait().await;
-    client.drop_unfinished();
-    shared.presence.leave(number);
+    client.drop_unfinished().await;
+    let now = clock::now();
+    if let Some(user) = shared.presence.leave(number, now) {
+        shared.store.note_seen(user, now);
+    }
     tracing::debug!(%address, device = %connection.remote().short(), "disconnected");
 }
 
@@ -182,7 +245,7 @@ async fn greet(
     let client = Client::new(connection.remote(), observed, hello.addresses, hello.session, outlet);
     shared.presence.enter(number, client);
     if let Err(error) = write_frame(&mut control, &welcome).await {
-        shared.presence.leave(number);
+        shared.presence.leave(number, clock::now());
         return Err(error);
     }
     Ok((control, stream))
@@ -193,9 +256,15 @@ async fn greet(
 async fn push_all(
     (mut control, _hello): (SendStream, RecvStream),
     mut queue: mpsc::Receiver<Push>,
+    outlet: &Outlet,
 ) -> ErrorCode {
     while let Some(push) = queue.recv().await {
         if write_frame(&mut control, &push).await.is_err() {
+            return ErrorCode::Done;
+        }
+        // It reads again: now it can be told that it missed something.
+        let caught_up = queue.is_empty() && outlet.lagging.swap(false, Ordering::Relaxed);
+        if caught_up && write_frame(&mut control, &Push::Lagged).await.is_err() {
             return ErrorCode::Done;
         }
     }
@@ -203,13 +272,14 @@ async fn push_all(
 }
 
 async fn accept_requests(
+    shared: &Arc<Shared>,
     client: &Arc<ClientSession>,
     connection: &Connection,
     requests: &TaskTracker,
 ) -> ErrorCode {
     // QUIC's stream limit bounds how many run at once.
     while let Ok((mut send, mut recv)) = connection.accept_bi().await {
-        let client = client.clone();
+        let (shared, client) = (shared.clone(), client.clone());
         let connection = connection.clone();
         requests.spawn(async move {
             // Large frames are for users: what anybody may say before is short.
@@ -231,7 +301,8 @@ async fn accept_requests(
                     let _ = send.reset(quic_code(error.code()));
                     let _ = recv.stop(quic_code(error.code()));
                     if error.is_misbehaviour() {
-                        tracing::debug!(device = %client.device.short(), %error, "misbehaved");
+                        shared.counters.hit(Limit::Frame);
+                        tracing::debug!(device = %client.device().short(), %error, "misbehaved");
                         connection.close(error.code());
                     }
                 }
@@ -239,344 +310,4 @@ async fn accept_requests(
         });
     }
     ErrorCode::Done
-}
-
-/// A share whose pages are not all here yet, and what was put for it.
-struct Unfinished {
-    head: ManifestHead,
-    user: UserName,
-    put: Vec<Blake3Hash>,
-}
-
-/// One connected client and what it has begun.
-struct ClientSession {
-    device: crate::peer_id::PeerId,
-    number: ConnectionNumber,
-    /// Failed logins so far; the lock makes logins wait for each other.
-    logins: tokio::sync::Mutex<u32>,
-    unfinished: std::sync::Mutex<HashMap<ContentId, Unfinished>>,
-    shared: Arc<Shared>,
-}
-
-impl ClientSession {
-    async fn answer(&self, request: Request) -> Result<Reply, Refusal> {
-        match request {
-            Request::CreateUser { request_id, user, password } => {
-                self.create_user(request_id, user, password).await
-            }
-            Request::Login { user, password } => self.log_in(user, password).await,
-            Request::LoginByKey => self.log_in_by_key(),
-            Request::Logout => self.log_out().await,
-            Request::CreateGroup { request_id, group, hidden } => {
-                self.change(request_id, Command::CreateGroup { group, hidden }).await
-            }
-            Request::JoinGroup { request_id, group } => {
-                self.change(request_id, Command::JoinGroup { group }).await
-            }
-            Request::LeaveGroup { request_id, group } => {
-                self.change(request_id, Command::LeaveGroup { group }).await
-            }
-            Request::AcceptRequest { request_id, group, user } => {
-                self.change(request_id, Command::AcceptRequest { group, user }).await
-            }
-            Request::RejectRequest { request_id, group, user } => {
-                self.change(request_id, Command::RejectRequest { group, user }).await
-            }
-            Request::Share { request_id, group, name, head } => {
-                self.share(request_id, group, name, &head).await
-            }
-            Request::PutPage { content, page, bytes } => self.put_page(content, page, &bytes),
-            Request::StopShare { request_id, group, file } => {
-                self.change(request_id, Command::StopShare { group, file }).await
-            }
-            Request::ListGroups { after } => {
-                let user = self.user()?;
-                let (rows, more) =
-                    self.shared.store.read(|state| view::groups(state, &user, after.as_ref()));
-                Ok(Reply::Groups { rows, more })
-            }
-            Request::ListRequests { group } => {
-                let user = self.user()?;
-                self.shared.store.read(|state| {
-                    let (_, group) = view::group_of_owner(state, &group, &user)?;
-                    Ok(Reply::Requests { rows: view::requests(group) })
-                })
-            }
-            Request::ListMembers { group, after } => {
-                let user = self.user()?;
-                let online = |user: &UserName| self.shared.presence.is_online(user);
-                self.shared.store.read(|state| {
-                    let (_, group) = view::group_of_member(state, &group, &user)?;
-                    let (rows, more) = view::members(group, after.as_ref(), online);
-                    Ok(Reply::Members { rows, more })
-                })
-            }
-            Request::ListFiles { group, after } => {
-                let user = self.user()?;
-                let holders = |group, content| self.shared.presence.holders(group, content);
-                self.shared.store.read(|state| {
-                    let found = view::group_of_member(state, &group, &user)?;
-                    let one = std::iter::once(found);
-                    let (rows, more) = view::files(one, after.as_ref(), |_| true, holders);
-                    Ok(Reply::Files { rows, more })
-                })
-            }
-            Request::Search { pattern, after } => self.search(&pattern, after.as_ref()),
-            Request::FindFile { group, file } => {
-                let user = self.user()?;
-                self.shared.store.read(|state| {
-                    let (id, found) = view::group_of_member(state, &group, &user)?;
-                    Ok(Reply::File(view::find_file(id, found, &group, &file)?))
-                })
-            }
-            Request::Page { group, content, page } => self.page(&group, content, page),
-            Request::Announce { group, contents } => self.announce(&group, contents),
-            Request::Withdraw { group, contents } => {
-                let id = self.own_group(&group)?;
-                for content in contents {
-                    self.shared.presence.withdraw(self.number, id, content);
-                }
-                Ok(Reply::Done)
-            }
-            Request::Peers { group, content } => {
-                let id = self.own_group(&group)?;
-                let mut rng = fastrand::Rng::new();
-                let peers = self.shared.presence.sample(id, content, self.number, &mut rng);
-                Ok(Reply::Peers { peers })
-            }
-            Request::Ticket { group } => {
-                let user = self.user()?;
-                let holder = self
-                    .shared
-                    .store
-                    .read(|state| view::ticket_holder(state, &group, &user, self.device))?;
-                let identity = self.shared.endpoint.identity();
-                let group = holder.group;
-                let sign = |message: &[u8]| identity.sign(message);
-                let ticket = Ticket::sign(holder, clock::now(), identity.public_key(), &sign);
-                Ok(Reply::Ticket { group, ticket })
-            }
-        }
-    }
-
-    fn user(&self) -> Result<UserName, Refusal> {
-        self.shared.presence.user(self.number).ok_or(Refusal::NotLoggedIn)
-    }
-
-    /// The id of a group the user is a member of.
-    fn own_group(&self, group: &GroupName) -> Result<GroupId, Refusal> {
-        let user = self.user()?;
-        self.shared.store.read(|state| Ok(view::group_of_member(state, group, &user)?.0))
-    }
-
-    fn actor(&self) -> Actor {
-        Actor { device: self.device, user: self.shared.presence.user(self.number) }
-    }
-
-    async fn propose(&self, id: RequestId, command: &Command) -> Result<Granted, Refusal> {
-        let granted = self.shared.store.propose(&self.actor(), id, command, clock::now()).await?;
-        for ended in &granted.ended {
-            self.shared.presence.expel(&ended.user, ended.group);
-            let push = Push::Revoked { membership: ended.membership };
-            self.shared.presence.push_to_users(&ended.members, &push);
-        }
-        Ok(granted)
-    }
-
-    async fn change(&self, id: RequestId, command: Command) -> Result<Reply, Refusal> {
-        Ok(match self.propose(id, &command).await?.outcome {
-            Outcome::Done => Reply::Done,
-            Outcome::Shared { group } => Reply::Shared { group },
-            Outcome::PagesMissing { pages } => Reply::PagesMissing { pages },
-            Outcome::Stopped { group, content, still_shared } => {
-                Reply::Stopped { group, content, still_shared }
-            }
-        })
-    }
-
-    async fn create_user(
-        &self,
-        id: RequestId,
-        user: UserName,
-        password: Password,
-    ) -> Result<Reply, Refusal> {
-        // A taken name is refused before a hash is spent on it; a repeat of this very request
-        // passes and is recognised by the store.
-        let store = &self.shared.store;
-        let taken = store.read(|state| state.users.contains_key(&user))
-            && !store.has_granted(self.device, id);
-        if taken {
-            return Err(Refusal::UserExists(user));
-        }
-        let password = self.shared.passwords.hash(password).await?;
-        let reply = self.change(id, Command::CreateUser { user: user.clone(), password }).await?;
-        tracing::info!(%user, "account created");
-        Ok(reply)
-    }
-
-    async fn log_in(&self, user: UserName, password: Password) -> Result<Reply, Refusal> {
-        let mut failures = self.logins.lock().await;
-        self.refuse_other(&user)?;
-        let phc =
-            self.shared.store.read(|state| state.users.get(&user).map(|u| u.password.clone()));
-        if !self.shared.passwords.verify(password, phc).await? {
-            *failures = failures.saturating_add(1);
-            let delay = limits::LOGIN_DELAY_STEP.saturating_mul(*failures);
-            tokio::time::sleep(delay.min(limits::LOGIN_DELAY_MAX)).await;
-            return Err(Refusal::WrongCredentials);
-        }
-        *failures = 0;
-        // Enrolling is idempotent, so its request id need not come from the client.
-        let id = RequestId::random(&mut fastrand::Rng::new());
-        self.propose(id, &Command::EnrolDevice { user: user.clone() }).await?;
-        self.shared.presence.log_in(self.number, &user);
-        tracing::info!(%user, device = %self.device.short(), "logged in");
-        Ok(Reply::LoggedIn { user })
-    }
-
-    fn log_in_by_key(&self) -> Result<Reply, Refusal> {
-        let user = self.shared.store.read(|state| state.devices.get(&self.device).cloned());
-        let user = user.ok_or(Refusal::UnknownDevice)?;
-        self.refuse_other(&user)?;
-        self.shared.presence.log_in(self.number, &user);
-        tracing::info!(%user, device = %self.device.short(), "logged in by key");
-        Ok(Reply::LoggedIn { user })
-    }
-
-    fn refuse_other(&self, user: &UserName) -> Result<(), Refusal> {
-        match self.shared.presence.user(self.number) {
-            Some(other) if other != *user => Err(Refusal::LoggedInAs(other)),
-            _ => Ok(()),
-        }
-    }
-
-    async fn log_out(&self) -> Result<Reply, Refusal> {
-        let user = self.user()?;
-        let id = RequestId::random(&mut fastrand::Rng::new());
-        self.propose(id, &Command::RemoveDevice).await?;
-        self.shared.presence.log_out(self.number);
-        self.drop_unfinished();
-        tracing::info!(%user, device = %self.device.short(), "logged out");
-        Ok(Reply::Done)
-    }
-
-    async fn share(
-        &self,
-        id: RequestId,
-        group: GroupName,
-        name: FileName,
-        head: &[u8],
-    ) -> Result<Reply, Refusal> {
-        let user = self.user()?;
-        let head = ManifestHead::parse(head)?;
-        let content = head.content_id();
-        let command = Command::Share { group, name, head: Arc::new(head.clone()) };
-        let reply = self.change(id, command).await?;
-        let mut unfinished = self.lock_unfinished();
-        match &reply {
-            Reply::PagesMissing { .. } => {
-                if !unfinished.contains_key(&content)
-                    && unfinished.len() >= limits::MAX_UNFINISHED_SHARES
-                {
-                    let what = "unfinished shares on one connection".to_owned();
-                    let max = limits::MAX_UNFINISHED_SHARES as u64;
-                    return Err(Refusal::Limit { what, max });
-                }
-                let begun = Unfinished { head, user, put: Vec::new() };
-                unfinished.entry(content).or_insert(begun);
-            }
-            _ => {
-                if let Some(done) = unfinished.remove(&content) {
-                    self.shared.store.release_pages(&done.user, &done.put);
-                }
-            }
-        }
-        Ok(reply)
-    }
-
-    fn put_page(&self, content: ContentId, page: u32, bytes: &[u8]) -> Result<Reply, Refusal> {
-        let mut unfinished = self.lock_unfinished();
-        let share = unfinished.get_mut(&content).ok_or(Refusal::NoSuchShare(content))?;
-        share.head.check_page(page, bytes)?;
-        let hash = share.head.page_hashes()[page as usize];
-        if !share.put.contains(&hash) {
-            if let Err(refusal) = self.shared.store.put_page(&share.user, hash, bytes) {
-                // It cannot be finished: what was put for it goes.
-                if let Some(given_up) = unfinished.remove(&content) {
-                    self.shared.store.release_pages(&given_up.user, &given_up.put);
-                }
-                return Err(refusal);
-            }
-            share.put.push(hash);
-        }
-        Ok(Reply::Done)
-    }
-
-    fn page(&self, group: &GroupName, content: ContentId, page: u32) -> Result<Reply, Refusal> {
-        let user = self.user()?;
-        let missing = || Refusal::NoSuchFile {
-            file: format!("page {page} of id:{content}"),
-            group: group.clone(),
-        };
-        let hash = self.shared.store.read(|state| {
-            let (_, found) = view::group_of_member(state, group, &user)?;
-            let listing = found.listings.get(&content).ok_or_else(missing)?;
-            listing.head.page_hashes().get(page as usize).copied().ok_or_else(missing)
-        })?;
-        let bytes = self.shared.store.page(&hash).ok_or_else(missing)?;
-        Ok(Reply::Page { bytes: bytes.to_vec() })
-    }
-
-    fn announce(
-        &self,
-        group: &GroupName,
-        contents: Vec<(ContentId, bool)>,
-    ) -> Result<Reply, Refusal> {
-        let user = self.user()?;
-        let (id, listed) = self.shared.store.read(|state| {
-            let (id, found) = view::group_of_member(state, group, &user)?;
-            let listed = |content: &ContentId| found.listings.contains_key(content);
-            let listed: Vec<_> = contents.into_iter().filter(|(c, _)| listed(c)).collect();
-            Ok::<_, Refusal>((id, listed))
-        })?;
-        // What is not listed (any more) is nobody's to look for.
-        for (content, complete) in listed {
-            if !self.shared.presence.announce(self.number, id, content, complete) {
-                let max = limits::MAX_SHARES_PER_USER as u64;
-                return Err(Refusal::Limit { what: "announced contents".into(), max });
-            }
-        }
-        Ok(Reply::Done)
-    }
-
-    fn search(
-        &self,
-        pattern: &str,
-        after: Option<&super::message::FileCursor>,
-    ) -> Result<Reply, Refusal> {
-        let user = self.user()?;
-        if pattern.len() > limits::MAX_PATTERN_LEN {
-            let max = limits::MAX_PATTERN_LEN as u64;
-            return Err(Refusal::Limit { what: "bytes of a search pattern".into(), max });
-        }
-        let pattern = pattern.to_lowercase();
-        let holders = |group, content| self.shared.presence.holders(group, content);
-        self.shared.store.read(|state| {
-            let mine = state.users.get(&user).into_iter().flat_map(|account| &account.groups);
-            let groups = mine.filter_map(|id| Some((*id, state.groups.get(id)?)));
-            let wanted = |name: &FileName| name.as_str().to_lowercase().contains(&pattern);
-            let (rows, more) = view::files(groups, after, wanted, holders);
-            Ok(Reply::Files { rows, more })
-        })
-    }
-
-    fn drop_unfinished(&self) {
-        for (_, share) in self.lock_unfinished().drain() {
-            self.shared.store.release_pages(&share.user, &share.put);
-        }
-    }
-
-    fn lock_unfinished(&self) -> std::sync::MutexGuard<'_, HashMap<ContentId, Unfinished>> {
-        self.unfinished.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
-    }
 }

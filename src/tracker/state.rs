@@ -1,263 +1,715 @@
-//! Accounts, groups and listings as plain ordered maps: the fold of ops.
+//! Accounts, groups and listings: the fold of ops, and what follows from it.
 //!
-//! Applying an op never fails and never judges: rights were judged when the op was made. An op
-//! that names something gone changes nothing.
+//! Applying an op never fails and never judges: rights were judged when the op was made. In which
+//! order ops come, and how often, makes no difference to the facts.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::collections::BTreeMap;
 
-use super::op::Op;
+use super::facts::{Account, Answer, Enrolment, Facts, Founded, Place, Share};
+use super::index::{EARLIEST, GroupIndex, Index, Revoked, UserIndex};
+use super::lattice::{First, Last, Stamp};
+use super::op::{Change, Op, Unenrolled};
 use crate::clock::UnixMillis;
-use crate::id::{GroupId, JoinRequestId, MembershipId, ShareId};
-use crate::limits::REJECTED_WAIT;
+use crate::hash::Blake3Hash;
+use crate::id::{
+    EnrolmentId, GroupId, InviteId, JoinRequestId, MembershipId, OriginId, ShareId, UserId, derived,
+};
+use crate::limits::OFFLINE_GRACE;
 use crate::manifest::{ContentId, ManifestHead};
-use crate::name::{FileName, GroupName, UserName};
+use crate::name::{GroupName, UserName};
 use crate::peer_id::PeerId;
 
-/// An account.
-#[derive(Clone, Debug)]
-pub struct User {
-    /// Argon2id PHC string.
-    pub password: String,
-    /// Devices that may act for it, with the time each was enrolled.
-    pub devices: BTreeMap<PeerId, UnixMillis>,
-    /// Groups it is a member of.
-    pub groups: BTreeSet<GroupId>,
-    /// Shares it holds over all groups.
-    pub share_count: usize,
+/// The name of the group everybody is a member of.
+pub const PUBLIC_NAME: &str = "public";
+
+/// Its id, on every tracker: the ASCII bytes `mtq public group`.
+pub const PUBLIC: GroupId = GroupId(*b"mtq public group");
+
+/// Who may make an account.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Registration {
+    /// Anybody.
+    #[default]
+    Open,
+    /// Whoever has an invitation of the operator's.
+    Invite,
+    /// Nobody.
+    Closed,
 }
 
-/// One user's time in a group.
-#[derive(Clone, Debug)]
+/// What the operator of a tracker decides when starting it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rules {
+    /// Who may make an account.
+    pub registration: Registration,
+    /// Whether there is a group `public`.
+    pub public: bool,
+}
+
+impl Default for Rules {
+    fn default() -> Self {
+        Self { registration: Registration::Open, public: true }
+    }
+}
+
+/// A user's living membership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// Its id.
+    /// Who.
+    pub user: UserId,
+    /// The membership.
     pub membership: MembershipId,
     /// Since when.
     pub since: UnixMillis,
 }
 
-/// A request waiting for the owner.
-#[derive(Clone, Debug)]
-pub struct JoinRequest {
-    /// Its id.
-    pub id: JoinRequestId,
-    /// Since when.
-    pub at: UnixMillis,
-}
-
-/// One user's share of a content under a name.
-#[derive(Clone, Debug)]
-pub struct Share {
-    /// Who.
-    pub user: UserName,
-    /// Under which name.
-    pub name: FileName,
-    /// Since when.
-    pub at: UnixMillis,
-}
-
-/// A content listed in a group, with everybody who shares it.
-#[derive(Clone, Debug)]
-pub struct Listing {
-    /// What it is.
-    pub head: Arc<ManifestHead>,
-    /// Who shares it, and how it is called.
-    pub shares: BTreeMap<ShareId, Share>,
-}
-
-/// A group.
-#[derive(Clone, Debug)]
-pub struct Group {
-    /// Its name.
-    pub name: GroupName,
-    /// Whether only members see it.
-    pub hidden: bool,
-    /// Who is in it.
-    pub members: BTreeMap<UserName, Member>,
-    /// Who asks to be.
-    pub requests: BTreeMap<UserName, JoinRequest>,
-    /// Who was turned away, and when.
-    pub rejected: BTreeMap<UserName, UnixMillis>,
-    /// What is shared.
-    pub listings: BTreeMap<ContentId, Listing>,
-}
-
-impl Group {
-    /// The owner: the longest-standing member, ties by membership id. A group without members
-    /// has none and is archived.
-    pub fn owner(&self) -> Option<&UserName> {
-        self.members
-            .iter()
-            .min_by_key(|(_, member)| (member.since, member.membership))
-            .map(|(user, _)| user)
-    }
+/// What applying an op changed, for those who keep things beside the state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// A share began.
+    ShareBegan(Share),
+    /// A share ended.
+    ShareEnded(Share),
+    /// A membership began.
+    MemberJoined {
+        /// The group.
+        group: GroupId,
+        /// Whose.
+        user: UserId,
+    },
+    /// A membership ended.
+    MemberLeft {
+        /// The group.
+        group: GroupId,
+        /// Whose, if it is known.
+        user: Option<UserId>,
+        /// Which.
+        membership: MembershipId,
+    },
+    /// A device may no longer act for a user.
+    DeviceGone {
+        /// The user.
+        user: UserId,
+        /// The device.
+        device: PeerId,
+    },
+    /// A group has another owner.
+    OwnerChanged {
+        /// The group.
+        group: GroupId,
+        /// Who now; nobody when it has no members.
+        owner: Option<UserId>,
+    },
 }
 
 /// Everything a tracker must never forget.
 #[derive(Clone, Debug, Default)]
 pub struct State {
-    /// Accounts by name.
-    pub users: BTreeMap<UserName, User>,
-    /// Enrolled devices.
-    pub devices: BTreeMap<PeerId, UserName>,
-    /// Groups by id.
-    pub groups: BTreeMap<GroupId, Group>,
-    /// Group names in use.
-    pub group_names: BTreeMap<GroupName, GroupId>,
+    facts: Facts,
+    index: Index,
+    /// What the operator decided.
+    pub rules: Rules,
 }
 
 impl State {
-    /// The living group of this name.
-    pub fn group_named(&self, name: &GroupName) -> Option<(GroupId, &Group)> {
-        let id = *self.group_names.get(name)?;
-        let group = self.groups.get(&id)?;
-        (!group.members.is_empty()).then_some((id, group))
+    /// The state of these facts.
+    pub fn new(mut facts: Facts, rules: Rules) -> Self {
+        let unknown = std::mem::take(&mut facts.unknown);
+        let index = Index::of(&mut facts);
+        let mut state = Self { facts, index, rules };
+        // This version may know what an earlier one did not.
+        unknown.into_values().for_each(|op| drop(state.apply(&op)));
+        state
     }
 
-    /// Applies one op.
-    pub fn apply(&mut self, op: &Op) {
-        match op.clone() {
-            Op::UserCreated { user, password } => {
-                let (devices, groups) = (BTreeMap::new(), BTreeSet::new());
-                let account = User { password, devices, groups, share_count: 0 };
-                self.users.entry(user).or_insert(account);
+    /// What ops established.
+    pub fn facts(&self) -> &Facts {
+        &self.facts
+    }
+
+    /// What all trackers with the same ops agree on.
+    pub fn digest(&self) -> Blake3Hash {
+        self.facts.digest()
+    }
+
+    /// Forgets removals made before `before`; see [`Facts::forget_removals`].
+    pub fn forget_removals(&mut self, before: UnixMillis) {
+        self.facts.forget_removals(before);
+        self.index = Index::of(&mut self.facts);
+    }
+
+    /// Applies one op; returns what it changed.
+    pub fn apply(&mut self, op: &Op) -> Vec<Effect> {
+        let Some(change) = op.change() else {
+            self.facts.unknown.insert((op.origin, op.seq), op.clone());
+            return Vec::new();
+        };
+        let groups = groups_of(&change);
+        let owners: Vec<_> = groups.iter().map(|group| self.owner(*group)).collect();
+        let mut effects = Vec::new();
+        self.apply_change(op.stamp(), change, &mut effects);
+        for (group, before) in groups.into_iter().zip(owners) {
+            let owner = self.owner(group);
+            if before.is_some() && owner != before {
+                effects.push(Effect::OwnerChanged { group, owner });
             }
-            Op::DeviceEnrolled { user, device, at } => self.enrol(user, device, at),
-            Op::DeviceRemoved { device } => self.remove_device(device),
-            Op::GroupCreated { group, name, hidden, user, membership, at } => {
-                if self.groups.contains_key(&group) {
-                    return;
+        }
+        effects
+    }
+
+    fn apply_change(&mut self, stamp: Stamp, change: Change, effects: &mut Vec<Effect>) {
+        match change {
+            Change::OriginBegan { .. } => {}
+            Change::UserCreated { user, name, password, invite } => {
+                self.create_user(user, First { stamp, value: Account { name, invite } });
+                set(&mut self.facts.passwords, user, Last { stamp, value: password });
+            }
+            Change::PasswordChanged { user, password, unenrolled } => {
+                set(&mut self.facts.passwords, user, Last { stamp, value: password });
+                self.unenrol(stamp, unenrolled, effects);
+            }
+            Change::UserDisabled { user, memberships, unenrolled } => {
+                set(&mut self.facts.disabled, user, Last { stamp, value: true });
+                self.unenrol(stamp, unenrolled, effects);
+                for (membership, group) in memberships {
+                    self.end_membership(stamp, group, membership, effects);
                 }
-                self.group_names.insert(name.clone(), group);
-                let members = BTreeMap::from([(user.clone(), Member { membership, since: at })]);
-                let created = Group {
-                    name,
-                    hidden,
-                    members,
-                    requests: BTreeMap::new(),
-                    rejected: BTreeMap::new(),
-                    listings: BTreeMap::new(),
-                };
-                self.groups.insert(group, created);
-                self.user_mut(&user, |account| account.groups.insert(group));
             }
-            Op::JoinRequested { group, request, user, at } => {
-                self.group_mut(group, |g| {
-                    g.rejected.remove(&user);
-                    g.requests.insert(user, JoinRequest { id: request, at });
-                });
+            Change::UserEnabled { user } => {
+                set(&mut self.facts.disabled, user, Last { stamp, value: false });
             }
-            Op::JoinAccepted { group, request, membership, at } => {
-                let user = self.group_mut(group, |g| {
-                    let user = take_request(g, request)?;
-                    g.members.insert(user.clone(), Member { membership, since: at });
-                    Some(user)
-                });
-                if let Some(user) = user.flatten() {
-                    self.user_mut(&user, |account| account.groups.insert(group));
+            Change::DeviceEnrolled { enrolment, user, device, unenrolled } => {
+                self.unenrol(stamp, unenrolled, effects);
+                self.enrol(enrolment, First { stamp, value: Enrolment { user, device } });
+            }
+            Change::DeviceRemoved { unenrolled } => self.unenrol(stamp, unenrolled, effects),
+            Change::InviteMade { invite, expires } => {
+                claim(&mut self.facts.invites, invite, First { stamp, value: expires });
+            }
+            Change::GroupCreated { group, name, hidden, user } => {
+                self.create_group(group, First { stamp, value: Founded { name, hidden } });
+                let membership = MembershipId(group.0);
+                self.begin_membership(stamp, membership, Place { group, user }, effects);
+                set(&mut self.facts.owners, group, Last { stamp, value: membership });
+            }
+            Change::GroupSet { group, offline_grace } => {
+                set(&mut self.facts.graces, group, Last { stamp, value: offline_grace });
+            }
+            Change::JoinRequested { request, group, user } => {
+                self.request(request, First { stamp, value: Place { group, user } });
+            }
+            Change::JoinAccepted { request, group, user, membership } => {
+                let place = Place { group, user };
+                self.answer(request, First { stamp, value: Answer { place, accepted: true } });
+                self.begin_membership(stamp, membership, place, effects);
+            }
+            Change::JoinRejected { request, group, user } => {
+                let place = Place { group, user };
+                self.answer(request, First { stamp, value: Answer { place, accepted: false } });
+            }
+            Change::MembershipEnded { group, memberships, kicked: _ }
+            | Change::GroupArchived { group, memberships } => {
+                for membership in memberships {
+                    self.end_membership(stamp, group, membership, effects);
                 }
             }
-            Op::JoinRejected { group, request, at } => {
-                self.group_mut(group, |g| {
-                    g.rejected.retain(|_, then| at.since(*then) < REJECTED_WAIT);
-                    if let Some(user) = take_request(g, request) {
-                        g.rejected.insert(user, at);
-                    }
-                });
+            Change::NomineeSet { group, owner, nominee } => {
+                set(&mut self.facts.owners, group, Last { stamp, value: owner });
+                set(&mut self.facts.nominees, group, Last { stamp, value: nominee });
             }
-            Op::MembershipEnded { group, membership } => self.end_membership(group, membership),
-            Op::ShareAdded { group, share, user, name, head, at } => {
-                self.group_mut(group, |g| {
-                    let listing = Listing { head: head.clone(), shares: BTreeMap::new() };
-                    let listing = g.listings.entry(head.content_id()).or_insert(listing);
-                    listing.shares.insert(share, Share { user: user.clone(), name, at });
-                });
-                self.user_mut(&user, |account| account.share_count += 1);
+            Change::OwnerAssigned { group, owner } => {
+                set(&mut self.facts.owners, group, Last { stamp, value: owner });
             }
-            Op::ShareWithdrawn { group, content, share } => {
-                self.withdraw(group, content, |id, _| id == share);
+            Change::ShareAdded { share, group, membership, user, name, head } => {
+                // What no manifest head is was never acknowledged to anybody.
+                let Ok(head) = ManifestHead::parse(&head) else { return };
+                let value = Share { group, membership, user, name, head: head.into() };
+                self.add_share(share, First { stamp, value }, effects);
+            }
+            Change::SharesWithdrawn { group: _, content: _, shares, by_owner: _ } => {
+                for share in shares {
+                    self.facts.withdrawn.insert(share);
+                    self.drop_share(share, effects);
+                }
             }
         }
     }
 
-    fn enrol(&mut self, user: UserName, device: PeerId, at: UnixMillis) {
-        self.remove_device(device);
-        if let Some(account) = self.users.get_mut(&user) {
-            account.devices.insert(device, at);
-            self.devices.insert(device, user);
+    fn create_user(&mut self, id: UserId, user: First<Account>) {
+        if let Some(old) = self.facts.users.get(&id) {
+            if !old.yields_to(user.stamp) {
+                return;
+            }
+            self.index.remove_user(id, old);
+        }
+        self.index.add_user(id, &user);
+        self.facts.users.insert(id, user);
+    }
+
+    fn enrol(&mut self, id: EnrolmentId, enrolment: First<Enrolment>) {
+        if self.facts.unenrolled.contains_key(&id) {
+            return;
+        }
+        if let Some(old) = self.facts.enrolments.get(&id) {
+            if !old.yields_to(enrolment.stamp) {
+                return;
+            }
+            self.index.remove_enrolment(id, old);
+        }
+        self.index.add_enrolment(id, &enrolment);
+        self.facts.enrolments.insert(id, enrolment);
+    }
+
+    fn unenrol(&mut self, stamp: Stamp, gone: Vec<Unenrolled>, effects: &mut Vec<Effect>) {
+        for Unenrolled { enrolment: id, user, device } in gone {
+            if let Some(old) = self.facts.enrolments.remove(&id) {
+                self.index.remove_enrolment(id, &old);
+                effects.push(Effect::DeviceGone { user, device });
+            }
+            let tomb = First { stamp, value: Enrolment { user, device } };
+            if let Some(old) = self.facts.unenrolled.get(&id) {
+                if !old.yields_to(stamp) {
+                    continue;
+                }
+                self.index.remove_revoked_device(old);
+            }
+            self.index.add_revoked_device(&tomb);
+            self.facts.unenrolled.insert(id, tomb);
         }
     }
 
-    fn remove_device(&mut self, device: PeerId) {
-        if let Some(user) = self.devices.remove(&device) {
-            self.user_mut(&user, |account| account.devices.remove(&device));
+    fn create_group(&mut self, id: GroupId, group: First<Founded>) {
+        if let Some(old) = self.facts.groups.get(&id) {
+            if !old.yields_to(group.stamp) {
+                return;
+            }
+            self.index.remove_group(id, old);
         }
+        self.index.add_group(id, &group);
+        self.facts.groups.insert(id, group);
     }
 
-    fn end_membership(&mut self, group: GroupId, membership: MembershipId) {
-        let user = self.group_mut(group, |g| {
-            let user = g.members.iter().find(|(_, m)| m.membership == membership)?.0.clone();
-            g.members.remove(&user);
-            Some(user)
-        });
-        let Some(user) = user.flatten() else { return };
-        self.user_mut(&user, |account| account.groups.remove(&group));
-        let contents: Vec<_> = self
-            .groups
-            .get(&group)
-            .map(|g| g.listings.keys().copied().collect())
-            .unwrap_or_default();
-        for content in contents {
-            self.withdraw(group, content, |_, share| share.user == user);
-        }
-        // Without members a group is nobody's to come back to.
-        if self.groups.get(&group).is_some_and(|g| g.members.is_empty())
-            && let Some(archived) = self.groups.remove(&group)
-            && self.group_names.get(&archived.name) == Some(&group)
-        {
-            self.group_names.remove(&archived.name);
-        }
-    }
-
-    /// Removes the shares of `content` that `gone` picks, and the listing with its last share.
-    fn withdraw(
+    fn begin_membership(
         &mut self,
-        group: GroupId,
-        content: ContentId,
-        gone: impl Fn(ShareId, &Share) -> bool,
+        stamp: Stamp,
+        id: MembershipId,
+        place: Place,
+        effects: &mut Vec<Effect>,
     ) {
-        let mut users = Vec::new();
-        self.group_mut(group, |g| {
-            let Some(listing) = g.listings.get_mut(&content) else { return };
-            listing.shares.retain(|id, share| {
-                let goes = gone(*id, share);
-                if goes {
-                    users.push(share.user.clone());
-                }
-                !goes
-            });
-            if listing.shares.is_empty() {
-                g.listings.remove(&content);
-            }
-        });
-        for user in users {
-            self.user_mut(&user, |account| account.share_count -= 1);
+        if self.facts.ended.contains_key(&id) {
+            return;
         }
+        let membership = First { stamp, value: place };
+        match self.facts.memberships.get(&id) {
+            Some(old) if !old.yields_to(stamp) => return,
+            Some(old) => self.index.remove_membership(id, old),
+            None => {
+                effects.push(Effect::MemberJoined { group: place.group, user: place.user });
+            }
+        }
+        self.index.add_membership(id, &membership);
+        self.facts.memberships.insert(id, membership);
     }
 
-    fn group_mut<R>(&mut self, id: GroupId, change: impl FnOnce(&mut Group) -> R) -> Option<R> {
-        self.groups.get_mut(&id).map(change)
+    fn end_membership(
+        &mut self,
+        stamp: Stamp,
+        group: GroupId,
+        id: MembershipId,
+        effects: &mut Vec<Effect>,
+    ) {
+        let was = self.facts.memberships.remove(&id);
+        if let Some(was) = &was {
+            self.index.remove_membership(id, was);
+        }
+        let shares = self.index.membership_shares.range((id, ShareId([0; 16]))..);
+        let shares: Vec<_> = shares.take_while(|(of, _)| *of == id).map(|(_, s)| *s).collect();
+        let mut user = was.map(|was| was.value.user);
+        for share in shares {
+            user = user.or(self.facts.shares.get(&share).map(|share| share.value.user));
+            self.drop_share(share, effects);
+        }
+        let tomb = First { stamp, value: group };
+        match self.facts.ended.get(&id) {
+            Some(old) if !old.yields_to(stamp) => return,
+            Some(old) => self.index.remove_ended(id, old),
+            None => effects.push(Effect::MemberLeft { group, user, membership: id }),
+        }
+        self.index.add_ended(id, &tomb);
+        self.facts.ended.insert(id, tomb);
     }
 
-    fn user_mut<R>(&mut self, name: &UserName, change: impl FnOnce(&mut User) -> R) {
-        if let Some(account) = self.users.get_mut(name) {
-            change(account);
+    fn request(&mut self, id: JoinRequestId, request: First<Place>) {
+        if self.facts.answers.contains_key(&id) {
+            return;
+        }
+        if let Some(old) = self.facts.requests.get(&id) {
+            if !old.yields_to(request.stamp) {
+                return;
+            }
+            self.index.remove_request(id, old);
+        }
+        self.index.add_request(id, &request);
+        self.facts.requests.insert(id, request);
+    }
+
+    fn answer(&mut self, id: JoinRequestId, answer: First<Answer>) {
+        if let Some(old) = self.facts.requests.remove(&id) {
+            self.index.remove_request(id, &old);
+        }
+        if let Some(old) = self.facts.answers.get(&id) {
+            if !old.yields_to(answer.stamp) {
+                return;
+            }
+            self.index.remove_answer(id, old);
+        }
+        self.index.add_answer(id, &answer);
+        self.facts.answers.insert(id, answer);
+    }
+
+    fn add_share(&mut self, id: ShareId, mut share: First<Share>, effects: &mut Vec<Effect>) {
+        let gone = self.facts.withdrawn.contains(&id)
+            || self.facts.ended.contains_key(&share.value.membership);
+        if gone {
+            return;
+        }
+        match self.facts.shares.get(&id) {
+            Some(old) if !old.yields_to(share.stamp) => return,
+            Some(old) => {
+                effects.push(Effect::ShareEnded(old.value.clone()));
+                self.index.remove_share(id, &old.value);
+            }
+            None => {}
+        }
+        self.index.add_share(id, &mut share.value);
+        effects.push(Effect::ShareBegan(share.value.clone()));
+        self.facts.shares.insert(id, share);
+    }
+
+    fn drop_share(&mut self, id: ShareId, effects: &mut Vec<Effect>) {
+        if let Some(share) = self.facts.shares.remove(&id) {
+            self.index.remove_share(id, &share.value);
+            effects.push(Effect::ShareEnded(share.value));
         }
     }
 }
 
-fn take_request(group: &mut Group, request: JoinRequestId) -> Option<UserName> {
-    let user = group.requests.iter().find(|(_, r)| r.id == request)?.0.clone();
-    group.requests.remove(&user);
-    Some(user)
+/// What follows from the facts.
+impl State {
+    /// The account of this name. Of several that chose it, the earliest has it; the others have it
+    /// with a mark.
+    pub fn user_named(&self, name: &UserName) -> Option<UserId> {
+        let (chosen, mark) = name.parts();
+        let all = self.index.user_names.range((chosen.clone(), EARLIEST, UserId([0; 16]))..);
+        let mut claims = all.take_while(|(n, ..)| *n == chosen).map(|(.., id)| *id);
+        let first = claims.next()?;
+        match mark {
+            None => Some(first),
+            Some(_) => claims.find(|id| chosen.marked(&id.0) == *name),
+        }
+    }
+
+    /// The name of an account.
+    pub fn user_name(&self, user: UserId) -> Option<UserName> {
+        let chosen = &self.facts.users.get(&user)?.value.name;
+        let first = self.user_named(chosen)?;
+        Some(if first == user { chosen.clone() } else { chosen.marked(&user.0) })
+    }
+
+    /// Whether the account exists and may be used. Of several accounts made with one invitation,
+    /// the earliest may, unless the operator says otherwise.
+    pub fn is_enabled(&self, user: UserId) -> bool {
+        let Some(account) = self.facts.users.get(&user) else { return false };
+        if let Some(said) = self.facts.disabled.get(&user) {
+            return !said.value;
+        }
+        account.value.invite.is_none_or(|invite| self.invited(invite) == Some(user))
+    }
+
+    /// Who used an invitation first.
+    pub fn invited(&self, invite: InviteId) -> Option<UserId> {
+        let mut all = self.index.invited.range((invite, EARLIEST, UserId([0; 16]))..);
+        all.next().filter(|(of, ..)| *of == invite).map(|(.., user)| *user)
+    }
+
+    /// The user a device is enrolled for, if that account may be used.
+    pub fn user_of(&self, device: PeerId) -> Option<UserId> {
+        let enrolment = self.enrolments_of(device).next_back()?;
+        let user = self.facts.enrolments.get(&enrolment)?.value.user;
+        self.is_enabled(user).then_some(user)
+    }
+
+    /// The enrolments of a device, the latest last.
+    pub fn enrolments_of(&self, device: PeerId) -> impl DoubleEndedIterator<Item = EnrolmentId> {
+        let latest = Stamp { at: UnixMillis(u64::MAX), origin: OriginId([0xff; 16]) };
+        let (first, last) = (EnrolmentId([0; 16]), EnrolmentId([0xff; 16]));
+        let all = self.index.devices.range((device, EARLIEST, first)..=(device, latest, last));
+        all.map(|(.., enrolment)| *enrolment)
+    }
+
+    /// What belongs to a user, if anything does.
+    pub fn user_index(&self, user: UserId) -> Option<&UserIndex> {
+        self.index.users.get(&user)
+    }
+
+    /// What belongs to a group, if anything does.
+    pub fn group_index(&self, group: GroupId) -> Option<&GroupIndex> {
+        self.index.groups.get(&group)
+    }
+
+    /// Names of accounts from `after` on, with whose they are; those that have it first.
+    pub fn user_names(
+        &self,
+        from: Option<&UserName>,
+    ) -> Box<dyn Iterator<Item = (&UserName, UserId)> + '_> {
+        let rows = match from {
+            None => self.index.user_names.iter(),
+            Some(name) => {
+                let start = (name.parts().0, EARLIEST, UserId([0; 16]));
+                return Box::new(
+                    self.index.user_names.range(start..).map(|(name, _, id)| (name, *id)),
+                );
+            }
+        };
+        Box::new(rows.map(|(name, _, id)| (name, *id)))
+    }
+
+    /// Group names from `from` on, with what has each.
+    pub fn group_names(
+        &self,
+        from: Option<&GroupName>,
+    ) -> Box<dyn Iterator<Item = (&GroupName, GroupId)> + '_> {
+        match from {
+            None => Box::new(self.index.group_names.iter().map(|(name, _, id)| (name, *id))),
+            Some(name) => {
+                let start = (name.parts().0, EARLIEST, GroupId([0; 16]));
+                Box::new(self.index.group_names.range(start..).map(|(name, _, id)| (name, *id)))
+            }
+        }
+    }
+
+    /// The living group of this name: the earliest that chose it, or the one with the mark.
+    pub fn group_named(&self, name: &GroupName) -> Option<GroupId> {
+        if name.as_str() == PUBLIC_NAME {
+            return self.rules.public.then_some(PUBLIC);
+        }
+        let (chosen, mark) = name.parts();
+        let all = self.index.group_names.range((chosen.clone(), EARLIEST, GroupId([0; 16]))..);
+        let claims = all.take_while(|(n, ..)| *n == chosen).map(|(.., id)| *id);
+        let mut living = claims.filter(|id| self.is_living(*id));
+        let first = living.next()?;
+        match mark {
+            None => Some(first),
+            Some(_) => living.find(|id| chosen.marked(&id.0) == *name),
+        }
+    }
+
+    /// The name of a group.
+    pub fn group_name(&self, group: GroupId) -> Option<GroupName> {
+        if group == PUBLIC {
+            return PUBLIC_NAME.parse().ok();
+        }
+        let chosen = &self.facts.groups.get(&group)?.value.name;
+        let first = self.group_named(chosen);
+        Some(match first == Some(group) || !self.is_living(group) {
+            true => chosen.clone(),
+            false => chosen.marked(&group.0),
+        })
+    }
+
+    /// Whether a group has members; without any it is archived.
+    pub fn is_living(&self, group: GroupId) -> bool {
+        match group {
+            PUBLIC => self.rules.public,
+            _ => self.facts.groups.contains_key(&group) && self.members(group).next().is_some(),
+        }
+    }
+
+    /// Whether only members see a group.
+    pub fn is_hidden(&self, group: GroupId) -> bool {
+        self.facts.groups.get(&group).is_some_and(|group| group.value.hidden)
+    }
+
+    /// The memberships of a group that count, in order of user. Not of `public`, whose members
+    /// are all accounts.
+    pub fn members(&self, group: GroupId) -> impl Iterator<Item = Member> + '_ {
+        let mut last = None;
+        let all = self.index.groups.get(&group).into_iter().flat_map(|group| &group.members);
+        all.filter_map(move |(user, stamp, membership)| {
+            // Accepted on both sides of a split: the first counts.
+            if last.replace(*user) == Some(*user) || !self.is_enabled(*user) {
+                return None;
+            }
+            Some(Member { user: *user, membership: *membership, since: stamp.at })
+        })
+    }
+
+    /// How many memberships a group has.
+    pub fn member_count(&self, group: GroupId) -> usize {
+        match group {
+            PUBLIC => self.facts.users.len(),
+            _ => self.index.groups.get(&group).map_or(0, |group| group.members.len()),
+        }
+    }
+
+    /// A user's membership in a group.
+    pub fn member(&self, group: GroupId, user: UserId) -> Option<Member> {
+        if !self.is_enabled(user) {
+            return None;
+        }
+        if group == PUBLIC {
+            let account = self.facts.users.get(&user).filter(|_| self.rules.public)?;
+            let membership = self.public_membership(user);
+            return Some(Member { user, membership, since: account.stamp.at });
+        }
+        let (_, since, membership) = *self.places(group, user).next()?;
+        Some(Member { user, membership, since: since.at })
+    }
+
+    /// All memberships of a user in a group, the one that counts first.
+    pub fn places(
+        &self,
+        group: GroupId,
+        user: UserId,
+    ) -> impl Iterator<Item = &(UserId, Stamp, MembershipId)> {
+        let group = self.index.groups.get(&group);
+        let from = (user, EARLIEST, MembershipId([0; 16]));
+        let all = group.into_iter().flat_map(move |group| group.members.range(from..));
+        all.take_while(move |(of, ..)| *of == user)
+    }
+
+    /// A user's membership in `public`: another one after the account was disabled.
+    pub fn public_membership(&self, user: UserId) -> MembershipId {
+        let since = self.facts.disabled.get(&user).map_or(EARLIEST, |said| said.stamp);
+        let at = since.at.0.to_le_bytes();
+        let parts: [&[u8]; 4] = [b"mtq public member\0", &user.0, &at, &since.origin.0];
+        MembershipId(derived(&parts))
+    }
+
+    /// The owner of a group: whom it was last given to, else the nominee, else the
+    /// longest-standing member. Nobody owns `public`, and nobody a group without members.
+    pub fn owner(&self, group: GroupId) -> Option<UserId> {
+        let member = |membership: MembershipId| {
+            let place = self.facts.memberships.get(&membership)?.value;
+            (place.group == group && self.is_enabled(place.user)).then_some(place.user)
+        };
+        let assigned = self.facts.owners.get(&group).and_then(|last| member(last.value));
+        let nominee = || self.facts.nominees.get(&group).and_then(|last| member(last.value?));
+        let longest = || {
+            let first = self.members(group).min_by_key(|m| (m.since, m.membership))?;
+            Some(first.user)
+        };
+        assigned.or_else(nominee).or_else(longest)
+    }
+
+    /// The owner's choice of who follows, if that one is a member.
+    pub fn nominee(&self, group: GroupId) -> Option<UserId> {
+        let membership = self.facts.nominees.get(&group)?.value?;
+        let place = self.facts.memberships.get(&membership)?.value;
+        (place.group == group && self.is_enabled(place.user)).then_some(place.user)
+    }
+
+    /// The open request of a user to join a group.
+    pub fn join_request(
+        &self,
+        group: GroupId,
+        user: UserId,
+    ) -> Option<(JoinRequestId, UnixMillis)> {
+        let requests = &self.index.groups.get(&group)?.requests;
+        let mut mine = requests.range((user, EARLIEST, JoinRequestId([0; 16]))..);
+        let (_, stamp, id) = mine.next().filter(|(of, ..)| *of == user)?;
+        Some((*id, stamp.at))
+    }
+
+    /// When a user was last turned away from a group.
+    pub fn rejected(&self, group: GroupId, user: UserId) -> Option<UnixMillis> {
+        let rejected = &self.index.groups.get(&group)?.rejected;
+        let end = (user, UnixMillis(u64::MAX), JoinRequestId([0xff; 16]));
+        let (of, at, _) = rejected.range(..=end).next_back()?;
+        (*of == user).then_some(*at)
+    }
+
+    /// How long seeders cut off from all trackers go on with running transfers of a group.
+    pub fn offline_grace(&self, group: GroupId) -> u32 {
+        let default = OFFLINE_GRACE.as_secs() as u32;
+        self.facts.graces.get(&group).map_or(default, |said| said.value)
+    }
+
+    /// The head of a content listed in a group.
+    pub fn head(&self, group: GroupId, content: ContentId) -> Option<&ManifestHead> {
+        self.shares_of(group, content).next()?;
+        self.index.heads.get(&content).map(|(head, _)| &**head)
+    }
+
+    /// Who shares a content in a group.
+    pub fn shares_of(
+        &self,
+        group: GroupId,
+        content: ContentId,
+    ) -> impl Iterator<Item = (ShareId, &First<Share>)> {
+        let group = self.index.groups.get(&group);
+        let from = (content, ShareId([0; 16]));
+        let all = group.into_iter().flat_map(move |group| group.contents.range(from..));
+        let all = all.take_while(move |(of, _)| *of == content);
+        all.filter_map(|(_, id)| self.share(*id))
+    }
+
+    /// A share of somebody whose account may be used.
+    pub fn share(&self, id: ShareId) -> Option<(ShareId, &First<Share>)> {
+        let share = self.facts.shares.get(&id)?;
+        self.is_enabled(share.value.user).then_some((id, share))
+    }
+
+    /// What was revoked at or after `since`, with the time of each.
+    pub fn revoked_since(&self, since: UnixMillis) -> impl Iterator<Item = (UnixMillis, Revoked)> {
+        let least = Revoked::Membership(GroupId([0; 16]), MembershipId([0; 16]));
+        self.index.revocations.range((since, least)..).copied()
+    }
+
+    /// When a device was last removed, if that is remembered.
+    pub fn revoked_at(&self, device: PeerId) -> Option<UnixMillis> {
+        let removals = self.index.revocations.iter().rev();
+        let mut of_device =
+            removals.filter(|(_, what)| matches!(what, Revoked::Device(_, d) if *d == device));
+        of_device.next().map(|(at, _)| *at)
+    }
+
+    /// Every head in use.
+    pub fn heads(&self) -> impl Iterator<Item = &ManifestHead> {
+        self.index.heads.values().map(|(head, _)| &**head)
+    }
+
+    /// Asserts that the index is what follows from the facts.
+    ///
+    /// # Panics
+    /// When it is not.
+    pub fn check_invariants(&self) {
+        let mut facts = self.facts.clone();
+        assert_eq!(self.index, Index::of(&mut facts), "the index follows from the facts");
+    }
+}
+
+/// The groups whose owner a change may change.
+fn groups_of(change: &Change) -> Vec<GroupId> {
+    match change {
+        Change::MembershipEnded { group, .. }
+        | Change::NomineeSet { group, .. }
+        | Change::OwnerAssigned { group, .. } => vec![*group],
+        Change::UserDisabled { memberships, .. } => {
+            memberships.iter().map(|(_, group)| *group).collect()
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn set<K: Ord, T>(map: &mut BTreeMap<K, Last<T>>, key: K, word: Last<T>) {
+    if map.get(&key).is_none_or(|known| known.yields_to(word.stamp)) {
+        map.insert(key, word);
+    }
+}
+
+fn claim<K: Ord, T>(map: &mut BTreeMap<K, First<T>>, key: K, claim: First<T>) {
+    if map.get(&key).is_none_or(|known| known.yields_to(claim.stamp)) {
+        map.insert(key, claim);
+    }
 }

@@ -1,38 +1,76 @@
 //! The one door to durable state: `propose` a command, or `read` a view.
 //!
-//! This store keeps everything in memory. What it promises is the order: decide against the
-//! current state, apply, and only then let anybody see or hear of it.
+//! One thread writes. It judges the commands that wait against the pending state, commits their
+//! ops together, and only then lets readers see them, listeners hear of them, and callers have
+//! their answers, in log order. What a failed commit held is forgotten, and its callers are told.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::decide::{Actor, Command, Outcome, decide};
-use super::message::Refusal;
-use super::op::Op;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::command::{Actor, Command, Outcome};
+use super::decide::{Decision, decide};
+use super::disk::{Batch, Disk, DiskError, Snapshot};
+use super::op::{Chains, Change, Op};
 use super::pages::Pages;
-use super::state::State;
+use super::refusal::Refusal;
+use super::state::{Effect, Rules, State};
 use crate::clock::UnixMillis;
 use crate::hash::Blake3Hash;
-use crate::id::{GroupId, MembershipId, RequestId};
-use crate::limits::MAX_REMEMBERED_REQUESTS;
-use crate::manifest::ManifestHead;
-use crate::name::UserName;
+use crate::id::{OriginId, RequestId, UserId};
+use crate::limits::{
+    MAX_REMEMBERED_REQUESTS, PAGES_IN_FLIGHT, REMOVALS_KEPT, SNAPSHOT_AFTER, STORE_BATCH,
+    STORE_QUEUE,
+};
 use crate::peer_id::PeerId;
 
+/// Hears of changes once they are durable and visible, in log order. Must not wait.
+pub trait Listener: Send + 'static {
+    /// `change` was made; `state` has it.
+    fn committed(&self, state: &State, change: &Change, effects: &[Effect]);
+}
+
+/// What a store is started with.
+pub struct StoreConfig {
+    /// The tracker whose ops these are.
+    pub tracker: PeerId,
+    /// What its operator decided.
+    pub rules: Rules,
+    /// The run's origin.
+    pub origin: OriginId,
+    /// The wall clock.
+    pub clock: fn() -> UnixMillis,
+}
+
+/// A tracker's durable state.
+#[derive(Debug)]
+pub struct Store {
+    disk: Arc<Disk>,
+    published: Arc<RwLock<Published>>,
+    jobs: mpsc::Sender<Job>,
+    page_permits: Semaphore,
+    seen: BTreeMap<UserId, UnixMillis>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What readers see.
 #[derive(Debug, Default)]
-struct Inner {
+struct Published {
     state: State,
     pages: Pages,
     granted: Remembered,
-    /// Time of the latest change. Each is later than the one before, also when several fall into
-    /// one millisecond or the wall clock steps back: who came first must never be a matter of luck.
+    /// How many ops there are.
+    position: u64,
+    /// Time of the latest op.
     latest: UnixMillis,
 }
 
-/// What was answered to the latest granted changes, so that a repeat changes nothing and gets the
+/// What was answered to the latest granted requests, so that a repeat changes nothing and gets the
 /// same answer.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Remembered {
     outcomes: HashMap<(PeerId, RequestId), Outcome>,
     order: VecDeque<(PeerId, RequestId)>,
@@ -49,177 +87,506 @@ impl Remembered {
             self.outcomes.remove(&oldest);
         }
     }
+
+    fn all(&self) -> Vec<((PeerId, RequestId), Outcome)> {
+        let known = self.order.iter();
+        known.filter_map(|key| Some((*key, self.outcomes.get(key)?.clone()))).collect()
+    }
 }
 
-/// A tracker's state and its pages.
-#[derive(Debug, Default)]
-pub struct Store(Mutex<Inner>);
+type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
 
-/// A granted command.
 #[derive(Debug)]
-pub struct Granted {
-    /// What to answer.
-    pub outcome: Outcome,
-    /// For each membership that ended: whose, and who else is in the group.
-    pub ended: Vec<Ended>,
-}
-
-/// A membership that ended.
-#[derive(Debug)]
-pub struct Ended {
-    /// Whose it was.
-    pub user: UserName,
-    /// The group.
-    pub group: GroupId,
-    /// The membership.
-    pub membership: MembershipId,
-    /// Who must hear of it: the members left.
-    pub members: Vec<UserName>,
+enum Job {
+    Propose { actor: Actor, request: RequestId, command: Box<Command>, answer: Answer<Outcome> },
+    PutPage { user: UserId, hash: Blake3Hash, bytes: Arc<[u8]>, answer: Answer<()> },
+    ReleasePages { user: UserId, hashes: Vec<Blake3Hash> },
+    Seen { user: UserId, at: UnixMillis },
+    Stop,
 }
 
 impl Store {
-    /// Judges and applies a command.
+    /// Loads what `disk` holds and starts writing to it.
     ///
     /// # Errors
-    /// [`Refusal`]; nothing changed then.
+    /// [`DiskError`].
+    pub fn start(
+        disk: Disk,
+        config: StoreConfig,
+        listener: impl Listener,
+    ) -> Result<Self, DiskError> {
+        let disk = Arc::new(disk);
+        let (published, chains, snapshot_at) = load(&disk, config.rules)?;
+        disk.sweep_pages(&published.pages.hashes())?;
+        let seen = disk.seen()?;
+        let (jobs, queue) = mpsc::channel(STORE_QUEUE);
+        let work = Work {
+            pending: published.state.clone(),
+            pending_pages: published.pages.clone(),
+            chains,
+            snapshot_at,
+            failed: false,
+            stale: false,
+            disk: disk.clone(),
+            published: Arc::new(RwLock::new(published)),
+            config,
+            listener: Box::new(listener),
+        };
+        let published = work.published.clone();
+        let thread = std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || work.run(queue))
+            .map_err(DiskError::Io)?;
+        let page_permits = Semaphore::new(PAGES_IN_FLIGHT);
+        let thread = Mutex::new(Some(thread));
+        Ok(Self { disk, published, jobs, page_permits, seen, thread })
+    }
+
+    /// Writes what waits and ends; later commands fail.
+    pub async fn close(&self) {
+        let _ = self.jobs.send(Job::Stop).await;
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else { return };
+        if !matches!(tokio::task::spawn_blocking(move || thread.join()).await, Ok(Ok(()))) {
+            tracing::error!("the store's thread panicked");
+        }
+    }
+
+    /// Judges and applies a command; what it changed is durable when this returns.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing changed then, except perhaps with [`Refusal::StorageFailed`].
     pub async fn propose(
         &self,
-        actor: &Actor,
+        actor: Actor,
         request: RequestId,
-        command: &Command,
-        now: UnixMillis,
-    ) -> Result<Granted, Refusal> {
-        let mut inner = self.lock();
-        let Inner { state, pages, granted, latest } = &mut *inner;
-        if let Some(outcome) = granted.outcomes.get(&(actor.device, request)) {
-            return Ok(Granted { outcome: outcome.clone(), ended: Vec::new() });
-        }
-        let now = now.max(latest.plus(Duration::from_millis(1)));
-        let (ops, outcome) = decide(state, actor, request, command, now, pages)?;
-        let mut ended = Vec::new();
-        for op in &ops {
-            let leaver = leaver(state, op);
-            let withdrawn = withdrawn_pages(state, op);
-            state.apply(op);
-            if let Op::ShareAdded { user, head, .. } = op {
-                pages.hold(user, head);
-            }
-            for (user, head) in &withdrawn {
-                pages.let_go(user, head);
-            }
-            if let Some((user, group, membership)) = leaver {
-                let members = state
-                    .groups
-                    .get(&group)
-                    .map(|g| g.members.keys().cloned().collect())
-                    .unwrap_or_default();
-                ended.push(Ended { user, group, membership, members });
-            }
-        }
-        if !ops.is_empty() {
-            *latest = now;
-            granted.keep((actor.device, request), outcome.clone());
-        }
-        Ok(Granted { outcome, ended })
+        command: Command,
+    ) -> Result<Outcome, Refusal> {
+        let (answer, answered) = oneshot::channel();
+        let job = Job::Propose { actor, request, command: Box::new(command), answer };
+        self.jobs.send(job).await.map_err(|_| Refusal::Internal)?;
+        answered.await.unwrap_or(Err(Refusal::Internal))
     }
 
     /// Whether this device was granted this request before.
     pub fn has_granted(&self, actor: PeerId, request: RequestId) -> bool {
-        self.lock().granted.outcomes.contains_key(&(actor, request))
+        self.published(|published| published.granted.outcomes.contains_key(&(actor, request)))
     }
 
     /// Reads the state.
     pub fn read<R>(&self, view: impl FnOnce(&State) -> R) -> R {
-        view(&self.lock().state)
+        self.published(|published| view(&published.state))
+    }
+
+    /// How many ops there are, and the time of the latest.
+    pub fn position(&self) -> (u64, UnixMillis) {
+        self.published(|published| (published.position, published.latest))
+    }
+
+    /// How many hash pages there are, and their bytes.
+    pub fn page_size(&self) -> (u64, u64) {
+        self.published(|published| published.pages.size())
+    }
+
+    /// When users were last online, as it was known at the start.
+    pub fn seen(&self) -> &BTreeMap<UserId, UnixMillis> {
+        &self.seen
+    }
+
+    /// The file.
+    pub fn disk(&self) -> &Arc<Disk> {
+        &self.disk
     }
 
     /// Keeps a checked page for a share that `user` is about to finish.
     ///
     /// # Errors
-    /// [`Refusal::Limit`] over the user's quota.
-    pub fn put_page(&self, user: &UserName, hash: Blake3Hash, bytes: &[u8]) -> Result<(), Refusal> {
-        self.lock().pages.put(user, hash, bytes)
+    /// [`Refusal::Limit`] over the user's quota; storage refusals.
+    pub async fn put_page(
+        &self,
+        user: UserId,
+        hash: Blake3Hash,
+        bytes: Vec<u8>,
+    ) -> Result<(), Refusal> {
+        let _permit = self.page_permits.acquire().await.map_err(|_| Refusal::Internal)?;
+        let (answer, answered) = oneshot::channel();
+        let job = Job::PutPage { user, hash, bytes: bytes.into(), answer };
+        self.jobs.send(job).await.map_err(|_| Refusal::Internal)?;
+        answered.await.unwrap_or(Err(Refusal::Internal))
     }
 
     /// Lets go of pages kept by [`Self::put_page`].
-    pub fn release_pages(&self, user: &UserName, hashes: &[Blake3Hash]) {
-        self.lock().pages.release(user, hashes);
+    pub async fn release_pages(&self, user: UserId, hashes: Vec<Blake3Hash>) {
+        if !hashes.is_empty() {
+            let _ = self.jobs.send(Job::ReleasePages { user, hashes }).await;
+        }
+    }
+
+    /// Notes when a user was last online. Soft: it is written with whatever is written next, and
+    /// forgotten when there is too much to do.
+    pub fn note_seen(&self, user: UserId, at: UnixMillis) {
+        let _ = self.jobs.try_send(Job::Seen { user, at });
     }
 
     /// The bytes of a page.
-    pub fn page(&self, hash: &Blake3Hash) -> Option<Arc<[u8]>> {
-        self.lock().pages.find(hash)
+    pub async fn page(&self, hash: Blake3Hash) -> Result<Option<Vec<u8>>, Refusal> {
+        let disk = self.disk.clone();
+        match tokio::task::spawn_blocking(move || disk.page(&hash)).await {
+            Ok(Ok(page)) => Ok(page),
+            Ok(Err(error)) => {
+                tracing::error!(%error, "cannot read a hash page");
+                Err(Refusal::StorageFailed)
+            }
+            Err(_panicked) => Err(Refusal::Internal),
+        }
     }
 
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    fn published<R>(&self, view: impl FnOnce(&Published) -> R) -> R {
+        view(&self.published.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
-/// Whose membership `op` ends.
-fn leaver(state: &State, op: &Op) -> Option<(UserName, GroupId, MembershipId)> {
-    let Op::MembershipEnded { group, membership } = op else { return None };
-    let members = &state.groups.get(group)?.members;
-    let (user, _) = members.iter().find(|(_, m)| m.membership == *membership)?;
-    Some((user.clone(), *group, *membership))
-}
-
-/// The page holdings that `op` ends, by user.
-fn withdrawn_pages(state: &State, op: &Op) -> Vec<(UserName, Arc<ManifestHead>)> {
-    let mut ended = Vec::new();
-    match op {
-        Op::ShareWithdrawn { group, content, share } => {
-            let listing = state.groups.get(group).and_then(|g| g.listings.get(content));
-            if let Some((listing, row)) = listing.and_then(|l| Some((l, l.shares.get(share)?))) {
-                ended.push((row.user.clone(), listing.head.clone()));
-            }
-        }
-        Op::MembershipEnded { group, .. } => {
-            let user = leaver(state, op).map(|(user, ..)| user);
-            let listings = state.groups.get(group).into_iter().flat_map(|g| g.listings.values());
-            for listing in listings {
-                for row in listing.shares.values().filter(|row| Some(&row.user) == user.as_ref()) {
-                    ended.push((row.user.clone(), listing.head.clone()));
-                }
-            }
-        }
-        _ => {}
+/// Snapshot and tail as one state; and the place of the snapshot.
+fn load(disk: &Disk, rules: Rules) -> Result<(Published, Chains, u64), DiskError> {
+    let snapshot = disk.snapshot()?;
+    let snapshot_at = snapshot.position;
+    let mut chains = snapshot.chains;
+    let mut published = Published {
+        state: State::new(snapshot.facts, rules),
+        pages: Pages::default(),
+        granted: Remembered::default(),
+        position: snapshot.position,
+        latest: snapshot.latest,
+    };
+    for (request, outcome) in snapshot.granted {
+        published.granted.keep(request, outcome);
     }
-    ended
+    for (op, bytes) in disk.ops(snapshot_at)? {
+        chains.extend(&op, &bytes)?;
+        published.fold(&op);
+    }
+    published.pages = Pages::of(published.state.facts().shares.values().map(|share| &share.value));
+    Ok((published, chains, snapshot_at))
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::name::GroupName;
-
-    #[tokio::test]
-    async fn the_founder_stays_the_owner_within_one_millisecond_and_when_the_clock_steps_back() {
-        let lab: GroupName = "lab".parse().expect("name");
-        // The founder's and the other's ids in both orders: a tie would fall either way.
-        for seed in 0..8 {
-            let store = Store::default();
-            let mut rng = fastrand::Rng::with_seed(seed);
-            let mut propose = async |name: &str, command: Command, now: u64| {
-                let user: UserName = name.parse().expect("name");
-                let device = PeerId(crate::hash::blake3(name.as_bytes()).0);
-                let actor = Actor { device, user: Some(user) };
-                let id = RequestId::random(&mut rng);
-                store.propose(&actor, id, &command, UnixMillis(now)).await.expect("granted")
-            };
-            for name in ["alice", "bob"] {
-                let user = name.parse().expect("name");
-                let command = Command::CreateUser { user, password: "phc".to_owned() };
-                propose(name, command, 1000).await;
-            }
-            let bob = "bob".parse().expect("name");
-            let create = Command::CreateGroup { group: lab.clone(), hidden: false };
-            propose("alice", create, 1000).await;
-            propose("bob", Command::JoinGroup { group: lab.clone() }, 1000).await;
-            let accept = Command::AcceptRequest { group: lab.clone(), user: bob };
-            propose("alice", accept, 7).await;
-            let owner = store.read(|state| state.group_named(&lab)?.1.owner().cloned());
-            assert_eq!(owner, Some("alice".parse().expect("name")));
+impl Published {
+    fn fold(&mut self, op: &Op) -> Vec<Effect> {
+        let effects = self.state.apply(op);
+        self.position += 1;
+        self.latest = self.latest.max(op.clock);
+        if let Some(change) = op.change() {
+            let outcome = Outcome::of(&change, op.actor, &self.state);
+            self.granted.keep((op.actor, op.request), outcome);
         }
+        effects
+    }
+}
+
+/// What the writing thread works on.
+struct Work {
+    /// The published state and the ops of the batch under way.
+    pending: State,
+    pending_pages: Pages,
+    chains: Chains,
+    /// Place of the latest snapshot.
+    snapshot_at: u64,
+    /// The last commit failed: nothing is judged before the disk works again.
+    failed: bool,
+    /// The pending state holds what a failed commit held.
+    stale: bool,
+    disk: Arc<Disk>,
+    published: Arc<RwLock<Published>>,
+    config: StoreConfig,
+    listener: Box<dyn Listener>,
+}
+
+/// One batch on its way.
+struct Round {
+    batch: Batch,
+    ops: Vec<Op>,
+    chains: Chains,
+    latest: UnixMillis,
+    granted: HashMap<(PeerId, RequestId), Outcome>,
+    /// Pages put and let go, in order, to be repeated once they are durable.
+    page_moves: Vec<PageMove>,
+    answers: Vec<Pending>,
+}
+
+enum PageMove {
+    Put(UserId, Blake3Hash, u64),
+    Release(UserId, Vec<Blake3Hash>),
+}
+
+/// Somebody's answer, held back until the batch is durable.
+enum Pending {
+    Outcome(Answer<Outcome>, Result<Outcome, Refusal>),
+    Page(Answer<()>, Result<(), Refusal>),
+}
+
+impl Pending {
+    fn give(self) {
+        // Whoever asked may have gone; what was asked is done all the same.
+        match self {
+            Self::Outcome(answer, outcome) => drop(answer.send(outcome)),
+            Self::Page(answer, outcome) => drop(answer.send(outcome)),
+        }
+    }
+
+    fn fail(self, refusal: Refusal) {
+        match self {
+            Self::Outcome(answer, _) => drop(answer.send(Err(refusal))),
+            Self::Page(answer, _) => drop(answer.send(Err(refusal))),
+        }
+    }
+}
+
+impl Work {
+    fn run(mut self, mut queue: mpsc::Receiver<Job>) {
+        let mut jobs = Vec::new();
+        while queue.blocking_recv_many(&mut jobs, STORE_BATCH) > 0 {
+            let stop = jobs.iter().position(|job| matches!(job, Job::Stop));
+            jobs.truncate(stop.unwrap_or(jobs.len()));
+            self.round(std::mem::take(&mut jobs));
+            if stop.is_some() {
+                return;
+            }
+            self.snapshot_if_due();
+        }
+    }
+
+    /// Judges `jobs`, commits what they change, and answers them.
+    fn round(&mut self, jobs: Vec<Job>) {
+        if self.failed
+            && let Err(error) = self.recover()
+        {
+            let refusal = refusal_of(&error);
+            jobs.into_iter().for_each(|job| match job {
+                Job::Propose { answer, .. } => drop(answer.send(Err(refusal.clone()))),
+                Job::PutPage { answer, .. } => drop(answer.send(Err(refusal.clone()))),
+                // Released in memory when the file works again: it is swept at the next start.
+                Job::ReleasePages { .. } | Job::Seen { .. } | Job::Stop => {}
+            });
+            return;
+        }
+        let (position, latest) = {
+            let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
+            (published.position, published.latest)
+        };
+        let mut round = Round {
+            batch: Batch { position, ..Batch::default() },
+            ops: Vec::new(),
+            chains: self.chains.clone(),
+            latest,
+            granted: HashMap::new(),
+            page_moves: Vec::new(),
+            answers: Vec::new(),
+        };
+        jobs.into_iter().for_each(|job| self.take(&mut round, job));
+        let Round { batch, ops, chains, page_moves, answers, .. } = round;
+        if !batch.is_empty()
+            && let Err(error) = self.disk.commit(&batch)
+        {
+            tracing::error!(%error, commands = answers.len(), "cannot store; nothing was granted");
+            self.failed = true;
+            self.stale = true;
+            let refusal = refusal_of(&error);
+            answers.into_iter().for_each(|answer| answer.fail(refusal.clone()));
+            self.try_reopen();
+            return;
+        }
+        self.chains = chains;
+        self.publish(&ops, page_moves);
+        answers.into_iter().for_each(Pending::give);
+    }
+
+    /// Takes one job into the round.
+    fn take(&mut self, round: &mut Round, job: Job) {
+        match job {
+            Job::Propose { actor, request, command, answer } => {
+                let outcome = self.judge(round, &actor, request, &command);
+                round.answers.push(Pending::Outcome(answer, outcome));
+            }
+            Job::PutPage { user, hash, bytes, answer } => {
+                let len = bytes.len() as u64;
+                let put = self.pending_pages.check_put(user, len).map(|()| {
+                    if self.pending_pages.put(user, hash, len) {
+                        round.batch.pages.insert(hash, Some(bytes));
+                    }
+                    round.page_moves.push(PageMove::Put(user, hash, len));
+                });
+                round.answers.push(Pending::Page(answer, put));
+            }
+            Job::ReleasePages { user, hashes } => {
+                let gone = self.pending_pages.release(user, &hashes);
+                round.batch.pages.extend(gone.into_iter().map(|hash| (hash, None)));
+                round.page_moves.push(PageMove::Release(user, hashes));
+            }
+            Job::Seen { user, at } => drop(round.batch.seen.insert(user, at)),
+            Job::Stop => {}
+        }
+    }
+
+    fn judge(
+        &mut self,
+        round: &mut Round,
+        actor: &Actor,
+        request: RequestId,
+        command: &Command,
+    ) -> Result<Outcome, Refusal> {
+        let key = (actor.device(), request);
+        if let Some(outcome) = round.granted.get(&key) {
+            return Ok(outcome.clone());
+        }
+        {
+            let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
+            if let Some(outcome) = published.granted.outcomes.get(&key) {
+                return Ok(outcome.clone());
+            }
+        }
+        let now = (self.config.clock)().max(round.latest.plus(Duration::from_millis(1)));
+        let decision = decide(&self.pending, actor, request, command, now, &self.pending_pages)?;
+        let change = match decision {
+            Decision::Change(change) => change,
+            Decision::Nothing(outcome) => return Ok(outcome),
+        };
+        if round.chains.tip(self.config.origin).seq == 0 {
+            let tracker = self.config.tracker;
+            let began = Change::OriginBegan { tracker, vector: round.chains.vector() };
+            self.add(round, tracker, RequestId(self.config.origin.0), &began);
+        }
+        self.add(round, key.0, key.1, &change);
+        let outcome = Outcome::of(&change, key.0, &self.pending);
+        round.granted.insert(key, outcome.clone());
+        Ok(outcome)
+    }
+
+    /// Makes an op of `change` and folds it into the pending state.
+    fn add(&mut self, round: &mut Round, actor: PeerId, request: RequestId, change: &Change) {
+        let origin = self.config.origin;
+        let tip = round.chains.tip(origin);
+        // Later than every op before, also when several fall into one millisecond or the wall
+        // clock steps back: who came first must never be a matter of luck.
+        let clock = (self.config.clock)().max(round.latest.plus(Duration::from_millis(1)));
+        let (kind, body) = change.encode();
+        let (seq, previous) = (tip.seq + 1, tip.hash);
+        let op = Op { origin, seq, previous, clock, actor, request, kind, body };
+        let bytes = op.encode();
+        round.chains.extend(&op, &bytes).expect("invariant: it was made to follow the tip");
+        round.latest = clock;
+        let effects = self.pending.apply(&op);
+        let gone = self.pending_pages.follow(&effects);
+        round.batch.pages.extend(gone.into_iter().map(|hash| (hash, None)));
+        round.batch.ops.push(bytes);
+        round.ops.push(op);
+    }
+
+    /// Lets readers see durable ops and listeners hear of them.
+    fn publish(&mut self, ops: &[Op], page_moves: Vec<PageMove>) {
+        if ops.is_empty() && page_moves.is_empty() {
+            return;
+        }
+        let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
+        let effects: Vec<_> = ops.iter().map(|op| published.fold(op)).collect();
+        for effects in &effects {
+            published.pages.follow(effects);
+        }
+        for page_move in page_moves {
+            match page_move {
+                PageMove::Put(user, hash, len) => drop(published.pages.put(user, hash, len)),
+                PageMove::Release(user, hashes) => drop(published.pages.release(user, &hashes)),
+            }
+        }
+        drop(published);
+        let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
+        for (op, effects) in ops.iter().zip(&effects) {
+            if let Some(change) = op.change() {
+                self.listener.committed(&published.state, &change, effects);
+            }
+        }
+    }
+
+    /// Opens the file anew. What a failed commit left in it after all, counts.
+    fn reopen(&mut self) -> Result<(), DiskError> {
+        self.disk.reopen()?;
+        let position = self.published.read().unwrap_or_else(PoisonError::into_inner).position;
+        let mut ops = Vec::new();
+        for (op, bytes) in self.disk.ops(position)? {
+            self.chains.extend(&op, &bytes)?;
+            ops.push(op);
+        }
+        self.publish(&ops, Vec::new());
+        if self.stale || !ops.is_empty() {
+            let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
+            self.pending = published.state.clone();
+            self.pending_pages = published.pages.clone();
+            self.stale = false;
+        }
+        Ok(())
+    }
+
+    /// Readers of pages need the file open, whether or not it takes more.
+    fn try_reopen(&mut self) {
+        if let Err(error) = self.reopen() {
+            tracing::error!(%error, "the store stays closed for now");
+        }
+    }
+
+    /// After a failure: whether the disk takes writes again.
+    fn recover(&mut self) -> Result<(), DiskError> {
+        if self.stale || !self.disk.is_open() {
+            self.reopen()?;
+        }
+        if let Err(error) = self.disk.probe() {
+            self.try_reopen();
+            return Err(error);
+        }
+        tracing::info!("the store takes changes again");
+        self.failed = false;
+        Ok(())
+    }
+
+    /// Writes a snapshot when the log has grown long enough for it.
+    fn snapshot_if_due(&mut self) {
+        let due = {
+            let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
+            let things = published.state.facts().len().max(SNAPSHOT_AFTER);
+            published.position - self.snapshot_at >= things as u64
+        };
+        if due && !self.failed {
+            self.snapshot();
+        }
+    }
+
+    fn snapshot(&mut self) {
+        // Nobody else has these ops, so nobody can still be missing a removal.
+        let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
+        let before = published.latest.minus(REMOVALS_KEPT);
+        published.state.forget_removals(before);
+        self.pending.forget_removals(before);
+        self.chains.seal_all_but(self.config.origin);
+        let snapshot = Snapshot {
+            position: published.position,
+            chains: self.chains.clone(),
+            latest: published.latest,
+            granted: published.granted.all(),
+            facts: published.state.facts().clone(),
+        };
+        drop(published);
+        self.snapshot_at = snapshot.position;
+        match self.disk.replace_snapshot(&snapshot) {
+            Ok(()) => tracing::debug!(position = snapshot.position, "snapshot written"),
+            Err(error) => {
+                tracing::error!(%error, "cannot write a snapshot; the log stays");
+                self.failed = true;
+                self.try_reopen();
+            }
+        }
+    }
+}
+
+fn refusal_of(error: &DiskError) -> Refusal {
+    match error {
+        DiskError::Full => Refusal::StorageFull,
+        _ => Refusal::StorageFailed,
     }
 }

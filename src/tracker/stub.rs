@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 
 use super::address;
-use super::message::{Hello, Push, Refusal, Reply, Request, Welcome};
+use super::message::{Hello, Reply, Request, Welcome};
+use super::push::Push;
+use super::refusal::Refusal;
 use crate::clock;
 use crate::error_code::ErrorCode;
 use crate::limits;

@@ -1,13 +1,16 @@
 //! What may be read of the state, and by whom. Every listing is bounded and resumable.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
+use super::facts::Share;
+use super::lattice::First;
 use super::message::{
-    FileCursor, FileRow, FoundFile, GroupRow, MemberRow, Refusal, RequestRow, Standing,
+    DeviceRow, FileCursor, FileRow, FoundFile, GroupRow, MemberRow, RequestRow, Standing,
 };
-use super::state::{Group, Share, State};
+use super::refusal::Refusal;
+use super::state::{PUBLIC, PUBLIC_NAME, State};
 use crate::clock::UnixMillis;
-use crate::id::GroupId;
+use crate::id::{GroupId, ShareId, UserId};
 use crate::limits::{MAX_CANDIDATES, MAX_LIST_ROWS};
 use crate::manifest::ContentId;
 use crate::name::{FileName, GroupName, Selector, UserName};
@@ -17,151 +20,275 @@ use crate::ticket::Holder;
 /// Sharers named in one row; the count says how many there are.
 const NAMED_SHARERS: usize = 8;
 
+/// What rows say of who is online.
+#[derive(Clone, Copy)]
+pub struct Live<'a> {
+    /// Devices online that hold a content wholly, and in part.
+    pub holders: &'a dyn Fn(GroupId, ContentId) -> (u32, u32),
+    /// Whether any device of a user is connected.
+    pub online: &'a dyn Fn(UserId) -> bool,
+    /// When a user's last device went.
+    pub last_seen: &'a dyn Fn(UserId) -> Option<UnixMillis>,
+}
+
 /// A living group. Hidden ones too: whoever knows the name may ask to join.
-pub(super) fn group<'a>(
-    state: &'a State,
-    name: &GroupName,
-) -> Result<(GroupId, &'a Group), Refusal> {
+pub(super) fn group(state: &State, name: &GroupName) -> Result<GroupId, Refusal> {
     state.group_named(name).ok_or_else(|| Refusal::NoSuchGroup(name.clone()))
 }
 
 /// A group `user` is a member of.
-pub fn group_of_member<'a>(
-    state: &'a State,
-    name: &GroupName,
-    user: &UserName,
-) -> Result<(GroupId, &'a Group), Refusal> {
-    let (id, found) = group(state, name)?;
-    if found.members.contains_key(user) {
-        Ok((id, found))
-    } else {
-        Err(Refusal::NotAMember(name.clone()))
+pub fn group_of_member(state: &State, name: &GroupName, user: UserId) -> Result<GroupId, Refusal> {
+    let id = group(state, name)?;
+    match state.member(id, user) {
+        Some(_) => Ok(id),
+        None => Err(Refusal::NotAMember(name.clone())),
     }
 }
 
 /// A group `user` owns.
-pub fn group_of_owner<'a>(
-    state: &'a State,
-    name: &GroupName,
-    user: &UserName,
-) -> Result<(GroupId, &'a Group), Refusal> {
-    let (id, found) = group_of_member(state, name, user)?;
-    if found.owner() == Some(user) {
-        Ok((id, found))
-    } else {
-        Err(Refusal::NotTheOwner(name.clone()))
+pub fn group_of_owner(state: &State, name: &GroupName, user: UserId) -> Result<GroupId, Refusal> {
+    match group_of_member(state, name, user)? {
+        PUBLIC => Err(Refusal::EverybodysGroup(name.clone())),
+        id if state.owner(id) == Some(user) => Ok(id),
+        _ => Err(Refusal::NotTheOwner(name.clone())),
     }
 }
 
 /// Groups after `after` that `user` may see, and whether more follow.
-pub fn groups(state: &State, user: &UserName, after: Option<&GroupName>) -> (Vec<GroupRow>, bool) {
-    let mut rows =
-        state.group_names.keys().filter(|name| after.is_none_or(|after| *name > after)).filter_map(
-            |name| {
-                let (_, group) = state.group_named(name)?;
-                let owner = group.owner()?.clone();
-                let standing = standing(group, user);
-                if group.hidden && standing == Standing::None {
-                    return None;
-                }
-                Some(GroupRow {
-                    name: name.clone(),
-                    standing,
-                    member_count: group.members.len() as u32,
-                    hidden: group.hidden,
-                    owner,
-                })
-            },
-        );
-    page(&mut rows)
+pub fn groups(state: &State, user: UserId, after: Option<&GroupName>) -> (Vec<GroupRow>, bool) {
+    let public: Option<GroupName> = PUBLIC_NAME.parse().ok().filter(|_| state.rules.public);
+    let mut rows: Vec<_> = public
+        .filter(|name| after.is_none_or(|after| name > after))
+        .and_then(|name| group_row(state, user, name, PUBLIC))
+        .into_iter()
+        .collect();
+    // Names that two chose come in the order they were chosen; a page ends between names.
+    let mut last: Option<&GroupName> = None;
+    for (chosen, id) in state.group_names(after) {
+        if rows.len() > MAX_LIST_ROWS && last != Some(chosen) {
+            break;
+        }
+        if !state.is_living(id) {
+            continue;
+        }
+        let Some(name) = state.group_name(id) else { continue };
+        if after.is_none_or(|after| name.parts() > after.parts()) {
+            rows.extend(group_row(state, user, name, id));
+            last = Some(chosen);
+        }
+    }
+    rows.sort_by(|a, b| a.name.parts().cmp(&b.name.parts()));
+    let more = rows.len() > MAX_LIST_ROWS;
+    rows.truncate(MAX_LIST_ROWS);
+    (rows, more)
 }
 
-fn standing(group: &Group, user: &UserName) -> Standing {
-    if group.owner() == Some(user) {
+fn group_row(state: &State, user: UserId, name: GroupName, id: GroupId) -> Option<GroupRow> {
+    let owner = state.owner(id);
+    let standing = if owner == Some(user) {
         Standing::Owner
-    } else if group.members.contains_key(user) {
+    } else if state.member(id, user).is_some() {
         Standing::Member
-    } else if group.requests.contains_key(user) {
+    } else if state.join_request(id, user).is_some() {
         Standing::Requested
     } else {
         Standing::None
+    };
+    if state.is_hidden(id) && standing == Standing::None {
+        return None;
     }
+    Some(GroupRow {
+        name,
+        owner: owner.and_then(|owner| state.user_name(owner)),
+        member_count: state.member_count(id) as u32,
+        standing,
+        hidden: state.is_hidden(id),
+    })
 }
 
 /// Requests waiting in a group, the longest-waiting first.
-pub fn requests(group: &Group) -> Vec<RequestRow> {
-    let mut rows: Vec<_> = group
-        .requests
-        .iter()
-        .map(|(user, request)| RequestRow { user: user.clone(), at: request.at })
+pub fn requests(state: &State, group: GroupId) -> Vec<RequestRow> {
+    let waiting = state.group_index(group).into_iter().flat_map(|group| &group.requests);
+    let mut rows: Vec<_> = waiting
+        .filter(|(user, ..)| state.is_enabled(*user) && state.member(group, *user).is_none())
+        .filter_map(|(user, stamp, _)| {
+            Some(RequestRow { user: state.user_name(*user)?, at: stamp.at })
+        })
         .collect();
     rows.sort_by(|a, b| (a.at, &a.user).cmp(&(b.at, &b.user)));
     rows
 }
 
-/// Members after `after`, and whether more follow. `online` says who is connected.
+/// Members after `after` in order of name, and whether more follow.
 pub fn members(
-    group: &Group,
+    state: &State,
+    group: GroupId,
     after: Option<&UserName>,
-    online: impl Fn(&UserName) -> bool,
+    live: Live<'_>,
 ) -> (Vec<MemberRow>, bool) {
-    let owner = group.owner();
-    let mut rows =
-        group.members.iter().filter(|(user, _)| after.is_none_or(|after| *user > after)).map(
-            |(user, member)| MemberRow {
-                user: user.clone(),
-                since: member.since,
-                owner: owner == Some(user),
-                online: online(user),
-            },
-        );
-    page(&mut rows)
+    let (owner, nominee) = (state.owner(group), state.nominee(group));
+    let row = |user: UserId, name: UserName| {
+        let since = state.member(group, user)?.since;
+        let online = (live.online)(user);
+        let last_seen = if online { None } else { (live.last_seen)(user) };
+        let (owner, nominee) = (owner == Some(user), nominee == Some(user));
+        Some(MemberRow { user: name, since, owner, nominee, online, last_seen })
+    };
+    let comes = |name: &UserName| after.is_none_or(|after| name.parts() > after.parts());
+    let mut named = Vec::new();
+    if group == PUBLIC {
+        let mut last: Option<&UserName> = None;
+        for (chosen, user) in state.user_names(after) {
+            if named.len() > MAX_LIST_ROWS && last != Some(chosen) {
+                break;
+            }
+            let name = state.user_name(user).filter(|name| comes(name) && state.is_enabled(user));
+            named.extend(name.map(|name| (name, user)));
+            last = Some(chosen);
+        }
+    } else {
+        let all = state.members(group);
+        named.extend(all.filter_map(|m| Some((state.user_name(m.user)?, m.user))));
+        named.retain(|(name, _)| comes(name));
+    }
+    named.sort_by(|a, b| a.0.parts().cmp(&b.0.parts()));
+    let more = named.len() > MAX_LIST_ROWS;
+    named.truncate(MAX_LIST_ROWS);
+    (named.into_iter().filter_map(|(name, user)| row(user, name)).collect(), more)
+}
+
+/// The devices enrolled for a user, the longest enrolled first.
+pub fn devices(state: &State, user: UserId, online: impl Fn(PeerId) -> bool) -> Vec<DeviceRow> {
+    let all = state.user_index(user).into_iter().flat_map(|user| &user.enrolments);
+    let rows = all.filter_map(|(stamp, enrolment)| {
+        let device = state.facts().enrolments.get(enrolment)?.value.device;
+        Some(DeviceRow { peer_id: device, since: stamp.at, online: online(device) })
+    });
+    rows.collect()
 }
 
 /// Files of `groups` after `after` whose name `wanted` accepts, in order of group, name, content.
-/// `holders` counts the devices online that hold a content wholly and in part.
-pub fn files<'a>(
-    groups: impl Iterator<Item = (GroupId, &'a Group)>,
+pub fn files(
+    state: &State,
+    groups: impl Iterator<Item = GroupId>,
     after: Option<&FileCursor>,
-    wanted: impl Fn(&FileName) -> bool,
-    holders: impl Fn(GroupId, ContentId) -> (u32, u32),
+    wanted: impl Fn(&str) -> bool,
+    live: Live<'_>,
 ) -> (Vec<FileRow>, bool) {
+    let named = groups.filter_map(|id| Some((state.group_name(id)?, id)));
     let mut groups: Vec<_> =
-        groups.filter(|(_, group)| after.is_none_or(|after| group.name >= after.group)).collect();
-    groups.sort_by(|a, b| a.1.name.cmp(&b.1.name));
-    let mut rows = Vec::new();
-    for (id, group) in groups {
-        let mut labels: BTreeMap<(&FileName, ContentId), Vec<&Share>> = BTreeMap::new();
-        for (content, listing) in &group.listings {
-            for share in listing.shares.values().filter(|share| wanted(&share.name)) {
-                labels.entry((&share.name, *content)).or_default().push(share);
+        named.filter(|(name, _)| after.is_none_or(|after| *name >= after.group)).collect();
+    groups.sort();
+    let mut rows: Vec<FileRow> = Vec::new();
+    for (group, id) in groups {
+        let Some(index) = state.group_index(id) else { continue };
+        let all: Box<dyn Iterator<Item = &(FileName, ContentId, ShareId)>> =
+            match after.filter(|after| after.group == group) {
+                None => Box::new(index.files.iter()),
+                Some(after) => {
+                    let last = (after.name.clone(), after.content, ShareId([0xff; 16]));
+                    Box::new(index.files.range(last..).skip_while(move |(name, content, _)| {
+                        (name, content) == (&after.name, &after.content)
+                    }))
+                }
+            };
+        let mut row: Option<Row<'_>> = None;
+        for (name, content, share) in all {
+            if row.as_ref().is_some_and(|row| (row.name, row.content) != (name, *content)) {
+                rows.extend(row.take().and_then(|row| row.finish(state, &group, id, live)));
+                if rows.len() > MAX_LIST_ROWS {
+                    break;
+                }
+            }
+            if row.is_none() {
+                if !wanted(name.as_str()) {
+                    continue;
+                }
+                row = Some(Row { name, content: *content, shares: Vec::new() });
+            }
+            if let (Some(row), Some((_, share))) = (&mut row, state.share(*share)) {
+                row.shares.push(share);
             }
         }
-        for ((name, content), shares) in labels {
-            let seen = after
-                .is_some_and(|a| (&group.name, name, &content) <= (&a.group, &a.name, &a.content));
-            if seen {
-                continue;
-            }
-            if rows.len() == MAX_LIST_ROWS {
-                return (rows, true);
-            }
-            let sharers: BTreeSet<_> = shares.iter().map(|share| &share.user).collect();
-            let (seeders, leechers) = holders(id, content);
-            rows.push(FileRow {
-                group: group.name.clone(),
-                name: name.clone(),
-                content,
-                size: group.listings[&content].head.layout().size(),
-                sharer_count: sharers.len() as u32,
-                sharers: sharers.into_iter().take(NAMED_SHARERS).cloned().collect(),
-                seeders,
-                leechers,
-                since: shares.iter().map(|share| share.at).min().unwrap_or(UnixMillis(0)),
-            });
+        rows.extend(row.and_then(|row| row.finish(state, &group, id, live)));
+        if rows.len() > MAX_LIST_ROWS {
+            rows.truncate(MAX_LIST_ROWS);
+            return (rows, true);
         }
     }
     (rows, false)
+}
+
+/// One content under one name, while its shares are gathered.
+struct Row<'a> {
+    name: &'a FileName,
+    content: ContentId,
+    shares: Vec<&'a First<Share>>,
+}
+
+impl Row<'_> {
+    fn finish(
+        self,
+        state: &State,
+        group: &GroupName,
+        id: GroupId,
+        live: Live<'_>,
+    ) -> Option<FileRow> {
+        let head = &self.shares.first()?.value.head;
+        let sharers: BTreeSet<UserId> = self.shares.iter().map(|share| share.value.user).collect();
+        let mut names: Vec<_> = sharers
+            .iter()
+            .take(10 * NAMED_SHARERS)
+            .filter_map(|user| state.user_name(*user))
+            .collect();
+        names.sort();
+        names.truncate(NAMED_SHARERS);
+        let (seeders, leechers) = (live.holders)(id, self.content);
+        let last_seen = match seeders {
+            0 => sharers.iter().filter_map(|user| (live.last_seen)(*user)).max(),
+            _ => None,
+        };
+        Some(FileRow {
+            group: group.clone(),
+            name: self.name.clone(),
+            content: self.content,
+            size: head.layout().size(),
+            sharer_count: sharers.len() as u32,
+            sharers: names,
+            seeders,
+            leechers,
+            since: self.shares.iter().map(|share| share.stamp.at).min()?,
+            last_seen,
+        })
+    }
+}
+
+/// The shares of a group that `file` means, by content.
+pub(super) fn selected<'a>(
+    state: &'a State,
+    group: GroupId,
+    file: &'a Selector,
+) -> Box<dyn Iterator<Item = (ContentId, ShareId, &'a First<Share>)> + 'a> {
+    let Some(index) = state.group_index(group) else { return Box::new(std::iter::empty()) };
+    let named = |name: &'a FileName| {
+        let first = (name.clone(), ContentId([0; 32]), ShareId([0; 16]));
+        let all = index.files.range(first..).take_while(move |(of, ..)| of == name);
+        all.filter_map(|(_, content, id)| state.share(*id).map(|(id, share)| (*content, id, share)))
+    };
+    match file {
+        Selector::Name(name) => Box::new(named(name)),
+        Selector::UserName(user, name) => {
+            let user = state.user_named(user);
+            Box::new(named(name).filter(move |(.., share)| Some(share.value.user) == user))
+        }
+        Selector::Id(prefix) => {
+            let all = index.contents.range((prefix.least(), ShareId([0; 16]))..);
+            let all = all.take_while(|(content, _)| prefix.matches(*content));
+            Box::new(all.filter_map(|(content, id)| {
+                state.share(*id).map(|(id, share)| (*content, id, share))
+            }))
+        }
+    }
 }
 
 /// The one content that `file` means in a group.
@@ -169,41 +296,25 @@ pub fn files<'a>(
 /// # Errors
 /// [`Refusal::NoSuchFile`] or [`Refusal::Ambiguous`] with candidates.
 pub fn find_file(
-    id: GroupId,
-    group: &Group,
+    state: &State,
+    group: GroupId,
     group_name: &GroupName,
     file: &Selector,
 ) -> Result<FoundFile, Refusal> {
-    let mut hits = group.listings.iter().filter_map(|(content, listing)| {
-        let share = listing
-            .shares
-            .values()
-            .filter(|share| selects(file, *content, share))
-            .min_by(|a, b| (a.at, &a.user).cmp(&(b.at, &b.user)))?;
-        Some((*content, listing, share))
-    });
-    let Some((content, listing, share)) = hits.next() else {
+    let mut hits: Vec<_> = selected(state, group, file).collect();
+    hits.sort_by_key(|(_, id, share)| (share.stamp, *id));
+    let Some((content, _, share)) = hits.first() else {
         return Err(Refusal::NoSuchFile { file: file.to_string(), group: group_name.clone() });
     };
-    let others: Vec<_> = hits.map(|(content, ..)| content).collect();
-    if !others.is_empty() {
-        return Err(ambiguous(file, group_name, std::iter::once(content).chain(others)));
+    if hits.iter().any(|(other, ..)| other != content) {
+        return Err(ambiguous(file, group_name, hits.iter().map(|(content, ..)| *content)));
     }
     Ok(FoundFile {
-        group: id,
-        name: share.name.clone(),
-        head: listing.head.encode(),
-        sharer: share.user.clone(),
+        group,
+        name: share.value.name.clone(),
+        head: share.value.head.encode(),
+        sharer: state.user_name(share.value.user).ok_or(Refusal::Internal)?,
     })
-}
-
-/// Whether `file` means this share of `content`.
-pub(super) fn selects(file: &Selector, content: ContentId, share: &Share) -> bool {
-    match file {
-        Selector::Id(id) => id.matches(content),
-        Selector::Name(name) => share.name == *name,
-        Selector::UserName(user, name) => share.user == *user && share.name == *name,
-    }
 }
 
 /// The refusal that names the candidates.
@@ -231,21 +342,17 @@ pub(super) fn ambiguous(
 pub fn ticket_holder(
     state: &State,
     name: &GroupName,
-    user: &UserName,
+    user: UserId,
     device: PeerId,
 ) -> Result<Holder, Refusal> {
-    let (id, group) = group_of_member(state, name, user)?;
+    let group = group_of_member(state, name, user)?;
+    let member = state.member(group, user).ok_or_else(|| Refusal::NotAMember(name.clone()))?;
     Ok(Holder {
         peer_id: device,
-        user: user.clone(),
-        group: id,
+        user: state.user_name(user).ok_or(Refusal::NotLoggedIn)?,
+        group,
         group_name: name.clone(),
-        membership: group.members[user].membership,
+        membership: member.membership,
+        offline_grace: state.offline_grace(group),
     })
-}
-
-fn page<T>(rows: &mut dyn Iterator<Item = T>) -> (Vec<T>, bool) {
-    let page: Vec<_> = rows.take(MAX_LIST_ROWS).collect();
-    let more = rows.next().is_some();
-    (page, more)
 }

@@ -47,6 +47,8 @@ fn each_mistake_has_its_code_and_status() {
         ("join-group 'No Such!'".to_owned(), "usage", 2),
         ("create-user dave".to_owned(), "usage", 2),
     ] {
+        // Each begins with nobody logged in.
+        let _ = fs::remove_file(world.path("carol.data/user"));
         let output = world.script("carol", &["--json"], &format!("{line}\nwhoami\n"));
         let (stderr, actual) = words(&output);
         let stdout = String::from_utf8_lossy(&output.stdout);

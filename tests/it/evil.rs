@@ -2,7 +2,6 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,134 +9,27 @@ use mtq::client::agent::{Agent, AgentConfig};
 use mtq::client::library::EntryState;
 use mtq::clock;
 use mtq::error_code::ErrorCode;
-use mtq::id::{GroupId, MembershipId, RequestId};
+use mtq::id::{GroupId, MembershipId};
 use mtq::manifest::{ContentId, Manifest};
-use mtq::name::{GroupName, Selector, UserName};
+use mtq::name::Selector;
 use mtq::peer_id::PeerId;
 use mtq::swarm::message::{Control, Encoding, Nack, PeerHello, PieceHeader, PieceRequest};
 use mtq::ticket::{Holder, Ticket};
-use mtq::tracker::message::{Hello, Password, Push, Refusal, Reply, Request};
-use mtq::tracker::server::Tracker;
-use mtq::tracker::stub::{CallError, PushQueue, TrackerConnection};
+use mtq::tracker::message::{Hello, Password, Reply, Request};
+use mtq::tracker::push::Push;
+use mtq::tracker::refusal::Refusal;
+use mtq::tracker::stub::{CallError, TrackerConnection};
 use mtq::tracker_link::{TrackerInfo, TrackerLink};
 use mtq::transport::connection::{Connection, ConnectionError, RecvStream, SendStream};
 use mtq::transport::endpoint::Endpoint;
 use mtq::transport::frame::{FrameError, frame_bytes, read_frame, write_frame};
 use mtq::transport::identity::Identity;
 use mtq::transport::tls::Alpn;
-use tempfile::TempDir;
 
+use crate::net::{Net, group, loopback, password, request_id, soon, user};
 use crate::world::{DEADLINE, content};
 
 const P: usize = 524_288;
-
-/// A tracker and a directory, in this process.
-struct Net {
-    dir: TempDir,
-    tracker: Tracker,
-    link: TrackerLink,
-}
-
-fn loopback() -> SocketAddr {
-    "127.0.0.1:0".parse().expect("an address")
-}
-
-fn group() -> GroupName {
-    "lab".parse().expect("a name")
-}
-
-fn user(name: &str) -> UserName {
-    name.parse().expect("a name")
-}
-
-fn password() -> Password {
-    Password("secret".to_owned())
-}
-
-fn request_id() -> RequestId {
-    RequestId::random(&mut fastrand::Rng::new())
-}
-
-/// Whatever a test waits for must come; this only bounds a hang.
-async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
-    let waited = tokio::time::timeout(DEADLINE, future).await;
-    waited.unwrap_or_else(|_| panic!("waited too long for {what}"))
-}
-
-impl Net {
-    fn new() -> Self {
-        let identity = Arc::new(Identity::generate());
-        let id = identity.peer_id();
-        let tracker = Tracker::start(identity, loopback()).expect("a tracker");
-        let link = TrackerLink::new(tracker.local_address().expect("an address"), id);
-        Self { dir: tempfile::tempdir().expect("temp dir"), tracker, link }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    async fn agent(&self, name: &str) -> Agent {
-        let trackers = TrackerInfo::new(vec![self.link.clone()]).expect("one tracker");
-        let data_dir = self.path(&format!("{name}.data"));
-        let agent = Agent::start(AgentConfig { data_dir, trackers, listen: Some(loopback()) });
-        let agent = agent.expect("an agent");
-        agent.create_user(user(name), password()).await.expect("created");
-        agent.login(user(name), password()).await.expect("logged in");
-        agent
-    }
-
-    /// An agent that owns `lab` and shares `bytes` in it.
-    async fn seeder(&self, bytes: &[u8]) -> (Agent, Arc<Manifest>) {
-        let alice = self.agent("alice").await;
-        alice.create_group(group(), false).await.expect("created");
-        let path = self.path("file.bin");
-        fs::write(&path, bytes).expect("written");
-        let shared = alice.share(&path, group(), None, None, |_, _| {}).await.expect("shared");
-        (alice, shared.manifest)
-    }
-
-    /// A raw client: an endpoint and a connection to the tracker.
-    async fn intruder(&self) -> (Endpoint, TrackerConnection, PushQueue) {
-        let endpoint =
-            Endpoint::bind(Arc::new(Identity::generate()), loopback(), Alpn::Peer).expect("bound");
-        let hello = Hello {
-            features: 0,
-            agent: "evil".to_owned(),
-            session: 1,
-            addresses: Vec::new(),
-            extensions: Vec::new(),
-        };
-        let (line, pushes) =
-            TrackerConnection::open(&endpoint, &self.link, &hello).await.expect("connected");
-        (endpoint, line, pushes)
-    }
-
-    /// A raw client with an account that `owner` lets into `lab`.
-    async fn insider(&self, name: &str, owner: &Agent) -> (Endpoint, TrackerConnection, PushQueue) {
-        let (endpoint, line, pushes) = self.intruder().await;
-        for request in [
-            Request::CreateUser {
-                request_id: request_id(),
-                user: user(name),
-                password: password(),
-            },
-            Request::Login { user: user(name), password: password() },
-            Request::JoinGroup { request_id: request_id(), group: group() },
-        ] {
-            line.call(&request).await.expect("granted");
-        }
-        owner.accept_request(group(), user(name)).await.expect("accepted");
-        (endpoint, line, pushes)
-    }
-
-    async fn end(self, agents: impl IntoIterator<Item = Agent>) {
-        for agent in agents {
-            agent.shutdown().await;
-        }
-        self.tracker.shutdown().await;
-    }
-}
 
 async fn ticket(line: &TrackerConnection) -> (GroupId, Vec<u8>) {
     match line.call(&Request::Ticket { group: group() }).await.expect("a ticket") {
@@ -231,6 +123,7 @@ async fn without_a_valid_ticket_a_seeder_gives_nothing() {
         group,
         group_name: "lab".parse().expect("a name"),
         membership: MembershipId([1; 16]),
+        offline_grace: 0,
     };
     let me = endpoint.identity().clone();
     let mine = |group| {
@@ -584,6 +477,7 @@ async fn a_tracker_grants_nothing_that_is_not_ones_own() {
         request_id: request_id(),
         user: user("eve"),
         password: password(),
+        invite: None,
     })
     .await
     .expect("created");
@@ -623,8 +517,12 @@ async fn a_tracker_grants_nothing_that_is_not_ones_own() {
 async fn a_repeated_request_is_applied_once() {
     let net = Net::new();
     let (_endpoint, line, _pushes) = net.intruder().await;
-    let create =
-        Request::CreateUser { request_id: request_id(), user: user("eve"), password: password() };
+    let create = Request::CreateUser {
+        request_id: request_id(),
+        user: user("eve"),
+        password: password(),
+        invite: None,
+    };
     for _ in 0..3 {
         assert!(matches!(line.call(&create).await, Ok(Reply::Done)));
     }
@@ -638,7 +536,8 @@ async fn a_repeated_request_is_applied_once() {
     assert!(matches!(refused, Err(CallError::Refused(Refusal::GroupExists(_)))));
     let groups = line.call(&Request::ListGroups { after: None }).await.expect("listed");
     let Reply::Groups { rows, more: false } = groups else { panic!("{groups:?}") };
-    assert_eq!(rows.len(), 1);
+    let names: Vec<_> = rows.iter().map(|row| row.name.as_str()).collect();
+    assert_eq!(names, ["lab", "public"]);
     net.end([]).await;
 }
 
@@ -653,15 +552,23 @@ async fn members_hear_of_newcomers_and_revocations() {
         .expect("announced");
     let (_other_endpoint, other, _other_pushes) = net.insider("carol", &alice).await;
     other.call(&Request::Announce { group: group(), contents }).await.expect("announced");
-    let push = soon("a push", pushes.next()).await;
-    let Some(Push::SwarmJoined { content, peer, .. }) = push else { panic!("{push:?}") };
-    assert_eq!((content, peer.user), (manifest.content_id(), user("carol")));
+    soon("the newcomer", async {
+        loop {
+            if let Push::SwarmJoined { content, peer, .. } = pushes.next().await.expect("a push") {
+                assert_eq!((content, peer.user), (manifest.content_id(), user("carol")));
+                return;
+            }
+        }
+    })
+    .await;
     other
         .call(&Request::LeaveGroup { request_id: request_id(), group: group() })
         .await
         .expect("left");
-    let push = soon("a push", pushes.next()).await;
-    assert!(matches!(push, Some(Push::Revoked { .. })), "{push:?}");
+    soon("the revocation", async {
+        while !matches!(pushes.next().await.expect("a push"), Push::Revoked { .. }) {}
+    })
+    .await;
     net.end([alice]).await;
 }
 
@@ -698,8 +605,12 @@ async fn a_tracker_survives_junk_and_serves_on() {
     let end = soon("the end", connection.closed()).await;
     assert!(matches!(end, ConnectionError::ApplicationClosed(_)), "{end}");
     // Everybody else goes on.
-    let created =
-        Request::CreateUser { request_id: request_id(), user: user("bob"), password: password() };
+    let created = Request::CreateUser {
+        request_id: request_id(),
+        user: user("bob"),
+        password: password(),
+        invite: None,
+    };
     line.call(&created).await.expect("created");
     net.end([]).await;
 }
@@ -729,8 +640,9 @@ async fn after_a_shutdown_the_directory_and_the_port_are_free() {
         }
     })
     .await;
-    // Enrolled at its first login, the device is known without a password.
-    assert!(again.user().is_none());
+    // Its login outlives it.
+    assert_eq!(again.user(), Some(user("alice")));
+    assert!(again.login_by_key(&user("alice")).await.expect("asked"));
     let port = net.tracker.local_address().expect("an address");
     net.end([again]).await;
     soon("the port", async {

@@ -2,6 +2,7 @@
 
 mod architecture;
 mod world;
+mod net;
 mod transfer;
 mod errors;
 mod crash;

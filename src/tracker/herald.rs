@@ -1,0 +1,149 @@
+//! Tells clients what durable changes mean to them, in log order, on their own connections.
+
+use std::sync::Arc;
+
+use super::op::Change;
+use super::presence::Presence;
+use super::push::Push;
+use super::state::{Effect, PUBLIC, State};
+use super::store::Listener;
+use crate::clock;
+use crate::id::{GroupId, MembershipId, UserId};
+use crate::name::{GroupName, UserName};
+use crate::peer_id::PeerId;
+
+/// Passes changes on to whoever is online.
+#[derive(Debug)]
+pub struct Herald(pub Arc<Presence>);
+
+impl Listener for Herald {
+    fn committed(&self, state: &State, change: &Change, effects: &[Effect]) {
+        // First who may no longer: nothing that follows is for them.
+        for effect in effects {
+            match effect {
+                Effect::MemberLeft { group, user, membership } => {
+                    self.member_left(state, change, *group, *user, *membership);
+                }
+                Effect::DeviceGone { user, device } => self.device_gone(state, *user, *device),
+                _ => {}
+            }
+        }
+        for effect in effects {
+            match effect {
+                Effect::MemberJoined { group, user } => self.member_joined(state, *group, *user),
+                Effect::OwnerChanged { group, owner: Some(owner) } => {
+                    let Some((group_name, owner)) = names(state, *group, *owner) else { continue };
+                    let push = Push::OwnerChanged { group: group_name, owner };
+                    self.tell_members(state, *group, None, &push);
+                }
+                _ => {}
+            }
+        }
+        match change {
+            Change::JoinRequested { group, user, .. } => {
+                let Some((group_name, user)) = names(state, *group, *user) else { return };
+                let push = Push::JoinRequested { group: group_name, user };
+                self.0.push_to_users(state.owner(*group), &push);
+            }
+            Change::JoinAccepted { group, user, .. } => self.answered(state, *group, *user, true),
+            Change::JoinRejected { group, user, .. } => self.answered(state, *group, *user, false),
+            Change::ShareAdded { group, user, .. } => {
+                let shares = effects.iter().filter_map(|effect| match effect {
+                    Effect::ShareBegan(share) => Some(share),
+                    _ => None,
+                });
+                for share in shares {
+                    let Some((group_name, sharer)) = names(state, *group, *user) else { continue };
+                    let push = Push::FileListed {
+                        group: group_name,
+                        name: share.name.clone(),
+                        content: share.head.content_id(),
+                        size: share.head.layout().size(),
+                        user: sharer,
+                    };
+                    self.tell_members(state, *group, Some(*user), &push);
+                }
+            }
+            Change::SharesWithdrawn { group, content, by_owner: true, .. } => {
+                let push = Push::Unlisted { group: *group, content: *content };
+                self.0.push_to_swarm(*group, *content, &push);
+            }
+            _ => {}
+        }
+    }
+}
+
+impl Herald {
+    fn member_left(
+        &self,
+        state: &State,
+        change: &Change,
+        group: GroupId,
+        user: Option<UserId>,
+        membership: MembershipId,
+    ) {
+        let push = Push::Revoked { memberships: vec![membership], devices: Vec::new() };
+        self.tell_seeders(state, group, &push);
+        let Some(user) = user else { return };
+        self.0.expel(user, group);
+        let Some((group_name, name)) = names(state, group, user) else { return };
+        if !matches!(change, Change::MembershipEnded { kicked: false, .. }) {
+            let push = Push::Removed { group: group_name.clone(), id: group };
+            self.0.push_to_users([user], &push);
+        }
+        if group != PUBLIC {
+            let push = Push::MemberLeft { group: group_name, user: name };
+            self.tell_members(state, group, None, &push);
+        }
+    }
+
+    fn device_gone(&self, state: &State, user: UserId, device: PeerId) {
+        let now = clock::now();
+        let at = state.revoked_at(device).unwrap_or(now);
+        let push = Push::Revoked { memberships: Vec::new(), devices: vec![(device, at)] };
+        let groups = state.user_index(user).into_iter().flat_map(|user| &user.groups);
+        let mut told = None;
+        for (group, _) in groups {
+            if told.replace(*group) != Some(*group) {
+                self.tell_seeders(state, *group, &push);
+            }
+        }
+        self.tell_seeders(state, PUBLIC, &push);
+        self.0.sign_out(user, device, now);
+    }
+
+    fn member_joined(&self, state: &State, group: GroupId, user: UserId) {
+        let Some((group_name, name)) = names(state, group, user) else { return };
+        let push = Push::MemberJoined { group: group_name, user: name };
+        self.tell_members(state, group, Some(user), &push);
+    }
+
+    fn answered(&self, state: &State, group: GroupId, user: UserId, accepted: bool) {
+        let Some(group_name) = state.group_name(group) else { return };
+        let push = Push::RequestAnswered { group: group_name, accepted };
+        self.0.push_to_users([user], &push);
+    }
+
+    /// Tells everybody who may serve tickets of a group.
+    fn tell_seeders(&self, state: &State, group: GroupId, push: &Push) {
+        match group {
+            // Everybody is a member, few take part.
+            PUBLIC => self.0.push_to_active(group, push),
+            _ => self.0.push_to_users(state.members(group).map(|member| member.user), push),
+        }
+    }
+
+    fn tell_members(&self, state: &State, group: GroupId, but: Option<UserId>, push: &Push) {
+        match group {
+            PUBLIC => self.0.push_to_all(push),
+            _ => {
+                let members = state.members(group).map(|member| member.user);
+                self.0.push_to_users(members.filter(|user| Some(*user) != but), push);
+            }
+        }
+    }
+}
+
+fn names(state: &State, group: GroupId, user: UserId) -> Option<(GroupName, UserName)> {
+    Some((state.group_name(group)?, state.user_name(user)?))
+}

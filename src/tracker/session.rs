@@ -1,0 +1,615 @@
+//! One connected client: answers its requests.
+//!
+//! A thin shell: who may do what is decided in `decide`, what may be read in `view`, who is
+//! online in `presence`, how often in `throttle`.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use regex::RegexBuilder;
+use tokio::sync::Semaphore;
+
+use super::command::{Actor, Command, Outcome};
+use super::counters::{Counters, Limit};
+use super::index::Revoked;
+use super::lattice::Stamp;
+use super::message::{FileCursor, Matching, Password, Reply, Request};
+use super::password::Passwords;
+use super::presence::{ConnectionNumber, Presence};
+use super::push::Push;
+use super::refusal::Refusal;
+use super::state::{PUBLIC, Registration, State};
+use super::store::Store;
+use super::throttle::{ConnectionThrottle, Throttle};
+use super::view::{self, Live};
+use crate::clock;
+use crate::hash::Blake3Hash;
+use crate::id::{GroupId, InviteId, RequestId, UserId, derived};
+use crate::limits;
+use crate::manifest::{ContentId, ManifestHead};
+use crate::name::{FileName, GroupName, UserName};
+use crate::peer_id::PeerId;
+use crate::ticket::Ticket;
+use crate::transport::endpoint::Endpoint;
+
+/// What all sessions of a tracker share.
+#[derive(Debug)]
+pub struct Shared {
+    /// The socket.
+    pub endpoint: Endpoint,
+    /// What is durable.
+    pub store: Store,
+    /// Who is online.
+    pub presence: Arc<Presence>,
+    /// Computes password hashes.
+    pub passwords: Passwords,
+    /// How often anybody may ask.
+    pub throttle: Arc<Throttle>,
+    /// What is counted.
+    pub counters: Arc<Counters>,
+    /// Searches under way.
+    pub searches: Semaphore,
+    /// The number of the next connection.
+    pub next_connection: AtomicU64,
+    /// When the tracker began.
+    pub started: Instant,
+}
+
+/// The id of the invitation with this code.
+pub fn invite_id(code: &str) -> InviteId {
+    InviteId(derived(&[b"mtq invite\0", code.trim().as_bytes()]))
+}
+
+/// A share whose pages are not all here yet, and what was put for it.
+struct Unfinished {
+    head: ManifestHead,
+    user: UserId,
+    put: Vec<Blake3Hash>,
+}
+
+/// One connected client and what it has begun.
+pub struct ClientSession {
+    shared: Arc<Shared>,
+    device: PeerId,
+    address: SocketAddr,
+    number: ConnectionNumber,
+    throttle: ConnectionThrottle,
+    /// Failed logins so far; the lock makes logins wait for each other.
+    logins: tokio::sync::Mutex<u32>,
+    unfinished: Mutex<HashMap<ContentId, Unfinished>>,
+}
+
+impl ClientSession {
+    /// A client that has just said hello.
+    pub fn new(
+        shared: Arc<Shared>,
+        device: PeerId,
+        address: SocketAddr,
+        number: ConnectionNumber,
+    ) -> Self {
+        let throttle = shared.throttle.connection();
+        Self {
+            shared,
+            device,
+            address,
+            number,
+            throttle,
+            logins: tokio::sync::Mutex::new(0),
+            unfinished: Mutex::default(),
+        }
+    }
+
+    /// The device.
+    pub fn device(&self) -> PeerId {
+        self.device
+    }
+
+    /// The user logged in.
+    ///
+    /// # Errors
+    /// [`Refusal::NotLoggedIn`].
+    pub fn user(&self) -> Result<UserId, Refusal> {
+        self.shared.presence.user(self.number).ok_or(Refusal::NotLoggedIn)
+    }
+
+    /// Answers one request, and counts it.
+    pub async fn answer(&self, request: Request) -> Result<Reply, Refusal> {
+        let name = request.name();
+        let answer = match self.shared.throttle.request(&self.throttle) {
+            Ok(()) => self.dispatch(request).await,
+            Err(refusal) => Err(refusal),
+        };
+        match &answer {
+            Err(Refusal::Limit { .. }) => self.shared.counters.hit(Limit::Quota),
+            Err(Refusal::Busy) => self.shared.counters.hit(Limit::PasswordQueue),
+            _ => {}
+        }
+        self.shared.counters.request(name, answer.as_ref().map_or_else(Refusal::code, |_| "ok"));
+        answer
+    }
+
+    async fn dispatch(&self, request: Request) -> Result<Reply, Refusal> {
+        match request {
+            Request::CreateUser { request_id, user, password, invite } => {
+                self.create_user(request_id, user, password, invite).await
+            }
+            Request::Login { user, password } => self.log_in(user, password).await,
+            Request::LoginByKey => self.log_in_by_key(),
+            Request::Logout => self.log_out().await,
+            Request::ChangePassword { request_id, old, new } => {
+                self.change_password(request_id, old, new).await
+            }
+            Request::RemoveDevice { request_id, device } => {
+                self.change(request_id, Command::RemoveDevice { device }).await
+            }
+            Request::CreateGroup { request_id, group, hidden } => {
+                self.change(request_id, Command::CreateGroup { group, hidden }).await
+            }
+            Request::SetGroup { request_id, group, offline_grace } => {
+                self.change(request_id, Command::SetGroup { group, offline_grace }).await
+            }
+            Request::JoinGroup { request_id, group } => {
+                self.change(request_id, Command::JoinGroup { group }).await
+            }
+            Request::LeaveGroup { request_id, group } => {
+                self.change(request_id, Command::LeaveGroup { group }).await
+            }
+            Request::AcceptRequest { request_id, group, user } => {
+                self.change(request_id, Command::AcceptRequest { group, user }).await
+            }
+            Request::RejectRequest { request_id, group, user } => {
+                self.change(request_id, Command::RejectRequest { group, user }).await
+            }
+            Request::Kick { request_id, group, user } => {
+                self.change(request_id, Command::Kick { group, user }).await
+            }
+            Request::Nominate { request_id, group, user } => {
+                self.change(request_id, Command::Nominate { group, user }).await
+            }
+            Request::TransferGroup { request_id, group, user } => {
+                self.change(request_id, Command::TransferGroup { group, user }).await
+            }
+            Request::Share { request_id, group, name, head } => {
+                self.share(request_id, group, name, &head).await
+            }
+            Request::PutPage { content, page, bytes } => self.put_page(content, page, bytes).await,
+            Request::StopShare { request_id, group, file } => {
+                self.change(request_id, Command::StopShare { group, file }).await
+            }
+            Request::Unlist { request_id, group, file } => {
+                self.change(request_id, Command::Unlist { group, file }).await
+            }
+            Request::Search { pattern, matching, after } => {
+                self.search(&pattern, matching, after).await
+            }
+            Request::Page { group, content, page } => self.page(&group, content, page).await,
+            Request::Announce { group, contents } => self.announce(&group, contents),
+            Request::Withdraw { group, contents } => {
+                let id = self.own_group(&group)?;
+                for content in contents {
+                    self.shared.presence.withdraw(self.number, id, content);
+                }
+                Ok(Reply::Done)
+            }
+            Request::Peers { group, content } => {
+                let id = self.own_group(&group)?;
+                let mut rng = fastrand::Rng::new();
+                let peers = self.shared.presence.sample(id, content, self.number, &mut rng);
+                Ok(Reply::Peers { peers })
+            }
+            Request::Ticket { group } => self.ticket(&group),
+            list => self.read(|state, user| self.list(state, user, list)),
+        }
+    }
+
+    /// Answers what only reads the state.
+    fn list(&self, state: &State, user: UserId, request: Request) -> Result<Reply, Refusal> {
+        let presence = &self.shared.presence;
+        Ok(match request {
+            Request::ListGroups { after } => {
+                let (rows, more) = view::groups(state, user, after.as_ref());
+                Reply::Groups { rows, more }
+            }
+            Request::ListRequests { group } => {
+                let group = view::group_of_owner(state, &group, user)?;
+                Reply::Requests { rows: view::requests(state, group) }
+            }
+            Request::ListMembers { group, after } => {
+                let group = view::group_of_member(state, &group, user)?;
+                let (rows, more) =
+                    live(presence, |live| view::members(state, group, after.as_ref(), live));
+                Reply::Members { rows, more }
+            }
+            Request::ListFiles { group, after } => {
+                let group = view::group_of_member(state, &group, user)?;
+                let one = std::iter::once(group);
+                let (rows, more) =
+                    live(presence, |live| view::files(state, one, after.as_ref(), |_| true, live));
+                Reply::Files { rows, more }
+            }
+            Request::FindFile { group, file } => {
+                let id = view::group_of_member(state, &group, user)?;
+                Reply::File(view::find_file(state, id, &group, &file)?)
+            }
+            Request::ListDevices => {
+                let online = presence.devices(user);
+                let rows = view::devices(state, user, |device| online.contains(&device));
+                Reply::Devices { rows }
+            }
+            // Everything else was answered before it came here.
+            _ => return Err(Refusal::Internal),
+        })
+    }
+
+    fn read<R>(
+        &self,
+        view: impl FnOnce(&State, UserId) -> Result<R, Refusal>,
+    ) -> Result<R, Refusal> {
+        let user = self.user()?;
+        self.shared.store.read(|state| view(state, user))
+    }
+
+    /// The id of a group the user is a member of.
+    fn own_group(&self, group: &GroupName) -> Result<GroupId, Refusal> {
+        self.read(|state, user| view::group_of_member(state, group, user))
+    }
+
+    fn actor(&self) -> Actor {
+        Actor::Client { device: self.device, user: self.shared.presence.user(self.number) }
+    }
+
+    async fn change(&self, id: RequestId, command: Command) -> Result<Reply, Refusal> {
+        if let Ok(user) = self.user() {
+            self.shared.throttle.change(user)?;
+        }
+        Ok(match self.shared.store.propose(self.actor(), id, command).await? {
+            Outcome::Done => Reply::Done,
+            Outcome::Shared { group } => Reply::Shared { group },
+            Outcome::PagesMissing { pages } => Reply::PagesMissing { pages },
+            Outcome::Stopped { group, content, still_shared } => {
+                Reply::Stopped { group, content, still_shared }
+            }
+        })
+    }
+
+    async fn create_user(
+        &self,
+        id: RequestId,
+        user: UserName,
+        password: Password,
+        invite: Option<String>,
+    ) -> Result<Reply, Refusal> {
+        // What can be refused is refused before a hash is spent on it; a repeat of this very
+        // request passes and is recognised by the store.
+        let store = &self.shared.store;
+        if !store.has_granted(self.device, id) {
+            let (taken, registration) =
+                store.read(|state| (state.user_named(&user).is_some(), state.rules.registration));
+            match (registration, &invite) {
+                _ if taken => return Err(Refusal::UserExists(user)),
+                (Registration::Closed, _) => return Err(Refusal::RegistrationClosed),
+                (Registration::Invite, None) => return Err(Refusal::InviteNeeded),
+                _ => {}
+            }
+        }
+        self.shared.throttle.login(self.address.ip())?;
+        let password = self.shared.passwords.hash(password).await?;
+        let invite = invite.as_deref().map(invite_id);
+        let command = Command::CreateUser { user: user.clone(), password, invite };
+        let reply = self.change(id, command).await?;
+        tracing::info!(%user, address = %self.address, "account created");
+        Ok(reply)
+    }
+
+    /// Verifies a password; says which one it was.
+    async fn verify(
+        &self,
+        user: &UserName,
+        password: Password,
+    ) -> Result<(UserId, Stamp), Refusal> {
+        self.shared.throttle.login(self.address.ip())?;
+        let mut failures = self.logins.lock().await;
+        let known = self.shared.store.read(|state| {
+            let id = state.user_named(user)?;
+            let password = state.facts().passwords.get(&id)?;
+            Some((id, password.stamp, password.value.clone()))
+        });
+        let (known, phc) = match known {
+            Some((id, stamp, phc)) => (Some((id, stamp)), Some(phc)),
+            None => (None, None),
+        };
+        if self.shared.passwords.verify(password, phc).await?
+            && let Some(known) = known
+        {
+            *failures = 0;
+            return Ok(known);
+        }
+        *failures = failures.saturating_add(1);
+        let delay = limits::LOGIN_DELAY_STEP.saturating_mul(*failures).min(limits::LOGIN_DELAY_MAX);
+        let delay = delay.max(self.shared.throttle.login_failed(user));
+        tokio::time::sleep(delay).await;
+        Err(Refusal::WrongCredentials)
+    }
+
+    async fn log_in(&self, user: UserName, password: Password) -> Result<Reply, Refusal> {
+        self.refuse_other(&user)?;
+        let (id, verified) = self.verify(&user, password).await?;
+        // Enrolling is idempotent, so its request id need not come from the client.
+        let request = RequestId::random(&mut fastrand::Rng::new());
+        let command = Command::EnrolDevice { user: id, verified };
+        self.shared.store.propose(self.actor(), request, command).await?;
+        tracing::info!(%user, device = %self.device.short(), "logged in");
+        Ok(self.logged_in(id, user))
+    }
+
+    fn log_in_by_key(&self) -> Result<Reply, Refusal> {
+        let known = self.shared.store.read(|state| {
+            let user = state.user_of(self.device)?;
+            Some((user, state.user_name(user)?))
+        });
+        let (id, user) = known.ok_or(Refusal::UnknownDevice)?;
+        self.refuse_other(&user)?;
+        tracing::debug!(%user, device = %self.device.short(), "logged in by key");
+        Ok(self.logged_in(id, user))
+    }
+
+    /// The user is known on this connection from now on, and hears what was revoked of late.
+    fn logged_in(&self, id: UserId, user: UserName) -> Reply {
+        self.shared.presence.log_in(self.number, id, &user);
+        let lately = clock::now().minus(limits::TICKET_LIFE + 2 * limits::TICKET_LEEWAY);
+        let (mut memberships, mut devices) = (Vec::new(), Vec::new());
+        self.shared.store.read(|state| {
+            for (at, revoked) in state.revoked_since(lately) {
+                match revoked {
+                    Revoked::Membership(group, membership) => {
+                        if state.member(group, id).is_some() {
+                            memberships.push(membership);
+                        }
+                    }
+                    Revoked::Device(other, device) => {
+                        let groups = state.user_index(other).into_iter().flat_map(|u| &u.groups);
+                        let mut meet = groups.map(|(group, _)| *group).chain([PUBLIC]);
+                        if meet.any(|group| state.member(group, id).is_some()) {
+                            devices.push((device, at));
+                        }
+                    }
+                }
+            }
+        });
+        let push = |memberships: &[_], devices: &[_]| {
+            let (memberships, devices) = (memberships.to_vec(), devices.to_vec());
+            self.shared.presence.push(self.number, Push::Revoked { memberships, devices });
+        };
+        memberships.chunks(limits::MAX_REVOKED_BATCH).for_each(|batch| push(batch, &[]));
+        devices.chunks(limits::MAX_REVOKED_BATCH).for_each(|batch| push(&[], batch));
+        Reply::LoggedIn { user }
+    }
+
+    fn refuse_other(&self, user: &UserName) -> Result<(), Refusal> {
+        let Ok(id) = self.user() else { return Ok(()) };
+        match self.shared.store.read(|state| state.user_name(id)) {
+            Some(other) if other != *user => Err(Refusal::LoggedInAs(other)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn log_out(&self) -> Result<Reply, Refusal> {
+        let user = self.user()?;
+        let id = RequestId::random(&mut fastrand::Rng::new());
+        let command = Command::RemoveDevice { device: self.device };
+        self.shared.store.propose(self.actor(), id, command).await?;
+        self.drop_unfinished().await;
+        tracing::info!(user = %user.short(), device = %self.device.short(), "logged out");
+        Ok(Reply::Done)
+    }
+
+    async fn change_password(
+        &self,
+        id: RequestId,
+        old: Password,
+        new: Password,
+    ) -> Result<Reply, Refusal> {
+        if self.shared.store.has_granted(self.device, id) {
+            return Ok(Reply::Done);
+        }
+        let name = self.read(|state, user| state.user_name(user).ok_or(Refusal::NotLoggedIn))?;
+        let (_, verified) = self.verify(&name, old).await?;
+        let password = self.shared.passwords.hash(new).await?;
+        let reply = self.change(id, Command::ChangePassword { password, verified }).await?;
+        tracing::info!(user = %name, "password changed");
+        Ok(reply)
+    }
+
+    fn ticket(&self, group: &GroupName) -> Result<Reply, Refusal> {
+        let holder =
+            self.read(|state, user| view::ticket_holder(state, group, user, self.device))?;
+        let identity = self.shared.endpoint.identity();
+        let group = holder.group;
+        self.shared.presence.note_ticket(self.number, group);
+        let sign = |message: &[u8]| identity.sign(message);
+        // Never older than what was revoked before it: a device removed and enrolled again gets
+        // tickets that hold.
+        let (_, latest) = self.shared.store.position();
+        let now = clock::now().max(latest);
+        let ticket = Ticket::sign(holder, now, identity.public_key(), &sign);
+        Ok(Reply::Ticket { group, ticket })
+    }
+
+    async fn share(
+        &self,
+        id: RequestId,
+        group: GroupName,
+        name: FileName,
+        head: &[u8],
+    ) -> Result<Reply, Refusal> {
+        let user = self.user()?;
+        let head = ManifestHead::parse(head)?;
+        let content = head.content_id();
+        let command = Command::Share { group, name, head: Arc::new(head.clone()) };
+        let reply = self.change(id, command).await?;
+        let done = {
+            let mut unfinished = self.lock_unfinished();
+            match &reply {
+                Reply::PagesMissing { .. } => {
+                    if !unfinished.contains_key(&content)
+                        && unfinished.len() >= limits::MAX_UNFINISHED_SHARES
+                    {
+                        let what = "unfinished shares on one connection".to_owned();
+                        let max = limits::MAX_UNFINISHED_SHARES as u64;
+                        return Err(Refusal::Limit { what, max });
+                    }
+                    let begun = Unfinished { head, user, put: Vec::new() };
+                    unfinished.entry(content).or_insert(begun);
+                    None
+                }
+                _ => unfinished.remove(&content),
+            }
+        };
+        if let Some(done) = done {
+            self.shared.store.release_pages(done.user, done.put).await;
+        }
+        Ok(reply)
+    }
+
+    async fn put_page(
+        &self,
+        content: ContentId,
+        page: u32,
+        bytes: Vec<u8>,
+    ) -> Result<Reply, Refusal> {
+        let (user, hash) = {
+            let mut unfinished = self.lock_unfinished();
+            let share = unfinished.get_mut(&content).ok_or(Refusal::NoSuchShare(content))?;
+            share.head.check_page(page, &bytes)?;
+            let hash = share.head.page_hashes()[page as usize];
+            if share.put.contains(&hash) {
+                return Ok(Reply::Done);
+            }
+            // Noted before it is there, so that it is let go whatever happens meanwhile.
+            share.put.push(hash);
+            (share.user, hash)
+        };
+        let Err(refusal) = self.shared.store.put_page(user, hash, bytes).await else {
+            return Ok(Reply::Done);
+        };
+        // It cannot be finished: what was put for it goes.
+        let given_up = self.lock_unfinished().remove(&content);
+        if let Some(mut given_up) = given_up {
+            given_up.put.retain(|other| *other != hash);
+            self.shared.store.release_pages(given_up.user, given_up.put).await;
+        }
+        Err(refusal)
+    }
+
+    async fn page(
+        &self,
+        group: &GroupName,
+        content: ContentId,
+        page: u32,
+    ) -> Result<Reply, Refusal> {
+        let missing = || Refusal::NoSuchFile {
+            file: format!("page {page} of id:{content}"),
+            group: group.clone(),
+        };
+        let hash = self.read(|state, user| {
+            let id = view::group_of_member(state, group, user)?;
+            let head = state.head(id, content).ok_or_else(missing)?;
+            head.page_hashes().get(page as usize).copied().ok_or_else(missing)
+        })?;
+        let bytes = self.shared.store.page(hash).await?.ok_or_else(missing)?;
+        Ok(Reply::Page { bytes })
+    }
+
+    fn announce(
+        &self,
+        group: &GroupName,
+        contents: Vec<(ContentId, bool)>,
+    ) -> Result<Reply, Refusal> {
+        let (id, listed) = self.read(|state, user| {
+            let id = view::group_of_member(state, group, user)?;
+            let listed = |content: &ContentId| state.head(id, *content).is_some();
+            let listed: Vec<_> = contents.into_iter().filter(|(c, _)| listed(c)).collect();
+            Ok((id, listed))
+        })?;
+        // What is not listed (any more) is nobody's to look for.
+        for (content, complete) in listed {
+            if !self.shared.presence.announce(self.number, id, content, complete) {
+                let max = limits::MAX_SHARES_PER_USER as u64;
+                return Err(Refusal::Limit { what: "announced contents".into(), max });
+            }
+        }
+        Ok(Reply::Done)
+    }
+
+    async fn search(
+        &self,
+        pattern: &str,
+        matching: Matching,
+        after: Option<FileCursor>,
+    ) -> Result<Reply, Refusal> {
+        let user = self.user()?;
+        if pattern.len() > limits::MAX_PATTERN_LEN {
+            let max = limits::MAX_PATTERN_LEN as u64;
+            return Err(Refusal::Limit { what: "bytes of a search pattern".into(), max });
+        }
+        let pattern = match matching {
+            Matching::Contains => regex::escape(pattern),
+            Matching::Prefix => format!("^{}", regex::escape(pattern)),
+            Matching::Regex => pattern.to_owned(),
+        };
+        let wanted = RegexBuilder::new(&pattern)
+            .case_insensitive(true)
+            .size_limit(limits::PATTERN_SIZE)
+            .dfa_size_limit(limits::PATTERN_SIZE)
+            .build()
+            .map_err(|error| Refusal::BadPattern(one_line(&error.to_string())))?;
+        // Off the threads that carry the traffic: it reads all names of the user's groups.
+        let permit = self.shared.searches.acquire().await.map_err(|_| Refusal::Internal)?;
+        let shared = self.shared.clone();
+        let search = tokio::task::spawn_blocking(move || {
+            shared.store.read(|state| {
+                let mine = state.user_index(user).into_iter().flat_map(|user| &user.groups);
+                let mut groups: Vec<_> = mine.map(|(group, _)| *group).chain([PUBLIC]).collect();
+                groups.retain(|group| state.member(*group, user).is_some());
+                groups.dedup();
+                live(&shared.presence, |live| {
+                    let wanted = |name: &str| wanted.is_match(name);
+                    view::files(state, groups.into_iter(), after.as_ref(), wanted, live)
+                })
+            })
+        });
+        let (rows, more) = search.await.map_err(|_| Refusal::Internal)?;
+        drop(permit);
+        Ok(Reply::Files { rows, more })
+    }
+
+    /// Lets go of the pages of shares that were not finished.
+    pub async fn drop_unfinished(&self) {
+        let all: Vec<_> = self.lock_unfinished().drain().map(|(_, share)| share).collect();
+        for share in all {
+            self.shared.store.release_pages(share.user, share.put).await;
+        }
+    }
+
+    fn lock_unfinished(&self) -> MutexGuard<'_, HashMap<ContentId, Unfinished>> {
+        self.unfinished.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What views are told of who is online.
+fn live<R>(presence: &Presence, view: impl FnOnce(Live<'_>) -> R) -> R {
+    view(Live {
+        holders: &|group, content| presence.holders(group, content),
+        online: &|user| presence.is_online(user),
+        last_seen: &|user| presence.last_seen(user),
+    })
+}
+
+/// The last line says what is wrong; those before draw it.
+fn one_line(text: &str) -> String {
+    let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or(text);
+    last.trim().trim_start_matches("error: ").to_owned()
+}

@@ -1,0 +1,178 @@
+//! A tracker in this process, agents beside it, and raw clients that send what they like.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use mtq::client::agent::{Agent, AgentConfig};
+use mtq::id::RequestId;
+use mtq::limits::CONNECTIONS_PER_ADDRESS;
+use mtq::manifest::Manifest;
+use mtq::name::{GroupName, UserName};
+use mtq::tracker::message::{Hello, Password, Reply, Request};
+use mtq::tracker::refusal::Refusal;
+use mtq::tracker::server::{Tracker, TrackerConfig};
+use mtq::tracker::state::Rules;
+use mtq::tracker::stub::{CallError, PushQueue, TrackerConnection};
+use mtq::tracker_link::{TrackerInfo, TrackerLink};
+use mtq::transport::endpoint::Endpoint;
+use mtq::transport::identity::Identity;
+use mtq::transport::tls::Alpn;
+use tempfile::TempDir;
+
+use crate::world::DEADLINE;
+
+/// A tracker and a directory, in this process.
+pub struct Net {
+    pub dir: TempDir,
+    pub tracker: Tracker,
+    pub link: TrackerLink,
+}
+
+pub fn loopback() -> SocketAddr {
+    "127.0.0.1:0".parse().expect("an address")
+}
+
+pub fn group() -> GroupName {
+    "lab".parse().expect("a name")
+}
+
+pub fn user(name: &str) -> UserName {
+    name.parse().expect("a name")
+}
+
+pub fn password() -> Password {
+    Password("secret".to_owned())
+}
+
+pub fn request_id() -> RequestId {
+    RequestId::random(&mut fastrand::Rng::new())
+}
+
+/// Whatever a test waits for must come; this only bounds a hang.
+pub async fn soon<T>(what: &str, future: impl Future<Output = T>) -> T {
+    let waited = tokio::time::timeout(DEADLINE, future).await;
+    waited.unwrap_or_else(|_| panic!("waited too long for {what}"))
+}
+
+impl Net {
+    pub fn new() -> Self {
+        Self::with(Rules::default(), CONNECTIONS_PER_ADDRESS)
+    }
+
+    /// A tracker with these rules.
+    pub fn with(rules: Rules, connections_per_address: usize) -> Self {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let identity = Arc::new(Identity::generate());
+        let id = identity.peer_id();
+        let config =
+            TrackerConfig { identity, address: loopback(), rules, connections_per_address };
+        let tracker = Tracker::start(config, dir.path()).expect("a tracker");
+        let link = TrackerLink::new(tracker.local_address().expect("an address"), id);
+        Self { dir, tracker, link }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub async fn agent(&self, name: &str) -> Agent {
+        let trackers = TrackerInfo::new(vec![self.link.clone()]).expect("one tracker");
+        let data_dir = self.path(&format!("{name}.data"));
+        let agent = Agent::start(AgentConfig { data_dir, trackers, listen: Some(loopback()) });
+        let agent = agent.expect("an agent");
+        agent.create_user(user(name), password(), None).await.expect("created");
+        agent.login(user(name), password()).await.expect("logged in");
+        agent
+    }
+
+    /// An agent that owns `lab` and shares `bytes` in it.
+    pub async fn seeder(&self, bytes: &[u8]) -> (Agent, Arc<Manifest>) {
+        let alice = self.agent("alice").await;
+        alice.create_group(group(), false).await.expect("created");
+        let path = self.path("file.bin");
+        fs::write(&path, bytes).expect("written");
+        let shared = alice.share(&path, group(), None, None, |_, _| {}).await.expect("shared");
+        (alice, shared.manifest)
+    }
+
+    /// A raw client: an endpoint and a connection to the tracker.
+    pub async fn intruder(&self) -> (Endpoint, TrackerConnection, PushQueue) {
+        let endpoint =
+            Endpoint::bind(Arc::new(Identity::generate()), loopback(), Alpn::Peer).expect("bound");
+        let hello = Hello {
+            features: 0,
+            agent: "evil".to_owned(),
+            session: 1,
+            addresses: Vec::new(),
+            extensions: Vec::new(),
+        };
+        let (line, pushes) =
+            TrackerConnection::open(&endpoint, &self.link, &hello).await.expect("connected");
+        (endpoint, line, pushes)
+    }
+
+    /// A raw client with an account that `owner` lets into `lab`.
+    pub async fn insider(
+        &self,
+        name: &str,
+        owner: &Agent,
+    ) -> (Endpoint, TrackerConnection, PushQueue) {
+        let (endpoint, line, pushes) = self.intruder().await;
+        for request in [
+            Request::CreateUser {
+                request_id: request_id(),
+                user: user(name),
+                password: password(),
+                invite: None,
+            },
+            Request::Login { user: user(name), password: password() },
+            Request::JoinGroup { request_id: request_id(), group: group() },
+        ] {
+            line.call(&request).await.expect("granted");
+        }
+        owner.accept_request(group(), user(name)).await.expect("accepted");
+        (endpoint, line, pushes)
+    }
+
+    pub async fn end(self, agents: impl IntoIterator<Item = Agent>) {
+        for agent in agents {
+            agent.shutdown().await;
+        }
+        self.tracker.shutdown().await;
+    }
+}
+
+/// The refusal's code.
+pub async fn refused(line: &TrackerConnection, request: Request) -> &'static str {
+    match line.call(&request).await {
+        Err(CallError::Refused(refusal)) => refusal.code(),
+        answer => panic!("{request:?}: {answer:?}"),
+    }
+}
+
+/// Asks until the tracker has time: tests ask faster than people.
+pub async fn granted(line: &TrackerConnection, request: Request) -> Reply {
+    loop {
+        match line.call(&request).await {
+            Ok(reply) => return reply,
+            Err(CallError::Refused(Refusal::RateLimited { retry_after_ms })) => {
+                tokio::time::sleep(std::time::Duration::from_millis(retry_after_ms)).await;
+            }
+            Err(CallError::Refused(Refusal::Busy)) => {
+                tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            }
+            Err(error) => panic!("{request:?}: {error}"),
+        }
+    }
+}
+
+/// Makes the account and logs in.
+pub async fn sign_up(line: &TrackerConnection, name: &str) {
+    let (request_id, user) = (request_id(), user(name));
+    let create =
+        Request::CreateUser { request_id, user: user.clone(), password: password(), invite: None };
+    granted(line, create).await;
+    granted(line, Request::Login { user, password: password() }).await;
+}

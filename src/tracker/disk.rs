@@ -494,3 +494,101 @@ fn directory_of(path: &Path) -> PathBuf {
         _ => PathBuf::from("."),
     }
 }
+
+#[cfg(test)]
+pub(crate) mod testing {
+    //! A disk in memory that fails, fills up and loses power when told to.
+
+    use super::*;
+    use redb::StorageBackend;
+    use std::sync::{Mutex, MutexGuard};
+
+    /// What the disk holds and how it behaves.
+    #[derive(Debug, Default)]
+    pub(crate) struct Image {
+        bytes: Vec<u8>,
+        /// What a power cut would leave.
+        durable: Vec<u8>,
+        /// Operations so far.
+        pub(crate) operations: usize,
+        /// Syncs so far.
+        pub(crate) syncs: usize,
+        /// The operation that fails.
+        pub(crate) fail_at: Option<usize>,
+        /// The sync at which the power goes: nothing after the one before is durable.
+        pub(crate) power_cut_at: Option<usize>,
+        /// It may not grow.
+        pub(crate) full: bool,
+    }
+
+    /// A handle to the disk, which outlives every database on it.
+    #[derive(Clone, Debug, Default)]
+    pub(crate) struct FaultDisk(Arc<Mutex<Image>>);
+
+    impl FaultDisk {
+        pub(crate) fn image(&self) -> MutexGuard<'_, Image> {
+            self.0.lock().expect("no panic")
+        }
+
+        /// Opens what is on it.
+        pub(crate) fn open(&self) -> Result<Disk, DiskError> {
+            let disk = self.clone();
+            Disk::with_opener(Box::new(move || Ok(builder().create_with_backend(disk.clone())?)))
+        }
+
+        /// What a machine finds after the power cut.
+        pub(crate) fn after_power_cut(&self) -> Self {
+            let durable = self.image().durable.clone();
+            let image = Image { bytes: durable.clone(), durable, ..Image::default() };
+            Self(Arc::new(Mutex::new(image)))
+        }
+
+        fn operate(&self) -> io::Result<MutexGuard<'_, Image>> {
+            let mut image = self.image();
+            image.operations += 1;
+            if image.fail_at == Some(image.operations) {
+                return Err(io::Error::other("injected"));
+            }
+            Ok(image)
+        }
+    }
+
+    impl StorageBackend for FaultDisk {
+        fn len(&self) -> io::Result<u64> {
+            Ok(self.operate()?.bytes.len() as u64)
+        }
+
+        fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            let image = self.operate()?;
+            let at = offset as usize;
+            let bytes = image.bytes.get(at..at + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+            out.copy_from_slice(bytes);
+            Ok(())
+        }
+
+        fn set_len(&self, len: u64) -> io::Result<()> {
+            let mut image = self.operate()?;
+            if image.full && len as usize > image.bytes.len() {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            image.bytes.resize(len as usize, 0);
+            Ok(())
+        }
+
+        fn sync_data(&self) -> io::Result<()> {
+            let mut image = self.operate()?;
+            image.syncs += 1;
+            if image.power_cut_at.is_none_or(|at| image.syncs < at) {
+                image.durable = image.bytes.clone();
+            }
+            Ok(())
+        }
+
+        fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+            let mut image = self.operate()?;
+            let at = offset as usize;
+            image.bytes[at..at + data.len()].copy_from_slice(data);
+            Ok(())
+        }
+    }
+}

@@ -68,6 +68,10 @@ pub struct Answer {
     pub accepted: bool,
 }
 
+/// A share and the membership it rests on: should one request have been granted twice, by trackers
+/// that knew different memberships, each lives as long as its own.
+pub type ShareKey = (ShareId, MembershipId);
+
 /// One user's share of a content under a name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
@@ -125,7 +129,7 @@ pub struct Facts {
     /// Who was last named to follow.
     pub nominees: BTreeMap<GroupId, Last<Option<MembershipId>>>,
     /// Shares.
-    pub shares: BTreeMap<ShareId, First<Share>>,
+    pub shares: BTreeMap<ShareKey, First<Share>>,
     /// Shares that were withdrawn.
     pub withdrawn: BTreeSet<ShareId>,
     /// Ops of kinds this version does not know; a later one folds them.

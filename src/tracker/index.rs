@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::facts::{Account, Answer, Enrolment, Facts, Founded, Place, Share};
+use super::facts::{Account, Answer, Enrolment, Facts, Founded, Place, Share, ShareKey};
 use super::lattice::{First, Stamp};
 use crate::clock::UnixMillis;
 use crate::id::{
@@ -12,6 +12,12 @@ use crate::id::{
 use crate::manifest::{ContentId, ManifestHead};
 use crate::name::{FileName, GroupName, UserName};
 use crate::peer_id::PeerId;
+
+/// Before every other key of a share.
+pub const LEAST_SHARE: ShareKey = (ShareId([0; 16]), MembershipId([0; 16]));
+
+/// After every other key of a share.
+pub const GREATEST_SHARE: ShareKey = (ShareId([0xff; 16]), MembershipId([0xff; 16]));
 
 /// Before every other stamp.
 pub const EARLIEST: Stamp = Stamp { at: UnixMillis(0), origin: OriginId([0; 16]) };
@@ -35,9 +41,9 @@ pub struct GroupIndex {
     /// Who was turned away, and when.
     pub rejected: BTreeSet<(UserId, UnixMillis, JoinRequestId)>,
     /// Shares in the order listings have.
-    pub files: BTreeSet<(FileName, ContentId, ShareId)>,
+    pub files: BTreeSet<(FileName, ContentId, ShareKey)>,
     /// Shares by what they share.
-    pub contents: BTreeSet<(ContentId, ShareId)>,
+    pub contents: BTreeSet<(ContentId, ShareKey)>,
 }
 
 /// What belongs to a user.
@@ -72,8 +78,8 @@ pub struct Index {
     pub membership_shares: BTreeSet<(MembershipId, ShareId)>,
     /// Heads in use, each kept once, with the number of shares of it.
     pub heads: BTreeMap<ContentId, (Arc<ManifestHead>, usize)>,
-    /// Revocations in order of time.
-    pub revocations: BTreeSet<(UnixMillis, Revoked)>,
+    /// Revocations in order of time, each with the id of what ended.
+    pub revocations: BTreeSet<(UnixMillis, [u8; 16], Revoked)>,
 }
 
 impl Index {
@@ -82,7 +88,7 @@ impl Index {
         let mut index = Self::default();
         facts.users.iter().for_each(|(id, user)| index.add_user(*id, user));
         facts.enrolments.iter().for_each(|(id, e)| index.add_enrolment(*id, e));
-        facts.unenrolled.values().for_each(|tomb| index.add_revoked_device(tomb));
+        facts.unenrolled.iter().for_each(|(id, tomb)| index.add_revoked_device(*id, tomb));
         facts.groups.iter().for_each(|(id, group)| index.add_group(*id, group));
         facts.memberships.iter().for_each(|(id, m)| index.add_membership(*id, m));
         facts.ended.iter().for_each(|(id, tomb)| index.add_ended(*id, tomb));
@@ -116,14 +122,14 @@ impl Index {
         self.change_user(user, |u| u.enrolments.remove(&(enrolment.stamp, id)));
     }
 
-    pub(super) fn add_revoked_device(&mut self, tomb: &First<Enrolment>) {
+    pub(super) fn add_revoked_device(&mut self, id: EnrolmentId, tomb: &First<Enrolment>) {
         let revoked = Revoked::Device(tomb.value.user, tomb.value.device);
-        self.revocations.insert((tomb.stamp.at, revoked));
+        self.revocations.insert((tomb.stamp.at, id.0, revoked));
     }
 
-    pub(super) fn remove_revoked_device(&mut self, tomb: &First<Enrolment>) {
+    pub(super) fn remove_revoked_device(&mut self, id: EnrolmentId, tomb: &First<Enrolment>) {
         let revoked = Revoked::Device(tomb.value.user, tomb.value.device);
-        self.revocations.remove(&(tomb.stamp.at, revoked));
+        self.revocations.remove(&(tomb.stamp.at, id.0, revoked));
     }
 
     pub(super) fn add_group(&mut self, id: GroupId, group: &First<Founded>) {
@@ -147,11 +153,11 @@ impl Index {
     }
 
     pub(super) fn add_ended(&mut self, id: MembershipId, tomb: &First<GroupId>) {
-        self.revocations.insert((tomb.stamp.at, Revoked::Membership(tomb.value, id)));
+        self.revocations.insert((tomb.stamp.at, id.0, Revoked::Membership(tomb.value, id)));
     }
 
     pub(super) fn remove_ended(&mut self, id: MembershipId, tomb: &First<GroupId>) {
-        self.revocations.remove(&(tomb.stamp.at, Revoked::Membership(tomb.value, id)));
+        self.revocations.remove(&(tomb.stamp.at, id.0, Revoked::Membership(tomb.value, id)));
     }
 
     pub(super) fn add_request(&mut self, id: JoinRequestId, request: &First<Place>) {
@@ -180,7 +186,7 @@ impl Index {
     }
 
     /// Enters a share, whose head becomes the one kept for its content.
-    pub(super) fn add_share(&mut self, id: ShareId, share: &mut Share) {
+    pub(super) fn add_share(&mut self, id: ShareKey, share: &mut Share) {
         let content = share.head.content_id();
         let (head, count) = self.heads.entry(content).or_insert((share.head.clone(), 0));
         *count += 1;
@@ -188,11 +194,11 @@ impl Index {
         let group = self.groups.entry(share.group).or_default();
         group.files.insert((share.name.clone(), content, id));
         group.contents.insert((content, id));
-        self.membership_shares.insert((share.membership, id));
+        self.membership_shares.insert((share.membership, id.0));
         self.users.entry(share.user).or_default().share_count += 1;
     }
 
-    pub(super) fn remove_share(&mut self, id: ShareId, share: &Share) {
+    pub(super) fn remove_share(&mut self, id: ShareKey, share: &Share) {
         let content = share.head.content_id();
         if let Some((_, count)) = self.heads.get_mut(&content) {
             *count -= 1;
@@ -204,7 +210,7 @@ impl Index {
             g.files.remove(&(share.name.clone(), content, id));
             g.contents.remove(&(content, id))
         });
-        self.membership_shares.remove(&(share.membership, id));
+        self.membership_shares.remove(&(share.membership, id.0));
         self.change_user(share.user, |u| {
             u.share_count -= 1;
             true

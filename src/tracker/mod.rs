@@ -23,3 +23,6 @@ pub mod password;
 pub mod session;
 pub mod server;
 pub mod stub;
+
+#[cfg(test)]
+mod model_tests;

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeMap;
 
-use super::facts::{Account, Answer, Enrolment, Facts, Founded, Place, Share};
-use super::index::{EARLIEST, GroupIndex, Index, Revoked, UserIndex};
+use super::facts::{Account, Answer, Enrolment, Facts, Founded, Place, Share, ShareKey};
+use super::index::{EARLIEST, GroupIndex, Index, LEAST_SHARE, Revoked, UserIndex};
 use super::lattice::{First, Last, Stamp};
 use super::op::{Change, Op, Unenrolled};
 use crate::clock::UnixMillis;
@@ -224,12 +224,15 @@ impl State {
                 // What no manifest head is was never acknowledged to anybody.
                 let Ok(head) = ManifestHead::parse(&head) else { return };
                 let value = Share { group, membership, user, name, head: head.into() };
-                self.add_share(share, First { stamp, value }, effects);
+                self.add_share((share, membership), First { stamp, value }, effects);
             }
             Change::SharesWithdrawn { group: _, content: _, shares, by_owner: _ } => {
                 for share in shares {
                     self.facts.withdrawn.insert(share);
-                    self.drop_share(share, effects);
+                    let first = (share, MembershipId([0; 16]));
+                    let known = self.facts.shares.range(first..).map(|(key, _)| *key);
+                    let gone: Vec<_> = known.take_while(|(id, _)| *id == share).collect();
+                    gone.into_iter().for_each(|key| self.drop_share(key, effects));
                 }
             }
         }
@@ -271,9 +274,9 @@ impl State {
                 if !old.yields_to(stamp) {
                     continue;
                 }
-                self.index.remove_revoked_device(old);
+                self.index.remove_revoked_device(id, old);
             }
-            self.index.add_revoked_device(&tomb);
+            self.index.add_revoked_device(id, &tomb);
             self.facts.unenrolled.insert(id, tomb);
         }
     }
@@ -326,6 +329,7 @@ impl State {
         let shares: Vec<_> = shares.take_while(|(of, _)| *of == id).map(|(_, s)| *s).collect();
         let mut user = was.map(|was| was.value.user);
         for share in shares {
+            let share = (share, id);
             user = user.or(self.facts.shares.get(&share).map(|share| share.value.user));
             self.drop_share(share, effects);
         }
@@ -367,9 +371,8 @@ impl State {
         self.facts.answers.insert(id, answer);
     }
 
-    fn add_share(&mut self, id: ShareId, mut share: First<Share>, effects: &mut Vec<Effect>) {
-        let gone = self.facts.withdrawn.contains(&id)
-            || self.facts.ended.contains_key(&share.value.membership);
+    fn add_share(&mut self, id: ShareKey, mut share: First<Share>, effects: &mut Vec<Effect>) {
+        let gone = self.facts.withdrawn.contains(&id.0) || self.facts.ended.contains_key(&id.1);
         if gone {
             return;
         }
@@ -386,7 +389,7 @@ impl State {
         self.facts.shares.insert(id, share);
     }
 
-    fn drop_share(&mut self, id: ShareId, effects: &mut Vec<Effect>) {
+    fn drop_share(&mut self, id: ShareKey, effects: &mut Vec<Effect>) {
         if let Some(share) = self.facts.shares.remove(&id) {
             self.index.remove_share(id, &share.value);
             effects.push(Effect::ShareEnded(share.value));
@@ -648,30 +651,31 @@ impl State {
         content: ContentId,
     ) -> impl Iterator<Item = (ShareId, &First<Share>)> {
         let group = self.index.groups.get(&group);
-        let from = (content, ShareId([0; 16]));
+        let from = (content, LEAST_SHARE);
         let all = group.into_iter().flat_map(move |group| group.contents.range(from..));
         let all = all.take_while(move |(of, _)| *of == content);
         all.filter_map(|(_, id)| self.share(*id))
     }
 
     /// A share of somebody whose account may be used.
-    pub fn share(&self, id: ShareId) -> Option<(ShareId, &First<Share>)> {
+    pub fn share(&self, id: ShareKey) -> Option<(ShareId, &First<Share>)> {
         let share = self.facts.shares.get(&id)?;
-        self.is_enabled(share.value.user).then_some((id, share))
+        self.is_enabled(share.value.user).then_some((id.0, share))
     }
 
     /// What was revoked at or after `since`, with the time of each.
     pub fn revoked_since(&self, since: UnixMillis) -> impl Iterator<Item = (UnixMillis, Revoked)> {
         let least = Revoked::Membership(GroupId([0; 16]), MembershipId([0; 16]));
-        self.index.revocations.range((since, least)..).copied()
+        let all = self.index.revocations.range((since, [0; 16], least)..);
+        all.map(|(at, _, revoked)| (*at, *revoked))
     }
 
     /// When a device was last removed, if that is remembered.
     pub fn revoked_at(&self, device: PeerId) -> Option<UnixMillis> {
         let removals = self.index.revocations.iter().rev();
         let mut of_device =
-            removals.filter(|(_, what)| matches!(what, Revoked::Device(_, d) if *d == device));
-        of_device.next().map(|(at, _)| *at)
+            removals.filter(|(.., what)| matches!(what, Revoked::Device(_, d) if *d == device));
+        of_device.next().map(|(at, ..)| *at)
     }
 
     /// Every head in use.
@@ -711,5 +715,285 @@ fn set<K: Ord, T>(map: &mut BTreeMap<K, Last<T>>, key: K, word: Last<T>) {
 fn claim<K: Ord, T>(map: &mut BTreeMap<K, First<T>>, key: K, claim: First<T>) {
     if map.get(&key).is_none_or(|known| known.yields_to(claim.stamp)) {
         map.insert(key, claim);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::blake3;
+    use crate::id::RequestId;
+    use crate::manifest::testing::manifest_of;
+    use crate::wire;
+    use proptest::prelude::*;
+
+    /// Ids out of a few, so that changes meet.
+    fn id() -> impl Strategy<Value = [u8; 16]> {
+        (0u8..4).prop_map(|n| [n; 16])
+    }
+
+    fn device() -> impl Strategy<Value = PeerId> {
+        (0u8..3).prop_map(|n| PeerId([n; 32]))
+    }
+
+    fn unenrolled() -> impl Strategy<Value = Vec<Unenrolled>> {
+        let one = (id(), id(), device()).prop_map(|(enrolment, user, device)| Unenrolled {
+            enrolment: EnrolmentId(enrolment),
+            user: UserId(user),
+            device,
+        });
+        prop::collection::vec(one, 0..3)
+    }
+
+    fn memberships() -> impl Strategy<Value = Vec<MembershipId>> {
+        prop::collection::vec(id().prop_map(MembershipId), 0..3)
+    }
+
+    fn change() -> impl Strategy<Value = Change> {
+        let name = (0u8..3).prop_map(|n| format!("n{n}"));
+        let text = "[a-c]";
+        prop_oneof![
+            (id(), name.clone(), text, prop::option::of(id())).prop_map(
+                |(user, name, password, invite)| Change::UserCreated {
+                    user: UserId(user),
+                    name: name.parse().expect("name"),
+                    password,
+                    invite: invite.map(InviteId),
+                }
+            ),
+            (id(), text, unenrolled()).prop_map(|(user, password, unenrolled)| {
+                Change::PasswordChanged { user: UserId(user), password, unenrolled }
+            }),
+            (id(), memberships(), id(), unenrolled()).prop_map(
+                |(user, memberships, group, unenrolled)| Change::UserDisabled {
+                    user: UserId(user),
+                    memberships: memberships.into_iter().map(|m| (m, GroupId(group))).collect(),
+                    unenrolled,
+                }
+            ),
+            id().prop_map(|user| Change::UserEnabled { user: UserId(user) }),
+            (id(), id(), device(), unenrolled()).prop_map(
+                |(enrolment, user, device, unenrolled)| Change::DeviceEnrolled {
+                    enrolment: EnrolmentId(enrolment),
+                    user: UserId(user),
+                    device,
+                    unenrolled,
+                }
+            ),
+            unenrolled().prop_map(|unenrolled| Change::DeviceRemoved { unenrolled }),
+            (id(), 0u64..9).prop_map(|(invite, at)| Change::InviteMade {
+                invite: InviteId(invite),
+                expires: UnixMillis(at),
+            }),
+            (id(), name, any::<bool>(), id()).prop_map(|(group, name, hidden, user)| {
+                Change::GroupCreated {
+                    group: GroupId(group),
+                    name: name.parse().expect("name"),
+                    hidden,
+                    user: UserId(user),
+                }
+            }),
+            (id(), 0u32..3).prop_map(|(group, offline_grace)| Change::GroupSet {
+                group: GroupId(group),
+                offline_grace,
+            }),
+            (id(), id(), id()).prop_map(|(request, group, user)| Change::JoinRequested {
+                request: JoinRequestId(request),
+                group: GroupId(group),
+                user: UserId(user),
+            }),
+            (id(), id(), id(), id()).prop_map(|(request, group, user, membership)| {
+                Change::JoinAccepted {
+                    request: JoinRequestId(request),
+                    group: GroupId(group),
+                    user: UserId(user),
+                    membership: MembershipId(membership),
+                }
+            }),
+            (id(), id(), id()).prop_map(|(request, group, user)| Change::JoinRejected {
+                request: JoinRequestId(request),
+                group: GroupId(group),
+                user: UserId(user),
+            }),
+            (id(), memberships(), any::<bool>()).prop_map(|(group, memberships, kicked)| {
+                Change::MembershipEnded { group: GroupId(group), memberships, kicked }
+            }),
+            (id(), id(), prop::option::of(id())).prop_map(|(group, owner, nominee)| {
+                Change::NomineeSet {
+                    group: GroupId(group),
+                    owner: MembershipId(owner),
+                    nominee: nominee.map(MembershipId),
+                }
+            }),
+            (id(), id()).prop_map(|(group, owner)| Change::OwnerAssigned {
+                group: GroupId(group),
+                owner: MembershipId(owner),
+            }),
+            (id(), id(), id(), id(), 0u8..3).prop_map(
+                |(share, group, membership, user, content)| {
+                    Change::ShareAdded {
+                        share: ShareId(share),
+                        group: GroupId(group),
+                        membership: MembershipId(membership),
+                        user: UserId(user),
+                        name: format!("f{content}").parse().expect("name"),
+                        head: manifest_of(&[content]).head().encode(),
+                    }
+                }
+            ),
+            (id(), prop::collection::vec(id().prop_map(ShareId), 0..3)).prop_map(
+                |(group, shares)| Change::SharesWithdrawn {
+                    group: GroupId(group),
+                    content: manifest_of(&[1]).content_id(),
+                    shares,
+                    by_owner: false,
+                }
+            ),
+            (id(), memberships()).prop_map(|(group, memberships)| Change::GroupArchived {
+                group: GroupId(group),
+                memberships,
+            }),
+        ]
+    }
+
+    /// Ops of three origins, each at its own time; some of a kind nobody knows.
+    fn ops() -> impl Strategy<Value = Vec<Op>> {
+        let one = (change(), 0u8..3, any::<u32>(), 0u8..20);
+        prop::collection::vec(one, 1..40).prop_map(|changes| {
+            let mut ops: Vec<Op> = Vec::new();
+            for (seq, (change, origin, clock, strange)) in (1u64..).zip(changes) {
+                let (mut kind, body) = change.encode();
+                if strange == 0 {
+                    kind = 999;
+                }
+                ops.push(Op {
+                    origin: OriginId([origin; 16]),
+                    seq,
+                    previous: blake3(b""),
+                    // No two ops have the same stamp.
+                    clock: UnixMillis(u64::from(clock) * 100 + seq),
+                    actor: PeerId([origin; 32]),
+                    request: RequestId([seq as u8; 16]),
+                    kind,
+                    body,
+                });
+            }
+            ops
+        })
+    }
+
+    fn fold<'a>(ops: impl IntoIterator<Item = &'a Op>) -> State {
+        let mut state = State::default();
+        ops.into_iter().for_each(|op| drop(state.apply(op)));
+        state
+    }
+
+    /// What a person sees must follow from the facts too, whatever they are.
+    fn look_at(state: &State) {
+        for n in 0u8..4 {
+            let (group, user) = (GroupId([n; 16]), UserId([n; 16]));
+            let members: Vec<_> = state.members(group).collect();
+            assert_eq!(state.owner(group).is_none(), members.is_empty(), "an owner while living");
+            if let Some(owner) = state.owner(group) {
+                assert!(members.iter().any(|member| member.user == owner), "a member owns it");
+            }
+            for member in members {
+                assert_eq!(state.member(group, member.user), Some(member));
+            }
+            if let Some(name) = state.group_name(group).filter(|_| state.is_living(group)) {
+                assert_eq!(state.group_named(&name), Some(group));
+            }
+            if let Some(name) = state.user_name(user) {
+                assert_eq!(state.user_named(&name), Some(user));
+            }
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1000))]
+
+        #[test]
+        fn any_order_repetition_and_batching_of_the_same_ops_gives_the_same_digest(
+            ops in ops(),
+            seed in any::<u64>(),
+        ) {
+            let state = fold(&ops);
+            state.check_invariants();
+            look_at(&state);
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut shuffled: Vec<_> = ops.iter().chain(ops.iter().filter(|_| rng.bool())).collect();
+            rng.shuffle(&mut shuffled);
+            let other = fold(shuffled);
+            prop_assert_eq!(state.digest(), other.digest());
+            prop_assert_eq!(&state.index, &other.index);
+            // Half of them by way of a snapshot.
+            let half = fold(&ops[..ops.len() / 2]);
+            let bytes = wire::encode(half.facts());
+            let facts = wire::decode(&bytes).expect("own encoding decodes");
+            let mut resumed = State::new(facts, Rules::default());
+            ops[ops.len() / 2..].iter().for_each(|op| drop(resumed.apply(op)));
+            prop_assert_eq!(state.digest(), resumed.digest());
+            resumed.check_invariants();
+        }
+
+        #[test]
+        fn the_same_request_granted_by_two_trackers_counts_once(
+            ops in ops(),
+            seed in any::<u64>(),
+        ) {
+            // Another tracker granted some of them too, later.
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let again = |op: &Op| Op {
+                origin: OriginId([9; 16]),
+                clock: UnixMillis(op.clock.0 + 50),
+                ..op.clone()
+            };
+            let twice: Vec<_> = ops.iter().filter(|_| rng.bool()).map(again).collect();
+            let mut both: Vec<_> = ops.iter().chain(&twice).collect();
+            let state = fold(both.iter().copied());
+            rng.shuffle(&mut both);
+            let other = fold(both);
+            prop_assert_eq!(state.digest(), other.digest());
+            let once = fold(&ops);
+            prop_assert_eq!(
+                state.facts().users.keys().collect::<Vec<_>>(),
+                once.facts().users.keys().collect::<Vec<_>>()
+            );
+            prop_assert_eq!(
+                state.facts().memberships.keys().collect::<Vec<_>>(),
+                once.facts().memberships.keys().collect::<Vec<_>>()
+            );
+            prop_assert_eq!(
+                state.facts().shares.keys().collect::<Vec<_>>(),
+                once.facts().shares.keys().collect::<Vec<_>>()
+            );
+        }
+    }
+
+    #[test]
+    fn of_two_that_chose_one_name_the_earlier_has_it_and_the_other_a_mark() {
+        let created = |user: u8, at: u64| {
+            let change = Change::UserCreated {
+                user: UserId([user; 16]),
+                name: "bob".parse().expect("name"),
+                password: String::new(),
+                invite: Some(InviteId([1; 16])),
+            };
+            let (kind, body) = change.encode();
+            let (origin, request) = (OriginId([user; 16]), RequestId([user; 16]));
+            let (clock, actor) = (UnixMillis(at), PeerId([user; 32]));
+            let previous = blake3(b"");
+            Op { origin, seq: 1, previous, clock, actor, request, kind, body }
+        };
+        let state = fold(&[created(0xab, 20), created(0xcd, 10)]);
+        let named = |name: &str| state.user_named(&name.parse().expect("name"));
+        assert_eq!(named("bob"), Some(UserId([0xcd; 16])));
+        assert_eq!(named("bob~abab"), Some(UserId([0xab; 16])));
+        assert_eq!(named("bob~cdcd"), None);
+        let name = state.user_name(UserId([0xab; 16])).expect("named");
+        assert_eq!(name.as_str(), "bob~abab");
+        // One invitation for both: the later waits for the operator.
+        assert!(state.is_enabled(UserId([0xcd; 16])));
+        assert!(!state.is_enabled(UserId([0xab; 16])));
     }
 }

@@ -590,3 +590,326 @@ fn refusal_of(error: &DiskError) -> Refusal {
         _ => Refusal::StorageFailed,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::blake3;
+    use crate::manifest::Manifest;
+    use crate::manifest::testing::manifest_of;
+    use crate::name::{GroupName, UserName};
+    use crate::tracker::disk::testing::FaultDisk;
+    use crate::tracker::view;
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    struct Nobody;
+
+    impl Listener for Nobody {
+        fn committed(&self, _: &State, _: &Change, _: &[Effect]) {}
+    }
+
+    fn clock() -> UnixMillis {
+        // Stands still: the store must order what happens by itself.
+        UnixMillis(1_000)
+    }
+
+    fn start(disk: Disk) -> Result<Store, DiskError> {
+        static ORIGINS: AtomicU64 = AtomicU64::new(1);
+        let origin = u128::from(ORIGINS.fetch_add(1, Ordering::Relaxed)).to_le_bytes();
+        let config = StoreConfig {
+            tracker: PeerId([0xaa; 32]),
+            rules: Rules::default(),
+            origin: OriginId(origin),
+            clock,
+        };
+        Store::start(disk, config, Nobody)
+    }
+
+    const DEVICE: PeerId = PeerId([1; 32]);
+
+    fn group(number: usize) -> GroupName {
+        format!("g{number}").parse().expect("name")
+    }
+
+    fn request(number: usize) -> RequestId {
+        RequestId((number as u128).to_le_bytes())
+    }
+
+    async fn create_user(store: &Store, name: &str) -> Result<UserId, Refusal> {
+        let name: UserName = name.parse().expect("name");
+        let create =
+            Command::CreateUser { user: name.clone(), password: "phc".into(), invite: None };
+        let actor = Actor::Client { device: DEVICE, user: None };
+        store.propose(actor, request(1_000_001), create).await?;
+        let known = store.read(|state| {
+            let user = state.user_named(&name).expect("created");
+            (user, state.facts().passwords[&user].stamp)
+        });
+        let enrol = Command::EnrolDevice { user: known.0, verified: known.1 };
+        store.propose(actor, request(1_000_002), enrol).await?;
+        Ok(known.0)
+    }
+
+    async fn create_group(store: &Store, user: UserId, number: usize) -> Result<Outcome, Refusal> {
+        let actor = Actor::Client { device: DEVICE, user: Some(user) };
+        let command = Command::CreateGroup { group: group(number), hidden: false };
+        store.propose(actor, request(number), command).await
+    }
+
+    fn groups(store: &Store, user: UserId) -> Vec<String> {
+        let rows = store.read(|state| view::groups(state, user, None).0);
+        rows.into_iter().map(|row| row.name.to_string()).filter(|name| name != "public").collect()
+    }
+
+    async fn share(
+        store: &Store,
+        user: UserId,
+        number: usize,
+        manifest: &Manifest,
+    ) -> Result<Outcome, Refusal> {
+        let page = manifest.page(0);
+        store.put_page(user, blake3(&page), page).await?;
+        let actor = Actor::Client { device: DEVICE, user: Some(user) };
+        let command = Command::Share {
+            group: group(0),
+            name: format!("f{number}").parse().expect("name"),
+            head: Arc::new(manifest.head().clone()),
+        };
+        let shared = store.propose(actor, request(2_000_000 + number), command).await;
+        store.release_pages(user, vec![manifest.head().page_hashes()[0]]).await;
+        shared
+    }
+
+    #[tokio::test]
+    async fn what_was_acknowledged_is_there_after_a_restart_and_repeats_change_nothing() {
+        let disk = FaultDisk::default();
+        let store = start(disk.open().expect("opened")).expect("started");
+        let user = create_user(&store, "ann").await.expect("created");
+        for number in 0..20 {
+            create_group(&store, user, number).await.expect("created");
+        }
+        let manifest = manifest_of(b"hello");
+        share(&store, user, 1, &manifest).await.expect("shared");
+        store.note_seen(user, UnixMillis(77));
+        let (position, latest) = store.position();
+        assert_eq!(position, 24);
+        assert!(latest >= UnixMillis(1_023), "the clock stood still, the ops did not");
+        let digest = store.read(State::digest);
+        store.close().await;
+        drop(store);
+
+        let store = start(disk.open().expect("opened")).expect("started");
+        assert_eq!(store.read(State::digest), digest);
+        assert_eq!(store.seen().get(&user), Some(&UnixMillis(77)));
+        assert_eq!(groups(&store, user).len(), 20);
+        create_group(&store, user, 7).await.expect("granted before");
+        assert_eq!(store.position().0, position, "a repeat is no op");
+        let page = store.page(blake3(&manifest.page(0))).await.expect("readable");
+        assert_eq!(page, Some(manifest.page(0)));
+        create_group(&store, user, 99).await.expect("created");
+        // The op itself, and the first of this run's origin.
+        assert_eq!(store.position().0, position + 2);
+        store.read(State::check_invariants);
+    }
+
+    #[tokio::test]
+    async fn snapshots_bound_the_log_and_forget_nothing() {
+        let disk = FaultDisk::default();
+        let store = start(disk.open().expect("opened")).expect("started");
+        let user = create_user(&store, "ann").await.expect("created");
+        let actor = Actor::Client { device: DEVICE, user: Some(user) };
+        create_group(&store, user, 0).await.expect("created");
+        let mut waiting = Vec::new();
+        for number in 1..=SNAPSHOT_AFTER / 2 + 100 {
+            // There and gone again, so that the state stays small and the log does not.
+            let command = Command::CreateGroup { group: group(number), hidden: false };
+            waiting.push(store.propose(actor, request(number), command));
+            let command = Command::LeaveGroup { group: group(number) };
+            waiting.push(store.propose(actor, request(5_000_000 + number), command));
+            if waiting.len() > 500 {
+                let done = futures_join(std::mem::take(&mut waiting)).await;
+                assert!(done.iter().all(Result::is_ok), "{done:?}");
+            }
+        }
+        futures_join(waiting).await;
+        create_group(&store, user, 999_999).await.expect("created");
+        let (digest, (position, _)) = (store.read(State::digest), store.position());
+        let kept = store.disk().ops(0).map(|ops| ops.len());
+        assert!(kept.is_err(), "the log begins later");
+        let snapshot = store.disk().snapshot().expect("readable");
+        assert!(snapshot.position as usize > SNAPSHOT_AFTER);
+        let tail = store.disk().ops(snapshot.position).expect("readable").len() as u64;
+        assert_eq!(snapshot.position + tail, position);
+        store.close().await;
+        drop(store);
+        let store = start(disk.open().expect("opened")).expect("started");
+        assert_eq!(store.read(State::digest), digest);
+        assert_eq!(groups(&store, user), ["g0", "g999999"]);
+        // Requests of before the snapshot are still known.
+        create_group(&store, user, 3).await.expect("granted before");
+        assert_eq!(store.position().0, position);
+        store.read(State::check_invariants);
+    }
+
+    async fn futures_join<F: Future>(futures: Vec<F>) -> Vec<F::Output> {
+        // In the order they were made, all under way at once: each waits for its batch.
+        let mut pinned: Vec<_> = futures.into_iter().map(Box::pin).collect();
+        let mut results: Vec<Option<F::Output>> = pinned.iter().map(|_| None).collect();
+        std::future::poll_fn(|context| {
+            let mut ready = true;
+            for (future, result) in pinned.iter_mut().zip(&mut results) {
+                if result.is_none() {
+                    match future.as_mut().poll(context) {
+                        std::task::Poll::Ready(output) => *result = Some(output),
+                        std::task::Poll::Pending => ready = false,
+                    }
+                }
+            }
+            if ready { std::task::Poll::Ready(()) } else { std::task::Poll::Pending }
+        })
+        .await;
+        results.into_iter().flatten().collect()
+    }
+
+    /// Creates groups and a share, each until it is granted; nothing granted may be missing.
+    async fn persist(store: &Store, granted: &mut Vec<usize>) -> Option<UserId> {
+        let mut user = None;
+        for _ in 0..5 {
+            if let Ok(created) = create_user(store, "ann").await {
+                user = Some(created);
+                break;
+            }
+        }
+        let user = user?;
+        for number in 0..6 {
+            for _ in 0..5 {
+                if create_group(store, user, number).await.is_ok() {
+                    granted.push(number);
+                    break;
+                }
+            }
+        }
+        for _ in 0..5 {
+            if share(store, user, 0, &manifest_of(b"page")).await.is_ok() {
+                break;
+            }
+        }
+        Some(user)
+    }
+
+    #[tokio::test]
+    async fn every_single_io_failure_is_survived_and_loses_nothing() {
+        let clean = FaultDisk::default();
+        let store = start(clean.open().expect("opened")).expect("started");
+        let made = clean.image().operations;
+        persist(&store, &mut Vec::new()).await.expect("works");
+        store.close().await;
+        drop(store);
+        let all = clean.image().operations;
+        assert!(all > made + 50, "{made} to {all}");
+        for fail_at in 1..=all {
+            let disk = FaultDisk::default();
+            disk.image().fail_at = Some(fail_at);
+            let mut granted = Vec::new();
+            // Before it is made, a store that cannot be made says so.
+            let started = disk.open().and_then(start);
+            if let Ok(store) = started {
+                let user = persist(&store, &mut granted).await.expect("one failure is survived");
+                assert_eq!(granted.len(), 6, "operation {fail_at}");
+                assert_eq!(groups(&store, user).len(), 6, "operation {fail_at}");
+                store.read(State::check_invariants);
+                store.close().await;
+            }
+            disk.image().fail_at = None;
+            // A file whose very making failed has no name yet; every other one opens.
+            let Ok(opened) = disk.open() else {
+                assert!(granted.is_empty(), "operation {fail_at}");
+                continue;
+            };
+            let store = start(opened).expect("started");
+            let groups = store.read(|state| state.facts().groups.len());
+            assert_eq!(groups, granted.len(), "operation {fail_at}");
+            store.read(State::check_invariants);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_power_cut_at_any_sync_loses_nothing_acknowledged() {
+        let clean = FaultDisk::default();
+        let store = start(clean.open().expect("opened")).expect("started");
+        let made = clean.image().syncs;
+        persist(&store, &mut Vec::new()).await.expect("works");
+        store.close().await;
+        drop(store);
+        let all = clean.image().syncs;
+        for cut_at in made + 1..=all {
+            let disk = FaultDisk::default();
+            disk.image().power_cut_at = Some(cut_at);
+            let store = start(disk.open().expect("opened")).expect("started");
+            // What is acknowledged while the power is still there.
+            let mut acknowledged = 0;
+            if let Ok(user) = create_user(&store, "ann").await {
+                for number in 0..6 {
+                    let done = create_group(&store, user, number).await;
+                    if disk.image().syncs >= cut_at {
+                        break;
+                    }
+                    acknowledged += usize::from(done.is_ok());
+                }
+            }
+            store.close().await;
+            drop(store);
+            let after = disk.after_power_cut();
+            let store = start(after.open().expect("opens")).expect("started");
+            let groups = store.read(|state| state.facts().groups.len());
+            assert!(groups >= acknowledged, "sync {cut_at}: {groups} of {acknowledged}");
+            store.read(State::check_invariants);
+            // And once more while it was being recovered.
+            store.close().await;
+            drop(store);
+            let again = after.after_power_cut();
+            let store = start(again.open().expect("opens")).expect("started");
+            assert!(store.read(|state| state.facts().groups.len()) >= acknowledged);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_refuses_changes_serves_reads_and_recovers() {
+        let disk = FaultDisk::default();
+        let store = start(disk.open().expect("opened")).expect("started");
+        let user = create_user(&store, "ann").await.expect("created");
+        create_group(&store, user, 0).await.expect("created");
+        let first = manifest_of(b"first");
+        share(&store, user, 0, &first).await.expect("shared");
+        disk.image().full = true;
+        // Pages of some size, until the file would have to grow.
+        let mut refused = None;
+        for number in 0..200usize {
+            let bytes = vec![number as u8; 200_000];
+            match store.put_page(user, blake3(&bytes), bytes).await {
+                Ok(()) => {}
+                Err(refusal) => {
+                    refused = Some(refusal);
+                    break;
+                }
+            }
+        }
+        assert_eq!(refused, Some(Refusal::StorageFull));
+        // Reads go on, also of pages.
+        assert_eq!(groups(&store, user), ["g0"]);
+        let page = store.page(blake3(&first.page(0))).await.expect("readable");
+        assert_eq!(page, Some(first.page(0)));
+        disk.image().full = false;
+        let bytes = vec![0xff; 200_000];
+        store.put_page(user, blake3(&bytes), bytes).await.expect("there is room again");
+        create_group(&store, user, 1).await.expect("created");
+        assert_eq!(groups(&store, user), ["g0", "g1"]);
+        store.close().await;
+        drop(store);
+        let store = start(disk.open().expect("opened")).expect("started");
+        assert_eq!(groups(&store, user), ["g0", "g1"]);
+        // What was put and never shared is swept at the start.
+        let strays = store.page(blake3(&vec![0xff; 200_000])).await.expect("readable");
+        assert_eq!(strays, None);
+    }
+}

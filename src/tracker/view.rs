@@ -2,7 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use super::facts::Share;
+use super::facts::{Share, ShareKey};
+use super::index::{GREATEST_SHARE, LEAST_SHARE};
 use super::lattice::First;
 use super::message::{
     DeviceRow, FileCursor, FileRow, FoundFile, GroupRow, MemberRow, RequestRow, Standing,
@@ -182,11 +183,11 @@ pub fn files(
     let mut rows: Vec<FileRow> = Vec::new();
     for (group, id) in groups {
         let Some(index) = state.group_index(id) else { continue };
-        let all: Box<dyn Iterator<Item = &(FileName, ContentId, ShareId)>> =
+        let all: Box<dyn Iterator<Item = &(FileName, ContentId, ShareKey)>> =
             match after.filter(|after| after.group == group) {
                 None => Box::new(index.files.iter()),
                 Some(after) => {
-                    let last = (after.name.clone(), after.content, ShareId([0xff; 16]));
+                    let last = (after.name.clone(), after.content, GREATEST_SHARE);
                     Box::new(index.files.range(last..).skip_while(move |(name, content, _)| {
                         (name, content) == (&after.name, &after.content)
                     }))
@@ -271,7 +272,7 @@ pub(super) fn selected<'a>(
 ) -> Box<dyn Iterator<Item = (ContentId, ShareId, &'a First<Share>)> + 'a> {
     let Some(index) = state.group_index(group) else { return Box::new(std::iter::empty()) };
     let named = |name: &'a FileName| {
-        let first = (name.clone(), ContentId([0; 32]), ShareId([0; 16]));
+        let first = (name.clone(), ContentId([0; 32]), LEAST_SHARE);
         let all = index.files.range(first..).take_while(move |(of, ..)| of == name);
         all.filter_map(|(_, content, id)| state.share(*id).map(|(id, share)| (*content, id, share)))
     };
@@ -282,7 +283,7 @@ pub(super) fn selected<'a>(
             Box::new(named(name).filter(move |(.., share)| Some(share.value.user) == user))
         }
         Selector::Id(prefix) => {
-            let all = index.contents.range((prefix.least(), ShareId([0; 16]))..);
+            let all = index.contents.range((prefix.least(), LEAST_SHARE)..);
             let all = all.take_while(|(content, _)| prefix.matches(*content));
             Box::new(all.filter_map(|(content, id)| {
                 state.share(*id).map(|(id, share)| (*content, id, share))

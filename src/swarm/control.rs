@@ -63,9 +63,13 @@ fn show_ticket(registry: &Registry, session: &Session, ticket: &[u8]) -> Result<
             }
             Ok(())
         }
-        // Another network's tracker or a wrong clock is no crime; opens will be refused.
+        // Another network's tracker, a wrong clock, or not having heard of one's own removal yet is
+        // no crime; opens will be refused.
         Err(
-            error @ (TicketError::Untrusted(_) | TicketError::Expired(_) | TicketError::NotYet(_)),
+            error @ (TicketError::Untrusted(_)
+            | TicketError::Expired(_)
+            | TicketError::NotYet(_)
+            | TicketError::Revoked),
         ) => {
             tracing::debug!(peer = %session.connection.remote().short(), %error, "ticket");
             Ok(())

@@ -12,90 +12,24 @@ use mtq::error_code::ErrorCode;
 use mtq::id::{GroupId, MembershipId};
 use mtq::manifest::{ContentId, Manifest};
 use mtq::name::Selector;
-use mtq::peer_id::PeerId;
-use mtq::swarm::message::{Control, Encoding, Nack, PeerHello, PieceHeader, PieceRequest};
+use mtq::swarm::message::{Control, Encoding, Nack, PieceHeader, PieceRequest};
 use mtq::ticket::{Holder, Ticket};
 use mtq::tracker::message::{Hello, Password, Reply, Request};
 use mtq::tracker::push::Push;
 use mtq::tracker::refusal::Refusal;
-use mtq::tracker::stub::{CallError, TrackerConnection};
+use mtq::tracker::stub::CallError;
 use mtq::tracker_link::{TrackerInfo, TrackerLink};
-use mtq::transport::connection::{Connection, ConnectionError, RecvStream, SendStream};
+use mtq::transport::connection::{Connection, ConnectionError};
 use mtq::transport::endpoint::Endpoint;
-use mtq::transport::frame::{FrameError, frame_bytes, read_frame, write_frame};
+use mtq::transport::frame::{frame_bytes, read_frame, write_frame};
 use mtq::transport::identity::Identity;
 use mtq::transport::tls::Alpn;
 
 use crate::net::{Net, group, loopback, password, request_id, soon, user};
+use crate::raw_peer::{RawPeer, peer_of, ticket};
 use crate::world::{DEADLINE, content};
 
 const P: usize = 524_288;
-
-async fn ticket(line: &TrackerConnection) -> (GroupId, Vec<u8>) {
-    match line.call(&Request::Ticket { group: group() }).await.expect("a ticket") {
-        Reply::Ticket { group, ticket } => (group, ticket),
-        other => panic!("{other:?}"),
-    }
-}
-
-/// The address and peer id of the one peer that holds a content.
-async fn peer_of(line: &TrackerConnection, content: ContentId) -> (PeerId, SocketAddr) {
-    match line.call(&Request::Peers { group: group(), content }).await.expect("peers") {
-        Reply::Peers { peers } => (peers[0].peer_id, peers[0].addresses[0]),
-        other => panic!("{other:?}"),
-    }
-}
-
-fn hello() -> PeerHello {
-    PeerHello { features: 0, agent: "evil".to_owned(), extensions: Vec::new() }
-}
-
-/// A raw peer connection past the hellos.
-struct RawPeer {
-    connection: Connection,
-    writer: SendStream,
-    reader: RecvStream,
-}
-
-impl RawPeer {
-    async fn greet(connection: Connection) -> Self {
-        let mut writer = connection.open_control().await.expect("a stream");
-        write_frame(&mut writer, &hello()).await.expect("written");
-        let mut reader = connection.accept_control().await.expect("a stream");
-        let _: PeerHello = read_frame(&mut reader, 4096).await.expect("a hello");
-        Self { connection, writer, reader }
-    }
-
-    async fn dial(endpoint: &Endpoint, (peer, address): (PeerId, SocketAddr)) -> Self {
-        let dialled = endpoint.dial(address, Alpn::Peer, peer).await;
-        Self::greet(dialled.expect("dialled")).await
-    }
-
-    async fn say(&mut self, message: &Control) {
-        write_frame(&mut self.writer, message).await.expect("written");
-    }
-
-    async fn hear(&mut self) -> Control {
-        soon("a control frame", read_frame(&mut self.reader, 1 << 20)).await.expect("a frame")
-    }
-
-    async fn request(&self, swarm: u32, piece: u32) -> Result<PieceHeader, FrameError> {
-        let (mut send, mut recv) = self.connection.open_bi().await?;
-        write_frame(&mut send, &PieceRequest { swarm, piece }).await?;
-        let _ = send.finish();
-        soon("a header", read_frame(&mut recv, 1 << 20)).await
-    }
-
-    /// The code the other side closed the connection with.
-    async fn close_code(&self) -> Option<ErrorCode> {
-        match soon("the end", self.connection.closed()).await {
-            ConnectionError::ApplicationClosed(close) => {
-                ErrorCode::from_number(close.error_code.into_inner())
-            }
-            other => panic!("{other}"),
-        }
-    }
-}
 
 #[tokio::test]
 async fn without_a_valid_ticket_a_seeder_gives_nothing() {

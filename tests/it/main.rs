@@ -3,8 +3,12 @@
 mod architecture;
 mod world;
 mod net;
+mod raw_peer;
 mod transfer;
 mod errors;
 mod crash;
 mod evil;
+mod revoked;
+mod flood;
+mod listings;
 mod demo;

@@ -113,6 +113,18 @@ impl Net {
         (endpoint, line, pushes)
     }
 
+    /// Another connection of a raw client.
+    pub async fn reconnect(&self, endpoint: &Endpoint) -> (TrackerConnection, PushQueue) {
+        let hello = Hello {
+            features: 0,
+            agent: "evil".to_owned(),
+            session: 2,
+            addresses: Vec::new(),
+            extensions: Vec::new(),
+        };
+        TrackerConnection::open(endpoint, &self.link, &hello).await.expect("connected")
+    }
+
     /// A raw client with an account that `owner` lets into `lab`.
     pub async fn insider(
         &self,

@@ -1,0 +1,1 @@
+//! Floods: refused with a code, memory flat, others served.

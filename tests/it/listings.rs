@@ -1,0 +1,1 @@
+//! Listings, search and news, as members see them.

@@ -1,0 +1,83 @@
+//! A peer at the level of frames, which says what it likes.
+
+use std::net::SocketAddr;
+
+use mtq::error_code::ErrorCode;
+use mtq::id::GroupId;
+use mtq::manifest::ContentId;
+use mtq::peer_id::PeerId;
+use mtq::swarm::message::{Control, PeerHello, PieceHeader, PieceRequest};
+use mtq::tracker::message::{Reply, Request};
+use mtq::tracker::stub::TrackerConnection;
+use mtq::transport::connection::{Connection, ConnectionError, RecvStream, SendStream};
+use mtq::transport::endpoint::Endpoint;
+use mtq::transport::frame::{FrameError, read_frame, write_frame};
+use mtq::transport::tls::Alpn;
+
+use crate::net::{group, soon};
+
+pub async fn ticket(line: &TrackerConnection) -> (GroupId, Vec<u8>) {
+    match line.call(&Request::Ticket { group: group() }).await.expect("a ticket") {
+        Reply::Ticket { group, ticket } => (group, ticket),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// The address and peer id of the one peer that holds a content.
+pub async fn peer_of(line: &TrackerConnection, content: ContentId) -> (PeerId, SocketAddr) {
+    match line.call(&Request::Peers { group: group(), content }).await.expect("peers") {
+        Reply::Peers { peers } => (peers[0].peer_id, peers[0].addresses[0]),
+        other => panic!("{other:?}"),
+    }
+}
+
+pub fn hello() -> PeerHello {
+    PeerHello { features: 0, agent: "evil".to_owned(), extensions: Vec::new() }
+}
+
+/// A raw peer connection past the hellos.
+pub struct RawPeer {
+    pub connection: Connection,
+    pub writer: SendStream,
+    pub reader: RecvStream,
+}
+
+impl RawPeer {
+    pub async fn greet(connection: Connection) -> Self {
+        let mut writer = connection.open_control().await.expect("a stream");
+        write_frame(&mut writer, &hello()).await.expect("written");
+        let mut reader = connection.accept_control().await.expect("a stream");
+        let _: PeerHello = read_frame(&mut reader, 4096).await.expect("a hello");
+        Self { connection, writer, reader }
+    }
+
+    pub async fn dial(endpoint: &Endpoint, (peer, address): (PeerId, SocketAddr)) -> Self {
+        let dialled = endpoint.dial(address, Alpn::Peer, peer).await;
+        Self::greet(dialled.expect("dialled")).await
+    }
+
+    pub async fn say(&mut self, message: &Control) {
+        write_frame(&mut self.writer, message).await.expect("written");
+    }
+
+    pub async fn hear(&mut self) -> Control {
+        soon("a control frame", read_frame(&mut self.reader, 1 << 20)).await.expect("a frame")
+    }
+
+    pub async fn request(&self, swarm: u32, piece: u32) -> Result<PieceHeader, FrameError> {
+        let (mut send, mut recv) = self.connection.open_bi().await?;
+        write_frame(&mut send, &PieceRequest { swarm, piece }).await?;
+        let _ = send.finish();
+        soon("a header", read_frame(&mut recv, 1 << 20)).await
+    }
+
+    /// The code the other side closed the connection with.
+    pub async fn close_code(&self) -> Option<ErrorCode> {
+        match soon("the end", self.connection.closed()).await {
+            ConnectionError::ApplicationClosed(close) => {
+                ErrorCode::from_number(close.error_code.into_inner())
+            }
+            other => panic!("{other}"),
+        }
+    }
+}

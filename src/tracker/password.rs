@@ -1,20 +1,25 @@
 //! Argon2id, computed off the async threads, a few at a time, behind a bounded queue.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use argon2::Argon2;
 use argon2::password_hash::phc::PasswordHash;
 use argon2::password_hash::{PasswordHasher as _, PasswordVerifier as _};
-use tokio::sync::Semaphore;
+use tokio::sync::{mpsc, oneshot};
 
 use super::message::Password;
 use super::refusal::Refusal;
 use crate::limits::{ARGON2_PARALLEL, ARGON2_QUEUE, MAX_PASSWORD_LEN, MIN_PASSWORD_LEN};
 
-/// Computes and checks password hashes.
+/// Work for a hashing thread.
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Computes and checks password hashes, on a few threads of its own: the allocator keeps what each
+/// thread needed, and 19 MiB for every thread of a pool would be much.
 #[derive(Debug)]
 pub struct Passwords {
-    permits: Semaphore,
+    jobs: mpsc::Sender<Job>,
     callers: AtomicUsize,
     /// What an unknown user's password is checked against, so that it costs the same.
     decoy: String,
@@ -24,7 +29,20 @@ impl Passwords {
     /// A hasher with an empty queue.
     pub fn new() -> Self {
         let decoy = hash(&Password("decoy".to_owned())).unwrap_or_default();
-        Self { permits: Semaphore::new(ARGON2_PARALLEL), callers: AtomicUsize::new(0), decoy }
+        let (jobs, queue) = mpsc::channel::<Job>(ARGON2_QUEUE + ARGON2_PARALLEL);
+        let queue = Arc::new(Mutex::new(queue));
+        for _ in 0..ARGON2_PARALLEL {
+            let queue = queue.clone();
+            // They end with the last sender.
+            std::thread::spawn(move || {
+                loop {
+                    let job = queue.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
+                    let Some(job) = job else { return };
+                    job();
+                }
+            });
+        }
+        Self { jobs, callers: AtomicUsize::new(0), decoy }
     }
 
     /// The PHC string of a new password.
@@ -56,8 +74,11 @@ impl Passwords {
         work: impl FnOnce() -> T + Send + 'static,
     ) -> Result<T, Refusal> {
         let _caller = Caller::enter(&self.callers)?;
-        let _permit = self.permits.acquire().await.map_err(|_| Refusal::Internal)?;
-        tokio::task::spawn_blocking(work).await.map_err(|_| Refusal::Internal)
+        let (answer, answered) = oneshot::channel();
+        // Whoever asked may have gone.
+        let job = Box::new(move || drop(answer.send(work())));
+        self.jobs.send(job).await.map_err(|_| Refusal::Internal)?;
+        answered.await.map_err(|_| Refusal::Internal)
     }
 }
 

@@ -77,7 +77,7 @@ pub struct ClientSession {
     address: SocketAddr,
     number: ConnectionNumber,
     throttle: ConnectionThrottle,
-    /// Failed logins so far; the lock makes logins wait for each other.
+    /// Failed logins so far; held by the login under way.
     logins: tokio::sync::Mutex<u32>,
     unfinished: Mutex<HashMap<ContentId, Unfinished>>,
 }
@@ -310,8 +310,9 @@ impl ClientSession {
         user: &UserName,
         password: Password,
     ) -> Result<(UserId, Stamp), Refusal> {
+        // One at a time: who waits for the answer to a wrong guess guesses no more meanwhile.
+        let mut failures = self.logins.try_lock().map_err(|_| Refusal::Busy)?;
         self.shared.throttle.login(self.address.ip())?;
-        let mut failures = self.logins.lock().await;
         let known = self.shared.store.read(|state| {
             let id = state.user_named(user)?;
             let password = state.facts().passwords.get(&id)?;

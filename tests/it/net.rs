@@ -14,7 +14,7 @@ use mtq::tracker::message::{Hello, Password, Reply, Request};
 use mtq::tracker::refusal::Refusal;
 use mtq::tracker::server::{Tracker, TrackerConfig};
 use mtq::tracker::state::Rules;
-use mtq::tracker::stub::{CallError, PushQueue, TrackerConnection};
+use mtq::tracker::stub::{CallError, ConnectError, PushQueue, TrackerConnection};
 use mtq::tracker_link::{TrackerInfo, TrackerLink};
 use mtq::transport::endpoint::Endpoint;
 use mtq::transport::identity::Identity;
@@ -99,30 +99,12 @@ impl Net {
 
     /// A raw client: an endpoint and a connection to the tracker.
     pub async fn intruder(&self) -> (Endpoint, TrackerConnection, PushQueue) {
-        let endpoint =
-            Endpoint::bind(Arc::new(Identity::generate()), loopback(), Alpn::Peer).expect("bound");
-        let hello = Hello {
-            features: 0,
-            agent: "evil".to_owned(),
-            session: 1,
-            addresses: Vec::new(),
-            extensions: Vec::new(),
-        };
-        let (line, pushes) =
-            TrackerConnection::open(&endpoint, &self.link, &hello).await.expect("connected");
-        (endpoint, line, pushes)
+        intruder_at(&self.link, "127.0.0.1:0").await.expect("connected")
     }
 
     /// Another connection of a raw client.
     pub async fn reconnect(&self, endpoint: &Endpoint) -> (TrackerConnection, PushQueue) {
-        let hello = Hello {
-            features: 0,
-            agent: "evil".to_owned(),
-            session: 2,
-            addresses: Vec::new(),
-            extensions: Vec::new(),
-        };
-        TrackerConnection::open(endpoint, &self.link, &hello).await.expect("connected")
+        TrackerConnection::open(endpoint, &self.link, &hello(2)).await.expect("connected")
     }
 
     /// A raw client with an account that `owner` lets into `lab`.
@@ -154,6 +136,23 @@ impl Net {
         }
         self.tracker.shutdown().await;
     }
+}
+
+/// The hello of a raw client.
+pub fn hello(session: u64) -> Hello {
+    let (addresses, extensions) = (Vec::new(), Vec::new());
+    Hello { features: 0, agent: "evil".to_owned(), session, addresses, extensions }
+}
+
+/// A raw client of the tracker at `link`, seen by it at `from`.
+pub async fn intruder_at(
+    link: &TrackerLink,
+    from: &str,
+) -> Result<(Endpoint, TrackerConnection, PushQueue), ConnectError> {
+    let from = from.parse().expect("an address");
+    let endpoint = Endpoint::bind(Arc::new(Identity::generate()), from, Alpn::Peer).expect("bound");
+    let (line, pushes) = TrackerConnection::open(&endpoint, link, &hello(1)).await?;
+    Ok((endpoint, line, pushes))
 }
 
 /// The refusal's code.

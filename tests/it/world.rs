@@ -108,6 +108,22 @@ impl World {
         self.tracker = Some(child);
     }
 
+    /// Bytes of memory the tracker holds now.
+    pub fn tracker_rss(&self) -> u64 {
+        let id = self.tracker.as_ref().expect("a tracker").id();
+        let status = fs::read_to_string(format!("/proc/{id}/status")).expect("running");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a size");
+        let kib = line.split_whitespace().nth(1).expect("a number");
+        kib.parse::<u64>().expect("a number") * 1024
+    }
+
+    /// The tracker's link.
+    pub fn link(&self) -> mtq::tracker_link::TrackerLink {
+        let text = fs::read_to_string(self.trackers()).expect("written");
+        let info: mtq::tracker_link::TrackerInfo = text.parse().expect("links");
+        info.links()[0].clone()
+    }
+
     /// Kills the tracker at once.
     pub fn kill_tracker(&mut self) {
         let mut tracker = self.tracker.take().expect("a tracker");

@@ -177,7 +177,13 @@ fn export(place: &Place) -> Result<(), Failure> {
         let end = json!({"v": 1, "kind": "end", "lines": lines, "ops": ops});
         writeln!(out, "{end}").and_then(|()| out.flush())
     });
-    ended.map_err(|error| Failure::new("disk", format!("standard output: {error}")))
+    match ended {
+        // A reader that went away has what it wanted.
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(Failure::new("disk", format!("standard output: {error}")))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Opens the store of a tracker that does not run, which none can be started on meanwhile.

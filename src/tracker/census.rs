@@ -232,3 +232,68 @@ pub fn export<E>(
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::UnixMillis;
+    use crate::id::OriginId;
+    use crate::tracker::facts::{Account, Facts, Founded};
+    use crate::tracker::lattice::{First, Stamp};
+    use crate::tracker::state::Rules;
+
+    fn first<T>(value: T) -> First<T> {
+        First { stamp: Stamp { at: UnixMillis(7), origin: OriginId([1; 16]) }, value }
+    }
+
+    fn state(count: usize, rules: Rules) -> State {
+        let mut facts = Facts::default();
+        for number in 0..count {
+            let id = (number as u128).to_be_bytes();
+            let name = format!("n{number}");
+            let account = Account { name: name.parse().expect("name"), invite: None };
+            facts.users.insert(UserId(id), first(account));
+            // All of one name: archived ones keep what they were called.
+            let founded = Founded { name: "lab".parse().expect("name"), hidden: false };
+            facts.groups.insert(GroupId(id), first(founded));
+        }
+        State::new(facts, rules)
+    }
+
+    fn nobody(view: impl FnOnce(Seen<'_>)) {
+        view(Seen { online: &|_| false, last_seen: &|_| None });
+    }
+
+    #[test]
+    fn pages_have_everything_once() {
+        for count in [0, 1, CONTROL_ROWS - 1, CONTROL_ROWS, CONTROL_ROWS + 1, 2 * CONTROL_ROWS + 5]
+        {
+            let state = state(count, Rules::default());
+            assert_eq!(totals(&state).accounts, count);
+            nobody(|seen| {
+                let (mut known, mut more) = (Vec::new(), true);
+                while more {
+                    let (rows, follow) = users(&state, known.last().copied(), seen);
+                    assert!(rows.len() <= CONTROL_ROWS);
+                    known.extend(rows.into_iter().map(|row| row.id));
+                    more = follow;
+                }
+                let expected: Vec<_> = state.facts().users.keys().copied().collect();
+                assert_eq!(known, expected);
+            });
+            let (mut known, mut more) = (Vec::new(), true);
+            while more {
+                let (rows, follow) = groups(&state, known.last().copied());
+                assert!(rows.len() <= CONTROL_ROWS);
+                assert!(rows.iter().all(|row| row.archived == (row.id != PUBLIC)));
+                known.extend(rows.into_iter().map(|row| row.id));
+                more = follow;
+            }
+            assert_eq!(known.len(), count + 1, "public too");
+            assert_eq!(known.first(), Some(&PUBLIC));
+        }
+        let without = state(0, Rules { public: false, ..Rules::default() });
+        assert_eq!(groups(&without, None), (Vec::new(), false));
+        assert_eq!(totals(&without), Totals::default());
+    }
+}

@@ -184,10 +184,19 @@ impl Operator {
             // It may hold a new password.
             let answer = Zeroizing::new(answer + "\n");
             let written = write.write_all(answer.as_bytes());
-            let Ok(Ok(())) = tokio::time::timeout(limits::CONTROL_IDLE, written).await else {
-                return;
-            };
+            tokio::select! {
+                () = self.drained() => return,
+                written = tokio::time::timeout(limits::CONTROL_IDLE, written) => {
+                    let Ok(Ok(())) = written else { return };
+                }
+            }
         }
+    }
+
+    /// When an answer that nobody reads must no longer hold up the end.
+    async fn drained(&self) {
+        self.stop.cancelled().await;
+        tokio::time::sleep(limits::DRAIN).await;
     }
 
     async fn answer(&self, line: &[u8]) -> String {
@@ -356,6 +365,7 @@ fn secret() -> Result<Zeroizing<String>, Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tracker::disk::Disk;
 
     #[test]
     fn secrets_are_readable_and_differ() {
@@ -375,6 +385,24 @@ mod tests {
             assert_eq!(invite_id(written), id, "{written}");
         }
         assert_ne!(invite_id("ABCDE-01234-FGHJK-56788"), id);
+    }
+
+    #[test]
+    fn a_copy_that_is_stopped_or_cannot_be_made_leaves_nothing() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let disk = Disk::open(dir.path()).expect("made");
+        let target = dir.path().join("copy");
+        let stopped = disk.backup(&target, true, &|| true);
+        assert!(matches!(stopped, Err(DiskError::Stopped)), "{stopped:?}");
+        fs::write(&target, "mine").expect("written");
+        let taken = disk.backup(&target, true, &|| false).expect_err("taken");
+        assert_eq!(backup_fault(&target, &taken).code, "exists");
+        assert_eq!(fs::read(&target).expect("there"), b"mine");
+        fs::remove_file(&target).expect("removed");
+        let count = || fs::read_dir(dir.path()).expect("readable").count();
+        assert_eq!(count(), 1, "the store alone");
+        disk.backup(&target, false, &|| false).expect("copied");
+        assert_eq!(count(), 2, "the store and the copy");
     }
 
     #[tokio::test]

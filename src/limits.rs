@@ -303,3 +303,36 @@ pub const PIECE_DEADLINE: Duration = Duration::from_secs(300);
 
 /// A line of a script: a path, a name and their quotes.
 pub const MAX_LINE_LEN: usize = 64 * 1024;
+
+/// Bytes of one request on a tracker's control socket: a path of 4,096 bytes, every one escaped.
+pub const MAX_CONTROL_LINE: usize = 32 * 1024;
+
+/// Bytes of one answer there: a full page of rows takes under 400 KiB.
+pub const MAX_CONTROL_ANSWER: u64 = 1024 * 1024;
+
+/// Accounts or groups in one answer there: what the state is read for at a time, about a
+/// millisecond.
+pub const CONTROL_ROWS: usize = 1_000;
+
+/// Connections to a tracker's control socket at once; more wait to be accepted.
+pub const CONTROL_CONNECTIONS: usize = 16;
+
+/// A control connection that asks nothing, or does not read its answer, for this long is closed.
+pub const CONTROL_IDLE: Duration = Duration::from_secs(60);
+
+/// An invitation is good for this long, unless the operator says otherwise.
+pub const INVITE_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// The longest an invitation may be good for.
+pub const MAX_INVITE_LIFE: Duration = Duration::from_secs(365 * 24 * 3600);
+
+/// Connections to a tracker's metrics at once; more wait to be accepted. A scraper needs one.
+pub const METRICS_CONNECTIONS: usize = 16;
+
+/// The head of a request for metrics must be here after this, and the answer taken after as much
+/// again: it is one of a few hundred bytes, and one of a few KiB.
+pub const METRICS_DEADLINE: Duration = Duration::from_secs(10);
+
+/// Accepting failed, for example because no file descriptor is free: the next attempt is so much
+/// later.
+pub const ACCEPT_PAUSE: Duration = Duration::from_millis(100);

@@ -5,7 +5,7 @@ use std::io::{BufRead as _, IsTerminal as _, Read as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
-use super::args::{ClientArgs, ClientCommand};
+use super::args::{ClientArgs, ClientCommand, LogFormat};
 use super::exit::{Failure, status};
 use super::script::{self, Parsed};
 use super::{command, logging, output, text};
@@ -22,7 +22,7 @@ pub fn run(args: &ClientArgs) -> Result<u8, Failure> {
         return Err(Failure::usage(message)
             .hint("commands go to standard input, one a line: echo list-groups | mtq client ..."));
     }
-    logging::start(args.log_file.as_deref(), "warn")?;
+    logging::start(args.log_file.as_deref(), "warn", LogFormat::Human)?;
     let trackers = super::tracker::load_trackers(&args.trackers)?;
     let config = AgentConfig { data_dir: args.data_dir.clone(), trackers, listen: args.listen };
     // One thread moves all bytes; hashing and disk work go to the blocking pool.

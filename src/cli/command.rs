@@ -9,7 +9,7 @@ use super::args::ClientCommand;
 use super::exit::Failure;
 use super::output::Answer;
 use super::progress;
-use super::text::{self, table};
+use super::text::{self, or_none, table};
 use crate::client::agent::Agent;
 use crate::client::error::AgentError;
 use crate::client::library::EntryState;
@@ -441,10 +441,6 @@ fn download_json(row: &DownloadRow) -> Value {
         "elapsed_ms": row.progress.elapsed.as_millis() as u64,
         "uploaded_bytes": row.uploaded_bytes, "sources": sources.collect::<Value>(),
     })
-}
-
-fn or_none(rows: &[Vec<String>], what: &str) -> String {
-    if rows.is_empty() { format!("no {what}") } else { table(rows) }
 }
 
 fn bad_name(text: &str, error: &dyn std::error::Error) -> Failure {

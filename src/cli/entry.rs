@@ -6,14 +6,19 @@ use clap::Parser as _;
 
 use super::args::{Cli, Verb};
 use super::exit::Failure;
-use super::{certs, client, demo, tracker};
+use super::{certs, client, demo, operate, tracker};
 
 /// Runs the program.
 pub fn main() -> ExitCode {
     let result: Result<u8, Failure> = match Cli::parse().verb {
         Verb::Demo(args) => demo::run(&args),
         Verb::Certs(args) => certs::run(&args).map(|()| 0),
-        Verb::Tracker(args) => tracker::run(&args).map(|()| 0),
+        Verb::Tracker(args) => match (args.verb, args.run) {
+            (Some(verb), _) => operate::run(verb).map(|()| 0),
+            (None, Some(args)) => tracker::run(&args).map(|()| 0),
+            (None, None) => Err(Failure::usage("a tracker needs --data-dir DIR")
+                .hint("mtq tracker --help lists options and commands")),
+        },
         Verb::Client(args) => client::run(&args),
     };
     ExitCode::from(result.unwrap_or_else(|failure| {

@@ -10,6 +10,7 @@ pub mod command;
 pub mod script;
 pub mod certs;
 pub mod tracker;
+pub mod operate;
 pub mod client;
 pub mod demo;
 pub mod entry;

@@ -50,6 +50,11 @@ pub fn table(rows: &[Vec<String>]) -> String {
     lines.join("\n")
 }
 
+/// A table, or that there is nothing to be in it.
+pub fn or_none(rows: &[Vec<String>], what: &str) -> String {
+    if rows.is_empty() { format!("no {what}") } else { table(rows) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

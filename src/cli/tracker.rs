@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::args::TrackerArgs;
+use super::args::{RegistrationMode, RunArgs};
 use super::command::read_text;
 use super::exit::{Failure, status};
 use super::{logging, text};
@@ -13,6 +13,7 @@ use crate::client::data_dir;
 use crate::limits::MAX_TRACKER_INFO_LEN;
 use crate::tracker::disk::DiskError;
 use crate::tracker::server::{StartError, Tracker, TrackerConfig};
+use crate::tracker::state::{Registration, Rules};
 use crate::tracker_link::{TrackerInfo, TrackerLink};
 use crate::transport::endpoint::{BindError, any_address};
 use crate::transport::identity::{FILE_NAME, Identity, IdentityError};
@@ -21,8 +22,8 @@ use crate::transport::identity::{FILE_NAME, Identity, IdentityError};
 ///
 /// # Errors
 /// [`Failure`].
-pub fn run(args: &TrackerArgs) -> Result<(), Failure> {
-    logging::start(args.log_file.as_deref(), "info")?;
+pub fn run(args: &RunArgs) -> Result<(), Failure> {
+    logging::start(args.log_file.as_deref(), "info", args.log_format)?;
     let _lock = data_dir::lock(&args.data_dir)?;
     let identity = match &args.identity {
         Some(path) => Identity::load(path),
@@ -35,11 +36,25 @@ pub fn run(args: &TrackerArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::new("internal", error.to_string()))?;
-    let config = TrackerConfig::new(identity.clone(), any_address(0));
+    let mut config = TrackerConfig::new(identity.clone(), any_address(0));
+    config.rules = rules(args);
+    config.metrics = args.metrics;
+    if let Some(most) = args.max_connections_per_address {
+        config.connections_per_address = most as usize;
+    }
     runtime.block_on(async {
         let tracker = start(args, link.as_ref(), config).await?;
         serve(&tracker, &identity).await
     })
+}
+
+fn rules(args: &RunArgs) -> Rules {
+    let registration = match args.registration {
+        RegistrationMode::Open => Registration::Open,
+        RegistrationMode::Invite => Registration::Invite,
+        RegistrationMode::Closed => Registration::Closed,
+    };
+    Rules { registration, public: !args.no_public_group }
 }
 
 /// Reads a tracker_info.txt.
@@ -59,7 +74,7 @@ fn identity_failure(error: IdentityError) -> Failure {
 }
 
 async fn start(
-    args: &TrackerArgs,
+    args: &RunArgs,
     link: Option<&TrackerLink>,
     config: TrackerConfig,
 ) -> Result<Tracker, Failure> {
@@ -94,6 +109,8 @@ async fn start(
 fn start_failure(error: StartError) -> Failure {
     match error {
         StartError::Disk(error) => disk_failure(&error),
+        StartError::Control { .. } => Failure::new("disk", error.to_string())
+            .hint("the data directory must be on a file system that has sockets"),
         error => Failure::new("bind", error.to_string()),
     }
 }

@@ -64,6 +64,9 @@ pub enum DiskError {
     /// What is in it cannot be.
     #[error("the store is damaged: {0}")]
     Damaged(String),
+    /// A copy was not finished because there was no more time.
+    #[error("stopped before the copy was complete")]
+    Stopped,
     /// It failed before and is not open.
     #[error("the store failed and could not be opened again")]
     Closed,
@@ -176,6 +179,14 @@ impl Disk {
         if !path.try_exists()? {
             create(&path)?;
         }
+        Self::open_file(path)
+    }
+
+    /// Opens the file at `path`, which may also be a copy that [`Self::backup`] made.
+    ///
+    /// # Errors
+    /// [`DiskError`], also when there is none.
+    pub fn open_file(path: PathBuf) -> Result<Self, DiskError> {
         Self::with_opener(Box::new(move || Ok(builder().open(&path)?)))
     }
 
@@ -373,24 +384,37 @@ impl Disk {
         Ok(strays.len())
     }
 
-    /// Copies everything, as it is now, to a new file at `target`.
+    /// Copies everything, as it is now, to a new file at `target`; the hash pages too with
+    /// `pages`, without which no tracker can start on the copy. Gives up once `stopped`.
     ///
     /// # Errors
-    /// [`DiskError`], also when `target` exists.
-    pub fn backup(&self, target: &Path) -> Result<(), DiskError> {
+    /// [`DiskError`], also when `target` exists; nothing is left then.
+    pub fn backup(
+        &self,
+        target: &Path,
+        pages: bool,
+        stopped: &dyn Fn() -> bool,
+    ) -> Result<(), DiskError> {
+        // Said before the work is done; should it appear meanwhile, renaming refuses it.
+        if target.symlink_metadata().is_ok() {
+            return Err(io::Error::from(io::ErrorKind::AlreadyExists).into());
+        }
         let whole = |target: &Path| -> Result<(), DiskError> {
             let from = self.database()?.begin_read()?;
             let database = builder().create(target)?;
             let to = begin(&database)?;
-            copy(&from, &to, META)?;
-            copy(&from, &to, LOG)?;
-            copy(&from, &to, SNAPSHOT)?;
-            copy(&from, &to, PAGES)?;
-            copy(&from, &to, SEEN)?;
+            copy(&from, &to, META, stopped)?;
+            copy(&from, &to, LOG, stopped)?;
+            copy(&from, &to, SNAPSHOT, stopped)?;
+            copy(&from, &to, SEEN, stopped)?;
+            match pages {
+                true => copy(&from, &to, PAGES, stopped)?,
+                false => drop(to.open_table(PAGES)?),
+            }
             to.commit()?;
             Ok(())
         };
-        make_whole(target, whole)
+        make_whole(target, ".mtq-backup", whole)
     }
 }
 
@@ -398,9 +422,13 @@ fn copy<K: Key + 'static, V: Value + 'static>(
     from: &ReadTransaction,
     to: &WriteTransaction,
     table: TableDefinition<'_, K, V>,
+    stopped: &dyn Fn() -> bool,
 ) -> Result<(), DiskError> {
     let mut copy = to.open_table(table)?;
     for row in from.open_table(table)?.iter()? {
+        if stopped() {
+            return Err(DiskError::Stopped);
+        }
         let (key, value) = row?;
         copy.insert(key.value(), value.value())?;
     }
@@ -449,15 +477,18 @@ fn prepare(database: &Database) -> Result<(), DiskError> {
 
 /// A crash while a file is made leaves one that cannot be opened, so it gets its name last.
 fn create(path: &Path) -> Result<(), DiskError> {
-    make_whole(path, |new| prepare(&builder().create(new)?))
+    make_whole(path, ".new", |new| prepare(&builder().create(new)?))
 }
 
+/// Makes a file under its name and `suffix`, of which nobody but a crash leaves any, and then
+/// gives it its name, unless that is taken.
 fn make_whole(
     path: &Path,
+    suffix: &str,
     make: impl FnOnce(&Path) -> Result<(), DiskError>,
 ) -> Result<(), DiskError> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".new");
+    name.push(suffix);
     let new = path.with_file_name(name);
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error.into()),

@@ -44,6 +44,15 @@ pub struct GroupIndex {
     pub files: BTreeSet<(FileName, ContentId, ShareKey)>,
     /// Shares by what they share.
     pub contents: BTreeSet<(ContentId, ShareKey)>,
+    /// How many different contents those are.
+    pub file_count: usize,
+}
+
+impl GroupIndex {
+    fn lists(&self, content: ContentId) -> bool {
+        let mut shares = self.contents.range((content, LEAST_SHARE)..);
+        shares.next().is_some_and(|(of, _)| *of == content)
+    }
 }
 
 /// What belongs to a user.
@@ -193,6 +202,7 @@ impl Index {
         share.head = head.clone();
         let group = self.groups.entry(share.group).or_default();
         group.files.insert((share.name.clone(), content, id));
+        group.file_count += usize::from(!group.lists(content));
         group.contents.insert((content, id));
         self.membership_shares.insert((share.membership, id.0));
         self.users.entry(share.user).or_default().share_count += 1;
@@ -208,7 +218,9 @@ impl Index {
         }
         self.change_group(share.group, |g| {
             g.files.remove(&(share.name.clone(), content, id));
-            g.contents.remove(&(content, id))
+            let was = g.contents.remove(&(content, id));
+            g.file_count -= usize::from(was && !g.lists(content));
+            was
         });
         self.membership_shares.remove(&(share.membership, id.0));
         self.change_user(share.user, |u| {

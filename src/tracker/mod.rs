@@ -11,6 +11,7 @@ pub mod index;
 pub mod state;
 pub mod pages;
 pub mod view;
+pub mod census;
 pub mod command;
 pub mod decide;
 pub mod disk;
@@ -21,6 +22,10 @@ pub mod counters;
 pub mod throttle;
 pub mod password;
 pub mod session;
+pub mod status;
+pub mod control;
+pub mod operator;
+pub mod metrics;
 pub mod server;
 pub mod stub;
 

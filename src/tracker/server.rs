@@ -1,7 +1,8 @@
 //! The running tracker: accepts connections, reads their requests, writes answers and pushes.
 
+use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,9 +11,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::counters::{Counters, Limit};
-use super::disk::{Disk, DiskError};
+use super::disk::{self, Disk, DiskError};
 use super::herald::Herald;
 use super::message::{Hello, Welcome};
+use super::metrics;
+use super::operator::{self, ControlSocket};
 use super::password::Passwords;
 use super::presence::{Client, ConnectionNumber, Outlet, Presence};
 use super::push::Push;
@@ -42,13 +45,15 @@ pub struct TrackerConfig {
     pub rules: Rules,
     /// Connections it takes from one address.
     pub connections_per_address: usize,
+    /// The TCP address to serve metrics on over HTTP.
+    pub metrics: Option<SocketAddr>,
 }
 
 impl TrackerConfig {
     /// A tracker as most operators want it.
     pub fn new(identity: Arc<Identity>, address: SocketAddr) -> Self {
         let connections_per_address = limits::CONNECTIONS_PER_ADDRESS;
-        Self { identity, address, rules: Rules::default(), connections_per_address }
+        Self { identity, address, rules: Rules::default(), connections_per_address, metrics: None }
     }
 }
 
@@ -62,6 +67,22 @@ pub enum StartError {
     /// The store.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The socket for the operator.
+    #[error("cannot make the control socket in {directory}: {error}")]
+    Control {
+        /// The data directory.
+        directory: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The address for metrics.
+    #[error("cannot listen on TCP {address}: {error}")]
+    Metrics {
+        /// The address asked for.
+        address: SocketAddr,
+        /// What the system said.
+        error: io::Error,
+    },
 }
 
 /// A tracker that serves until told to stop.
@@ -80,6 +101,13 @@ impl Tracker {
     pub fn start(config: TrackerConfig, data_dir: &Path) -> Result<Self, StartError> {
         let endpoint = Endpoint::bind(config.identity, config.address, Alpn::Tracker)?;
         let disk = Disk::open(data_dir)?;
+        // Whoever has the store has the directory: what is in the socket's place is stale.
+        let control = ControlSocket::bind(data_dir)
+            .map_err(|error| StartError::Control { directory: data_dir.to_owned(), error })?;
+        let bind = |address| {
+            metrics::bind(address).map_err(|error| StartError::Metrics { address, error })
+        };
+        let scraped = config.metrics.map(bind).transpose()?;
         let seen = disk.seen()?;
         let presence = Arc::new(Presence::new(seen));
         let store = StoreConfig {
@@ -101,10 +129,17 @@ impl Tracker {
             searches: Semaphore::new(limits::SEARCHES_AT_ONCE),
             next_connection: AtomicU64::new(1),
             started: clock::monotonic(),
+            store_file: data_dir.join(disk::FILE_NAME),
+            metrics: scraped.as_ref().map(|(_, address)| *address),
         });
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(accept(shared.clone(), stop.clone(), tasks.clone()));
         tasks.spawn(tidy(shared.clone(), stop.clone()));
+        tasks.spawn(operator::serve(shared.clone(), control, stop.clone(), tasks.clone()));
+        if let Some((listener, address)) = scraped {
+            tracing::info!(%address, "metrics are served");
+            tasks.spawn(metrics::serve(shared.clone(), listener, stop.clone(), tasks.clone()));
+        }
         Ok(Self { shared, stop, tasks })
     }
 

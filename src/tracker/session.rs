@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -56,11 +57,24 @@ pub struct Shared {
     pub next_connection: AtomicU64,
     /// When the tracker began.
     pub started: Instant,
+    /// The file of the store.
+    pub store_file: PathBuf,
+    /// Where metrics are served, if they are.
+    pub metrics: Option<SocketAddr>,
 }
 
-/// The id of the invitation with this code.
+/// The id of the invitation with this code, however a person wrote it: in which case, with or
+/// without the dashes, and with letters for the digits they look like.
 pub fn invite_id(code: &str) -> InviteId {
-    InviteId(derived(&[b"mtq invite\0", code.trim().as_bytes()]))
+    let letters = code.chars().filter(char::is_ascii_alphanumeric);
+    let plain: String = letters
+        .map(|letter| match letter.to_ascii_uppercase() {
+            'O' => '0',
+            'I' | 'L' => '1',
+            other => other,
+        })
+        .collect();
+    InviteId(derived(&[b"mtq invite\0", plain.as_bytes()]))
 }
 
 /// A share whose pages are not all here yet, and what was put for it.

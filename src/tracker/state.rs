@@ -26,7 +26,8 @@ pub const PUBLIC_NAME: &str = "public";
 pub const PUBLIC: GroupId = GroupId(*b"mtq public group");
 
 /// Who may make an account.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Registration {
     /// Anybody.
     #[default]
@@ -458,6 +459,11 @@ impl State {
     /// What belongs to a group, if anything does.
     pub fn group_index(&self, group: GroupId) -> Option<&GroupIndex> {
         self.index.groups.get(&group)
+    }
+
+    /// Groups with members or anything else that belongs to them, and `public` with shares.
+    pub fn group_indexes(&self) -> impl Iterator<Item = (GroupId, &GroupIndex)> {
+        self.index.groups.iter().map(|(id, group)| (*id, group))
     }
 
     /// Names of accounts from `after` on, with whose they are; those that have it first.

@@ -246,6 +246,15 @@ impl Store {
     }
 }
 
+/// The state that `disk` holds, for reading, and how many ops made it.
+///
+/// # Errors
+/// [`DiskError`].
+pub fn stored(disk: &Disk) -> Result<(State, u64), DiskError> {
+    let (published, ..) = load(disk, Rules::default())?;
+    Ok((published.state, published.position))
+}
+
 /// Snapshot and tail as one state; and the place of the snapshot.
 fn load(disk: &Disk, rules: Rules) -> Result<(Published, Chains, u64), DiskError> {
     let snapshot = disk.snapshot()?;

@@ -12,3 +12,4 @@ mod revoked;
 mod flood;
 mod listings;
 mod demo;
+mod operator;

@@ -66,8 +66,11 @@ impl Net {
         let dir = tempfile::tempdir().expect("temp dir");
         let identity = Arc::new(Identity::generate());
         let id = identity.peer_id();
-        let config =
-            TrackerConfig { identity, address: loopback(), rules, connections_per_address };
+        let config = TrackerConfig {
+            rules,
+            connections_per_address,
+            ..TrackerConfig::new(identity, loopback())
+        };
         let tracker = Tracker::start(config, dir.path()).expect("a tracker");
         let link = TrackerLink::new(tracker.local_address().expect("an address"), id);
         Self { dir, tracker, link }

@@ -44,18 +44,29 @@ pub fn content(len: usize, seed: u64) -> Vec<u8> {
 pub struct World {
     pub dir: TempDir,
     pub port: u16,
+    /// The name of the tracker's data directory.
+    pub tracker_dir: String,
+    /// What the tracker is started with besides.
+    pub tracker_options: Vec<String>,
     tracker: Option<Child>,
 }
 
 impl World {
     /// A world whose tracker is up.
     pub fn new() -> Self {
+        Self::with(&[])
+    }
+
+    /// A world whose tracker was started with these options.
+    pub fn with(options: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("temp dir");
         let port = free_port();
         let out = dir.path().join("net");
         let made = run(mtq().arg("certs").arg("--out").arg(&out).arg(format!("127.0.0.1:{port}")));
         assert!(made.status.success(), "{made:?}");
-        let mut world = Self { dir, port, tracker: None };
+        let tracker_options = options.iter().map(|option| (*option).to_owned()).collect();
+        let tracker_dir = "tracker".to_owned();
+        let mut world = Self { dir, port, tracker_dir, tracker_options, tracker: None };
         world.start_tracker();
         world
     }
@@ -95,9 +106,10 @@ impl World {
             .arg("--trackers")
             .arg(self.trackers())
             .arg("--data-dir")
-            .arg(self.path("tracker"))
+            .arg(self.path(&self.tracker_dir))
             .arg("--log-file")
             .arg(&log)
+            .args(&self.tracker_options)
             .stdin(Stdio::null())
             .spawn()
             .expect("mtq runs");
@@ -136,6 +148,33 @@ impl World {
         let mut tracker = self.tracker.take().expect("a tracker");
         terminate(&tracker);
         assert!(tracker.wait().expect("reaped").success());
+    }
+
+    /// Runs `mtq tracker` with the words of `line` on the tracker's data directory.
+    pub fn operate(&self, line: &str) -> Output {
+        let words = line.split_whitespace();
+        let place = self.path(&self.tracker_dir);
+        run(mtq().arg("tracker").args(words).arg("--data-dir").arg(place))
+    }
+
+    /// The same, which must succeed; returns its result.
+    pub fn operated(&self, line: &str) -> Value {
+        let output = self.operate(&format!("{line} --json"));
+        assert!(output.status.success(), "{line}: {output:?}");
+        let answer: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+        assert_eq!((&answer["v"], &answer["ok"]), (&1.into(), &true.into()), "{line}: {answer}");
+        answer["result"].clone()
+    }
+
+    /// The same, which must fail; returns its error's code and the exit status.
+    pub fn not_operated(&self, line: &str) -> (String, i32) {
+        let output = self.operate(&format!("{line} --json"));
+        let answer: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+        assert_eq!(answer["ok"], false, "{line}: {answer}");
+        let words = String::from_utf8_lossy(&output.stderr);
+        assert!(words.starts_with("error: "), "{line}: {words}");
+        let code = answer["error"]["code"].as_str().expect("a code").to_owned();
+        (code, output.status.code().expect("no signal killed it"))
     }
 
     /// The command line of a client with its own data directory.

@@ -1,0 +1,427 @@
+//! The operator's hand: a socket in the data directory that only the tracker's own user can open.
+//!
+//! Who can open it may do everything here; what changes the state goes through the store like
+//! any other change, as an op whose actor is the tracker.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
+use tokio::net::{UnixListener, UnixSocket, UnixStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use zeroize::Zeroizing;
+
+use super::census::{self, Seen, UserRow};
+use super::command::{Actor, Command};
+use super::control::{self, Fault, Order};
+use super::disk::DiskError;
+use super::message::Password;
+use super::refusal::Refusal;
+use super::session::{Shared, invite_id};
+use super::status::Status;
+use crate::clock;
+use crate::id::RequestId;
+use crate::limits;
+use crate::name::{GroupName, UserName};
+
+/// Name of the socket in a tracker's data directory.
+const SOCKET_NAME: &str = "control.sock";
+
+/// Name it has until nobody else can open it.
+const NEW_SOCKET_NAME: &str = "control.sock.new";
+
+/// Bytes of a path that every Unix lets a socket have.
+const SOCKET_PATH_LEN: usize = 100;
+
+/// Letters and digits of which none looks like another (Crockford's base 32).
+const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
+
+/// A name by which a socket in a directory can be reached, however long the directory's own is.
+#[derive(Debug)]
+pub struct SocketPath {
+    path: PathBuf,
+    /// What a short name stands for must stay open.
+    _directory: Option<File>,
+}
+
+impl SocketPath {
+    /// Of the control socket in `directory`.
+    ///
+    /// # Errors
+    /// When the directory cannot be opened.
+    pub fn of(directory: &Path) -> io::Result<Self> {
+        Self::named(directory, SOCKET_NAME)
+    }
+
+    fn named(directory: &Path, name: &str) -> io::Result<Self> {
+        let path = directory.join(name);
+        if path.as_os_str().len() <= SOCKET_PATH_LEN {
+            return Ok(Self { path, _directory: None });
+        }
+        let directory = File::open(directory)?;
+        let path = PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()));
+        Ok(Self { path, _directory: Some(directory) })
+    }
+
+    /// The path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+/// The socket, listening; its file goes when this does.
+#[derive(Debug)]
+pub struct ControlSocket {
+    listener: UnixListener,
+    path: PathBuf,
+}
+
+impl ControlSocket {
+    /// Makes the socket in `directory`, in place of one that a killed tracker left. To be called
+    /// by whoever holds the store there, in a tokio runtime.
+    ///
+    /// # Errors
+    /// When the system refuses.
+    pub fn bind(directory: &Path) -> io::Result<Self> {
+        let new = directory.join(NEW_SOCKET_NAME);
+        match fs::remove_file(&new) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
+        }
+        let socket = UnixSocket::new_stream()?;
+        socket.bind(SocketPath::named(directory, NEW_SOCKET_NAME)?.path())?;
+        // Nobody can connect before it listens, and by then nobody else may.
+        fs::set_permissions(&new, Permissions::from_mode(0o600))?;
+        let listener = socket.listen(limits::CONTROL_CONNECTIONS as u32)?;
+        let path = directory.join(SOCKET_NAME);
+        fs::rename(&new, &path)?;
+        Ok(Self { listener, path })
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.path);
+    }
+}
+
+/// Serves operators until `stop`.
+pub async fn serve(
+    shared: Arc<Shared>,
+    socket: ControlSocket,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+) {
+    let operator = Arc::new(Operator { shared, stop, copies: Semaphore::new(1) });
+    let places = Arc::new(Semaphore::new(limits::CONTROL_CONNECTIONS));
+    loop {
+        let accept = async {
+            let place = places.clone().acquire_owned().await;
+            (place, socket.listener.accept().await)
+        };
+        let (place, accepted) = tokio::select! {
+            () = operator.stop.cancelled() => return,
+            accepted = accept => accepted,
+        };
+        match accepted {
+            Ok((stream, _)) => {
+                let operator = operator.clone();
+                tasks.spawn(async move {
+                    operator.converse(stream).await;
+                    drop(place);
+                });
+            }
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept on the control socket");
+                tokio::time::sleep(limits::ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Who carries out what operators ask.
+struct Operator {
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    /// Copies of the store are made one at a time.
+    copies: Semaphore,
+}
+
+impl Operator {
+    /// Answers one connection until it ends, is idle, or says too much.
+    async fn converse(&self, stream: UnixStream) {
+        let (read, mut write) = stream.into_split();
+        let mut read = BufReader::new(read);
+        let mut line = Vec::new();
+        let mut over = false;
+        while !over {
+            line.clear();
+            let limit = limits::MAX_CONTROL_LINE as u64 + 1;
+            let mut bounded = (&mut read).take(limit);
+            let next = bounded.read_until(b'\n', &mut line);
+            let next = tokio::select! {
+                () = self.stop.cancelled() => return,
+                next = tokio::time::timeout(limits::CONTROL_IDLE, next) => next,
+            };
+            let Ok(Ok(1..)) = next else { return };
+            over = line.len() > limits::MAX_CONTROL_LINE && !line.ends_with(b"\n");
+            let answer = match over {
+                true => {
+                    let max = limits::MAX_CONTROL_LINE;
+                    let message = format!("a line is over the limit of {max} bytes");
+                    control::answer("", &Err(Fault::new("usage", message)))
+                }
+                false => self.answer(&line).await,
+            };
+            // It may hold a new password.
+            let answer = Zeroizing::new(answer + "\n");
+            let written = write.write_all(answer.as_bytes());
+            tokio::select! {
+                () = self.drained() => return,
+                written = tokio::time::timeout(limits::CONTROL_IDLE, written) => {
+                    let Ok(Ok(())) = written else { return };
+                }
+            }
+        }
+    }
+
+    /// When an answer that nobody reads must no longer hold up the end.
+    async fn drained(&self) {
+        self.stop.cancelled().await;
+        tokio::time::sleep(limits::DRAIN).await;
+    }
+
+    async fn answer(&self, line: &[u8]) -> String {
+        let order = match Order::parse(line) {
+            Ok(order) => order,
+            Err((command, fault)) => return control::answer(&command, &Err(fault)),
+        };
+        let name = order.name();
+        let result = self.obey(order).await;
+        match &result {
+            Ok(_) => tracing::debug!(command = name, "the operator's command is done"),
+            Err(fault) => {
+                tracing::warn!(command = name, code = fault.code, "an operator's command failed");
+            }
+        }
+        control::answer(name, &result)
+    }
+
+    async fn obey(&self, order: Order) -> Result<Value, Fault> {
+        let shared = &self.shared;
+        match order {
+            Order::Status => serde_json::to_value(Status::of(shared))
+                .map_err(|error| Fault::new("internal", error.to_string())),
+            Order::Invite { expires_secs } => self.invite(Duration::from_secs(expires_secs)).await,
+            Order::UserList { after } => {
+                let (users, more) =
+                    self.seen(|seen| shared.store.read(|state| census::users(state, after, seen)));
+                Ok(json!({"users": users, "more": more}))
+            }
+            Order::UserDisable { user } => {
+                let row = self.user(&user)?;
+                self.change(Command::DisableUser { user: user.clone() }).await?;
+                tracing::info!(%user, "account disabled by the operator");
+                Ok(json!({
+                    "user": user, "memberships": row.groups, "devices": row.devices,
+                    "shares": row.shares,
+                }))
+            }
+            Order::UserEnable { user } => {
+                self.change(Command::EnableUser { user: user.clone() }).await?;
+                tracing::info!(%user, "account enabled by the operator");
+                Ok(json!({"user": user}))
+            }
+            Order::UserResetPassword { user } => self.reset_password(user).await,
+            Order::GroupList { after } => {
+                let (groups, more) = shared.store.read(|state| census::groups(state, after));
+                Ok(json!({"groups": groups, "more": more}))
+            }
+            Order::GroupArchive { group } => self.archive(group).await,
+            Order::Backup { path, pages } => self.backup(path, pages).await,
+        }
+    }
+
+    async fn invite(&self, life: Duration) -> Result<Value, Fault> {
+        if life.is_zero() || life > limits::MAX_INVITE_LIFE {
+            let max = limits::MAX_INVITE_LIFE.as_secs();
+            let message = format!("an invitation is good for 1 to {max} seconds");
+            return Err(Fault::new("usage", message));
+        }
+        let code = secret()?;
+        let (invite, expires) = (invite_id(&code), clock::now().plus(life));
+        self.change(Command::MakeInvite { invite, expires }).await?;
+        tracing::info!(invite = %invite.short(), %expires, "invitation made by the operator");
+        Ok(json!({"code": *code, "id": invite, "expires": expires}))
+    }
+
+    async fn reset_password(&self, user: UserName) -> Result<Value, Fault> {
+        let row = self.user(&user)?;
+        let password = secret()?;
+        let hash = self.shared.passwords.hash(Password(password.to_string())).await?;
+        self.change(Command::ResetPassword { user: user.clone(), password: hash }).await?;
+        tracing::info!(%user, "password reset by the operator");
+        Ok(json!({"user": user, "password": *password, "devices": row.devices}))
+    }
+
+    async fn archive(&self, group: GroupName) -> Result<Value, Fault> {
+        let row = self.shared.store.read(|state| {
+            let id = state.group_named(&group)?;
+            census::group(state, id)
+        });
+        let row = row.ok_or_else(|| Refusal::NoSuchGroup(group.clone()))?;
+        self.change(Command::ArchiveGroup { group: group.clone() }).await?;
+        tracing::info!(%group, "group archived by the operator");
+        Ok(json!({
+            "group": group, "id": row.id, "memberships": row.members, "files": row.files,
+        }))
+    }
+
+    async fn backup(&self, path: PathBuf, pages: bool) -> Result<Value, Fault> {
+        if !path.is_absolute() {
+            let message = format!("{}: not an absolute path", path.display());
+            return Err(Fault::new("usage", message));
+        }
+        let internal = || Fault::from(Refusal::Internal);
+        let permit = self.copies.acquire().await.map_err(|_| internal())?;
+        let (disk, stop) = (self.shared.store.disk().clone(), self.stop.clone());
+        let target = path.clone();
+        let copy = move || disk.backup(&target, pages, &|| stop.is_cancelled());
+        let copied = tokio::task::spawn_blocking(copy).await.map_err(|_| internal())?;
+        drop(permit);
+        copied.map_err(|error| backup_fault(&path, &error))?;
+        let bytes = fs::metadata(&path).map_or(0, |file| file.len());
+        if pages {
+            tracing::info!(path = %path.display(), bytes, "backup written");
+        }
+        Ok(json!({"path": path, "bytes": bytes}))
+    }
+
+    /// An account as it is now.
+    fn user(&self, name: &UserName) -> Result<UserRow, Refusal> {
+        let row = self.seen(|seen| {
+            self.shared.store.read(|state| census::user(state, state.user_named(name)?, seen))
+        });
+        row.ok_or_else(|| Refusal::NoSuchUser(name.clone()))
+    }
+
+    fn seen<R>(&self, view: impl FnOnce(Seen<'_>) -> R) -> R {
+        let presence = &self.shared.presence;
+        view(Seen {
+            online: &|user| presence.is_online(user),
+            last_seen: &|user| presence.last_seen(user),
+        })
+    }
+
+    async fn change(&self, command: Command) -> Result<(), Refusal> {
+        let actor = Actor::Operator(self.shared.endpoint.identity().peer_id());
+        let request = RequestId::random(&mut fastrand::Rng::new());
+        self.shared.store.propose(actor, request, command).await.map(drop)
+    }
+}
+
+/// What a copy that could not be made means to whoever asked for it.
+pub fn backup_fault(path: &Path, error: &DiskError) -> Fault {
+    let (code, hint) = match error {
+        DiskError::Full => ("no-space", Some("make room, or name another place")),
+        DiskError::Io(error) => match error.kind() {
+            io::ErrorKind::AlreadyExists => ("exists", Some("a backup never replaces a file")),
+            io::ErrorKind::NotFound => ("not-found", Some("create the directory first")),
+            io::ErrorKind::PermissionDenied => {
+                ("permission-denied", Some("the tracker's own user writes the file"))
+            }
+            _ => ("disk", None),
+        },
+        DiskError::Stopped => ("stopped", None),
+        _ => ("disk", None),
+    };
+    let hint = hint.map(str::to_owned);
+    Fault { hint, ..Fault::new(code, format!("{}: {error}", path.display())) }
+}
+
+/// Twenty letters and digits in groups of five: a hundred bits that a person can read out.
+fn secret() -> Result<Zeroizing<String>, Refusal> {
+    let mut bytes = Zeroizing::new([0; 20]);
+    aws_lc_rs::rand::fill(&mut *bytes).map_err(|_| Refusal::Internal)?;
+    let mut text = Zeroizing::new(String::with_capacity(23));
+    for (place, byte) in bytes.iter().enumerate() {
+        if place > 0 && place % 5 == 0 {
+            text.push('-');
+        }
+        // 256 is a multiple of 32: every one is as likely.
+        text.push(char::from(ALPHABET[usize::from(byte % 32)]));
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tracker::disk::Disk;
+
+    #[test]
+    fn secrets_are_readable_and_differ() {
+        let (one, other) = (secret().expect("random"), secret().expect("random"));
+        assert_ne!(one, other);
+        let groups: Vec<_> = one.split('-').collect();
+        assert_eq!(groups.len(), 4, "{}", *one);
+        assert!(groups.iter().all(|group| group.len() == 5), "{}", *one);
+    }
+
+    #[test]
+    fn a_code_is_the_same_however_it_is_written() {
+        let id = invite_id("ABCDE-01234-FGHJK-56789");
+        for written in
+            [" abcde-o1234-fghjk-56789\n", "ABCDE0I234FGHJK56789", "abcde 0l234 fghjk 56789"]
+        {
+            assert_eq!(invite_id(written), id, "{written}");
+        }
+        assert_ne!(invite_id("ABCDE-01234-FGHJK-56788"), id);
+    }
+
+    #[test]
+    fn a_copy_that_is_stopped_or_cannot_be_made_leaves_nothing() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let disk = Disk::open(dir.path()).expect("made");
+        let target = dir.path().join("copy");
+        let stopped = disk.backup(&target, true, &|| true);
+        assert!(matches!(stopped, Err(DiskError::Stopped)), "{stopped:?}");
+        fs::write(&target, "mine").expect("written");
+        let taken = disk.backup(&target, true, &|| false).expect_err("taken");
+        assert_eq!(backup_fault(&target, &taken).code, "exists");
+        assert_eq!(fs::read(&target).expect("there"), b"mine");
+        fs::remove_file(&target).expect("removed");
+        let count = || fs::read_dir(dir.path()).expect("readable").count();
+        assert_eq!(count(), 1, "the store alone");
+        disk.backup(&target, false, &|| false).expect("copied");
+        assert_eq!(count(), 2, "the store and the copy");
+    }
+
+    #[tokio::test]
+    async fn a_socket_has_its_name_only_when_it_is_private() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        // Longer than any socket's name may be.
+        let deep = dir.path().join("d".repeat(150));
+        fs::create_dir(&deep).expect("made");
+        for directory in [dir.path(), &deep] {
+            fs::write(directory.join(SOCKET_NAME), "stale").expect("written");
+            fs::write(directory.join(NEW_SOCKET_NAME), "stale").expect("written");
+            let socket = ControlSocket::bind(directory).expect("bound");
+            let mode = fs::metadata(&socket.path).expect("there").permissions().mode() & 0o777;
+            assert_eq!(mode, 0o600);
+            assert!(!directory.join(NEW_SOCKET_NAME).exists());
+            let path = SocketPath::of(directory).expect("a path");
+            UnixStream::connect(path.path()).await.expect("connected");
+            drop(socket);
+            assert!(!directory.join(SOCKET_NAME).exists());
+        }
+    }
+}

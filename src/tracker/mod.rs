@@ -9,6 +9,7 @@ pub mod op;
 pub mod facts;
 pub mod index;
 pub mod state;
+mod derived;
 pub mod pages;
 pub mod view;
 pub mod census;

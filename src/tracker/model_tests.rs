@@ -281,7 +281,10 @@ impl Trial {
                     Command::CreateUser { user: user(name), password: "phc".into(), invite: None };
                 let verdict = match model.users.contains_key(name) {
                     true => Err("user-exists"),
-                    false => Ok(drop(model.users.insert(name.to_owned(), ModelUser::default()))),
+                    false => {
+                        model.users.insert(name.to_owned(), ModelUser::default());
+                        Ok(())
+                    }
                 };
                 (command, verdict)
             }
@@ -331,7 +334,7 @@ impl Trial {
                 (Command::ChangePassword { password: "new".into(), verified }, verdict)
             }
             5 | 6 => {
-                let hidden = step.file % 2 == 0;
+                let hidden = step.file.is_multiple_of(2);
                 let verdict = logged_in.and_then(|me| {
                     if model.groups.contains_key(group_name) {
                         return Err("group-exists");
@@ -357,7 +360,10 @@ impl Trial {
                             Err("already-requested")
                         }
                         () if last.is_some_and(|(_, at)| now < at + wait) => Err("rejected-lately"),
-                        () => Ok(group.requests.push((me, now))),
+                        () => {
+                            group.requests.push((me, now));
+                            Ok(())
+                        }
                     }
                 });
                 (Command::JoinGroup { group }, verdict)
@@ -471,7 +477,10 @@ impl Trial {
             22 => {
                 let verdict = match model.users.get_mut(name) {
                     None => Err("no-such-user"),
-                    Some(account) => Ok(account.disabled = false),
+                    Some(account) => {
+                        account.disabled = false;
+                        Ok(())
+                    }
                 };
                 (Command::EnableUser { user: user(name) }, verdict)
             }

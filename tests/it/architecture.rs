@@ -31,6 +31,7 @@ const PURE: &[&str] = &[
     "tracker/facts.rs",
     "tracker/index.rs",
     "tracker/state.rs",
+    "tracker/derived.rs",
     "tracker/command.rs",
     "tracker/decide.rs",
     "tracker/view.rs",

@@ -7,6 +7,7 @@ mod raw_peer;
 mod transfer;
 mod errors;
 mod crash;
+mod durable;
 mod evil;
 mod revoked;
 mod flood;

@@ -9,6 +9,9 @@ use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
 
+use mtq::peer_id::PeerId;
+use mtq::tracker_link::TrackerLink;
+use mtq::transport::identity::Identity;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -48,6 +51,7 @@ pub struct World {
     pub tracker_dir: String,
     /// What the tracker is started with besides.
     pub tracker_options: Vec<String>,
+    identity: PeerId,
     tracker: Option<Child>,
 }
 
@@ -59,16 +63,22 @@ impl World {
 
     /// A world whose tracker was started with these options.
     pub fn with(options: &[&str]) -> Self {
+        let mut world = Self::without_tracker();
+        world.tracker_options = options.iter().map(|option| (*option).to_owned()).collect();
+        world.start_tracker();
+        world
+    }
+
+    /// A world whose tracker was never started.
+    pub fn without_tracker() -> Self {
         let dir = tempfile::tempdir().expect("temp dir");
         let port = free_port();
         let out = dir.path().join("net");
         let made = run(mtq().arg("certs").arg("--out").arg(&out).arg(format!("127.0.0.1:{port}")));
         assert!(made.status.success(), "{made:?}");
-        let tracker_options = options.iter().map(|option| (*option).to_owned()).collect();
-        let tracker_dir = "tracker".to_owned();
-        let mut world = Self { dir, port, tracker_dir, tracker_options, tracker: None };
-        world.start_tracker();
-        world
+        let identity = Identity::load(&out.join("tracker1.pem")).expect("made").peer_id();
+        let (tracker_dir, tracker_options) = ("tracker".to_owned(), Vec::new());
+        Self { dir, port, tracker_dir, tracker_options, identity, tracker: None }
     }
 
     /// A path in the world.
@@ -96,11 +106,27 @@ impl World {
         self.path("net/tracker_info.txt")
     }
 
+    /// Where raw clients find the tracker.
+    pub fn link(&self) -> TrackerLink {
+        TrackerLink::new(([127, 0, 0, 1], self.port).into(), self.identity)
+    }
+
     /// Starts the tracker and waits until it is up.
     pub fn start_tracker(&mut self) {
+        self.launch_tracker();
+        let log = self.path("tracker.log");
+        let child = self.tracker.as_mut().expect("launched");
+        wait_for("the tracker", || {
+            assert!(matches!(child.try_wait(), Ok(None)), "the tracker ended");
+            fs::read_to_string(&log).unwrap_or_default().contains("tracker is up").then_some(())
+        });
+    }
+
+    /// Starts the tracker and does not wait for it.
+    pub fn launch_tracker(&mut self) {
         let log = self.path("tracker.log");
         let _ = fs::remove_file(&log);
-        let mut child = mtq()
+        let child = mtq()
             .args(["tracker", "--identity"])
             .arg(self.path("net/tracker1.pem"))
             .arg("--trackers")
@@ -113,10 +139,6 @@ impl World {
             .stdin(Stdio::null())
             .spawn()
             .expect("mtq runs");
-        wait_for("the tracker", || {
-            assert!(matches!(child.try_wait(), Ok(None)), "the tracker ended");
-            fs::read_to_string(&log).unwrap_or_default().contains("tracker is up").then_some(())
-        });
         self.tracker = Some(child);
     }
 
@@ -127,13 +149,6 @@ impl World {
         let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a size");
         let kib = line.split_whitespace().nth(1).expect("a number");
         kib.parse::<u64>().expect("a number") * 1024
-    }
-
-    /// The tracker's link.
-    pub fn link(&self) -> mtq::tracker_link::TrackerLink {
-        let text = fs::read_to_string(self.trackers()).expect("written");
-        let info: mtq::tracker_link::TrackerInfo = text.parse().expect("links");
-        info.links()[0].clone()
     }
 
     /// Kills the tracker at once.

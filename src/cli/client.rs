@@ -3,13 +3,14 @@
 use std::io::{BufRead as _, IsTerminal as _, Read as _};
 
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{broadcast, mpsc};
 
 use super::args::{ClientArgs, ClientCommand, LogFormat};
 use super::exit::{Failure, status};
 use super::script::{self, Parsed};
 use super::{command, logging, output, text};
 use crate::client::agent::{Agent, AgentConfig};
+use crate::client::report::Notice;
 use crate::limits::MAX_LINE_LEN;
 
 /// Runs the client; returns the exit status.
@@ -47,6 +48,7 @@ async fn session(config: AgentConfig, args: &ClientArgs) -> Result<u8, Failure> 
     let interactive = std::io::stdin().is_terminal();
     let ended = tokio::select! {
         ended = obey(&agent, args, interactive) => Some(ended),
+        () = tell_news(agent.notices(), interactive || args.stay) => None,
         _ = interrupt.recv() => None,
         _ = terminate.recv() => None,
     };
@@ -60,6 +62,21 @@ async fn session(config: AgentConfig, args: &ClientArgs) -> Result<u8, Failure> 
         _ = terminate.recv() => {}
     }
     Ok(ended.unwrap_or(status::INTERRUPTED))
+}
+
+/// Says on standard error what trackers say unasked: everything to whoever stays, to a script
+/// only what was taken from it.
+async fn tell_news(mut notices: broadcast::Receiver<Notice>, all: bool) {
+    loop {
+        match notices.recv().await {
+            Ok(notice) if all || notice.is_loss() => {
+                eprintln!("* {}", text::printable(&notice.to_string()));
+            }
+            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+            // The agent holds the other end.
+            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+        }
+    }
 }
 
 /// Runs commands until they end; returns the first failure's status.

@@ -106,6 +106,10 @@ impl Core {
         });
         tasks.spawn(core.clone().hear(queue));
         tasks.spawn(core.clone().watch());
+        if core.line.user().is_some() {
+            // Whoever is logged in from before is online from now on.
+            tasks.spawn(core.clone().come_back());
+        }
         Ok(core)
     }
 

@@ -141,6 +141,13 @@ pub enum Notice {
     },
 }
 
+impl Notice {
+    /// Whether something was taken from the user.
+    pub fn is_loss(&self) -> bool {
+        matches!(self, Self::Removed { .. } | Self::Unlisted { .. } | Self::SignedOut { .. })
+    }
+}
+
 impl fmt::Display for Notice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -160,7 +167,7 @@ impl fmt::Display for Notice {
             Self::Removed { group } => write!(f, "you are no longer a member of {group}"),
             Self::OwnerChanged { group, owner } => write!(f, "{owner} now owns {group}"),
             Self::FileListed { group, name, size, user } => {
-                write!(f, "{user} shares {name} ({size} bytes) in {group}")
+                write!(f, "{user} shares {name} ({}) in {group}", bytesize::ByteSize(*size))
             }
             Self::Unlisted { group, name } => {
                 write!(f, "the owner of {group} took {name} off its list; it is no longer served")

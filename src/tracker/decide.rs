@@ -656,6 +656,29 @@ mod tests {
     }
 
     #[test]
+    fn requests_to_groups_that_ended_do_not_count() {
+        let mut court = Court::with_users(["alice", "bob"]);
+        for number in 0..=limits::MAX_REQUESTS_PER_USER {
+            let group: GroupName = format!("g{number}").parse().expect("name");
+            let create = Command::CreateGroup { group: group.clone(), hidden: false };
+            court.propose("alice", create).expect("created");
+            court.propose("bob", Command::JoinGroup { group: group.clone() }).expect("asked");
+            court.propose("alice", Command::LeaveGroup { group }).expect("left");
+        }
+        // Those that somebody may still answer do.
+        for number in 0..=limits::MAX_REQUESTS_PER_USER {
+            let group: GroupName = format!("h{number}").parse().expect("name");
+            let create = Command::CreateGroup { group: group.clone(), hidden: false };
+            court.propose("alice", create).expect("created");
+            let asked = court.propose("bob", Command::JoinGroup { group });
+            assert_eq!(asked.is_ok(), number < limits::MAX_REQUESTS_PER_USER, "{asked:?}");
+        }
+        let index = crate::tracker::index::Index::of(&mut court.state.facts().clone());
+        let bob = court.id("bob");
+        assert_eq!(index.users.get(&bob), court.state.user_index(bob));
+    }
+
+    #[test]
     fn an_old_request_repeated_takes_no_group_over() {
         let mut court = Court::with_users(["eve", "bob"]);
         let create =

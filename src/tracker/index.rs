@@ -62,7 +62,7 @@ pub struct UserIndex {
     pub enrolments: BTreeSet<(Stamp, EnrolmentId)>,
     /// Memberships.
     pub groups: BTreeSet<(GroupId, MembershipId)>,
-    /// Requests nobody has answered.
+    /// Requests nobody has answered, in groups where somebody could.
     pub requests: BTreeSet<JoinRequestId>,
     /// Shares in all groups.
     pub share_count: usize,
@@ -151,7 +151,13 @@ impl Index {
 
     pub(super) fn add_membership(&mut self, id: MembershipId, membership: &First<Place>) {
         let Place { group, user } = membership.value;
-        self.groups.entry(group).or_default().members.insert((user, membership.stamp, id));
+        let of = self.groups.entry(group).or_default();
+        if of.members.is_empty() {
+            for (asker, _, request) in &of.requests {
+                self.users.entry(*asker).or_default().requests.insert(*request);
+            }
+        }
+        of.members.insert((user, membership.stamp, id));
         self.users.entry(user).or_default().groups.insert((group, id));
     }
 
@@ -159,6 +165,13 @@ impl Index {
         let Place { group, user } = membership.value;
         self.change_group(group, |g| g.members.remove(&(user, membership.stamp, id)));
         self.change_user(user, |u| u.groups.remove(&(group, id)));
+        // Nobody is left who could answer them.
+        let archived = self.groups.get(&group).filter(|of| of.members.is_empty());
+        let unanswerable: Vec<_> =
+            archived.into_iter().flat_map(|of| &of.requests).cloned().collect();
+        for (asker, _, request) in unanswerable {
+            self.change_user(asker, |u| u.requests.remove(&request));
+        }
     }
 
     pub(super) fn add_ended(&mut self, id: MembershipId, tomb: &First<GroupId>) {
@@ -171,8 +184,11 @@ impl Index {
 
     pub(super) fn add_request(&mut self, id: JoinRequestId, request: &First<Place>) {
         let Place { group, user } = request.value;
-        self.groups.entry(group).or_default().requests.insert((user, request.stamp, id));
-        self.users.entry(user).or_default().requests.insert(id);
+        let of = self.groups.entry(group).or_default();
+        of.requests.insert((user, request.stamp, id));
+        if !of.members.is_empty() {
+            self.users.entry(user).or_default().requests.insert(id);
+        }
     }
 
     pub(super) fn remove_request(&mut self, id: JoinRequestId, request: &First<Place>) {

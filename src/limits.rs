@@ -112,8 +112,9 @@ pub const STORE_CACHE: usize = 32 * 1024 * 1024;
 /// things, so that snapshots never cost more than the ops between them.
 pub const SNAPSHOT_AFTER: usize = 20_000;
 
-/// Removals are remembered this long: longer than any ticket lives and any rejection lasts.
-pub const REMOVALS_KEPT: Duration = Duration::from_secs(48 * 3600);
+/// Removals are remembered this long: longer than any ticket lives. Rejections are remembered for
+/// `REJECTED_WAIT`.
+pub const REMOVALS_KEPT: Duration = Duration::from_secs(3600);
 
 /// How long a seeder that reaches no tracker goes on with transfers under way, unless the owner
 /// of the group says otherwise.
@@ -164,6 +165,10 @@ pub const CONNECTION_REQUESTS: (u32, u32) = (2_000, 4_000);
 /// Durable changes a second of one account, and at once: sharing a directory of thousands of
 /// files is one burst.
 pub const ACCOUNT_CHANGES: (u32, u32) = (500, 2_000);
+
+/// Of those, changes of accounts, groups and memberships: what ended is remembered for a while, and
+/// a thousand at once is more than any person does.
+pub const ACCOUNT_ACTS: (u32, u32) = (100, 1_000);
 
 /// Passwords tried or set a second from one address, and at once: a class behind one router logs
 /// in, and Argon2 does a hundred a second.

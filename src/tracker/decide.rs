@@ -284,7 +284,7 @@ impl Case<'_> {
         if taken {
             return Err(Refusal::GroupExists(name.clone()));
         }
-        limit(self.state.facts().groups.len(), limits::MAX_GROUPS, "groups")?;
+        limit(self.state.group_count(), limits::MAX_GROUPS, "groups")?;
         self.limit_groups(user)?;
         Ok(Change::GroupCreated { group, name: name.clone(), hidden, user })
     }

@@ -140,6 +140,11 @@ impl State {
         })
     }
 
+    /// How many groups have members.
+    pub fn group_count(&self) -> usize {
+        self.index.group_names.len()
+    }
+
     /// Whether a group has members; without any it is archived.
     pub fn is_living(&self, group: GroupId) -> bool {
         match group {

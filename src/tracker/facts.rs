@@ -15,6 +15,7 @@ use crate::hash::Blake3Hash;
 use crate::id::{
     EnrolmentId, GroupId, InviteId, JoinRequestId, MembershipId, OriginId, ShareId, UserId,
 };
+use crate::limits::{REJECTED_WAIT, REMOVALS_KEPT};
 use crate::manifest::ManifestHead;
 use crate::name::{FileName, GroupName, UserName};
 use crate::peer_id::PeerId;
@@ -165,19 +166,25 @@ impl Facts {
         self.unenrolled.len() + self.ended.len() + self.answers.len() + self.withdrawn.len()
     }
 
-    /// Forgets removals made before `before`, and groups nobody is a member of any more. Only for
-    /// ops that nobody can still be missing.
-    pub fn forget_removals(&mut self, before: UnixMillis) {
+    /// Forgets, at the time of the latest op, what ended long enough ago, and groups nobody is a
+    /// member of. Only for ops that nobody can still be missing.
+    pub fn forget_removals(&mut self, latest: UnixMillis) {
+        let before = latest.minus(REMOVALS_KEPT);
         let living: BTreeSet<_> = self.memberships.values().map(|m| m.value.group).collect();
-        self.groups.retain(|id, group| living.contains(id) || group.stamp.at >= before);
+        self.groups.retain(|id, _| living.contains(id));
         self.graces.retain(|id, _| self.groups.contains_key(id));
         self.owners.retain(|id, _| self.groups.contains_key(id));
         self.nominees.retain(|id, _| self.groups.contains_key(id));
         self.requests.retain(|_, request| self.groups.contains_key(&request.value.group));
         self.unenrolled.retain(|_, tomb| tomb.stamp.at >= before);
         self.ended.retain(|_, tomb| tomb.stamp.at >= before);
-        self.answers.retain(|_, answer| answer.stamp.at >= before);
+        let rejected = latest.minus(REJECTED_WAIT);
+        self.answers.retain(|_, a| {
+            !a.value.accepted
+                && a.stamp.at >= rejected
+                && self.groups.contains_key(&a.value.place.group)
+        });
         self.withdrawn.clear();
-        self.invites.retain(|_, invite| invite.value >= before);
+        self.invites.retain(|_, invite| invite.value >= latest);
     }
 }

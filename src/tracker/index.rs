@@ -34,6 +34,8 @@ pub enum Revoked {
 /// What belongs to a group.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct GroupIndex {
+    /// The name chosen and when; nothing while only others speak of the group.
+    pub founded: Option<(GroupName, Stamp)>,
     /// Memberships.
     pub members: BTreeSet<(UserId, Stamp, MembershipId)>,
     /// Requests nobody has answered.
@@ -73,7 +75,7 @@ pub struct UserIndex {
 pub struct Index {
     /// Who chose a user name, the earliest first.
     pub user_names: BTreeSet<(UserName, Stamp, UserId)>,
-    /// What was given a group name, the earliest first.
+    /// What has members and was given a group name, the earliest first.
     pub group_names: BTreeSet<(GroupName, Stamp, GroupId)>,
     /// Who used an invitation, the earliest first.
     pub invited: BTreeSet<(InviteId, Stamp, UserId)>,
@@ -142,17 +144,25 @@ impl Index {
     }
 
     pub(super) fn add_group(&mut self, id: GroupId, group: &First<Founded>) {
-        self.group_names.insert((group.value.name.clone(), group.stamp, id));
+        let of = self.groups.entry(id).or_default();
+        of.founded = Some((group.value.name.clone(), group.stamp));
+        if !of.members.is_empty() {
+            self.group_names.insert((group.value.name.clone(), group.stamp, id));
+        }
     }
 
     pub(super) fn remove_group(&mut self, id: GroupId, group: &First<Founded>) {
         self.group_names.remove(&(group.value.name.clone(), group.stamp, id));
+        self.change_group(id, |g| g.founded.take().is_some());
     }
 
     pub(super) fn add_membership(&mut self, id: MembershipId, membership: &First<Place>) {
         let Place { group, user } = membership.value;
         let of = self.groups.entry(group).or_default();
         if of.members.is_empty() {
+            if let Some((name, stamp)) = &of.founded {
+                self.group_names.insert((name.clone(), *stamp, group));
+            }
             for (asker, _, request) in &of.requests {
                 self.users.entry(*asker).or_default().requests.insert(*request);
             }
@@ -165,8 +175,11 @@ impl Index {
         let Place { group, user } = membership.value;
         self.change_group(group, |g| g.members.remove(&(user, membership.stamp, id)));
         self.change_user(user, |u| u.groups.remove(&(group, id)));
-        // Nobody is left who could answer them.
+        // Nobody is left: the name is free, and requests wait for nobody.
         let archived = self.groups.get(&group).filter(|of| of.members.is_empty());
+        if let Some((name, stamp)) = archived.and_then(|of| of.founded.clone()) {
+            self.group_names.remove(&(name, stamp, group));
+        }
         let unanswerable: Vec<_> =
             archived.into_iter().flat_map(|of| &of.requests).cloned().collect();
         for (asker, _, request) in unanswerable {

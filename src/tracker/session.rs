@@ -277,7 +277,11 @@ impl ClientSession {
 
     async fn change(&self, id: RequestId, command: Command) -> Result<Reply, Refusal> {
         if let Ok(user) = self.user() {
-            self.shared.throttle.change(user)?;
+            let listing = matches!(
+                command,
+                Command::Share { .. } | Command::StopShare { .. } | Command::Unlist { .. }
+            );
+            self.shared.throttle.change(user, !listing)?;
         }
         Ok(match self.shared.store.propose(self.actor(), id, command).await? {
             Outcome::Done => Reply::Done,

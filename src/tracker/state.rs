@@ -129,9 +129,9 @@ impl State {
         self.facts.digest()
     }
 
-    /// Forgets removals made before `before`; see [`Facts::forget_removals`].
-    pub fn forget_removals(&mut self, before: UnixMillis) {
-        self.facts.forget_removals(before);
+    /// Forgets what ended long ago; see [`Facts::forget_removals`].
+    pub fn forget_removals(&mut self, latest: UnixMillis) {
+        self.facts.forget_removals(latest);
         self.index = Index::of(&mut self.facts);
     }
 

@@ -22,8 +22,7 @@ use crate::clock::UnixMillis;
 use crate::hash::Blake3Hash;
 use crate::id::{OriginId, RequestId, UserId};
 use crate::limits::{
-    MAX_REMEMBERED_REQUESTS, PAGES_IN_FLIGHT, REMOVALS_KEPT, SNAPSHOT_AFTER, STORE_BATCH,
-    STORE_QUEUE,
+    MAX_REMEMBERED_REQUESTS, PAGES_IN_FLIGHT, SNAPSHOT_AFTER, STORE_BATCH, STORE_QUEUE,
 };
 use crate::peer_id::PeerId;
 
@@ -569,9 +568,9 @@ impl Work {
     fn snapshot(&mut self) {
         // Nobody else has these ops, so nobody can still be missing a removal.
         let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
-        let before = published.latest.minus(REMOVALS_KEPT);
-        published.state.forget_removals(before);
-        self.pending.forget_removals(before);
+        let latest = published.latest;
+        published.state.forget_removals(latest);
+        self.pending.forget_removals(latest);
         self.chains.seal_all_but(self.config.origin);
         let snapshot = Snapshot {
             position: published.position,

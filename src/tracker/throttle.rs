@@ -39,6 +39,7 @@ impl From<IpAddr> for Neighbourhood {
 pub struct Throttle {
     counters: Arc<Counters>,
     changes: DefaultKeyedRateLimiter<UserId>,
+    acts: DefaultKeyedRateLimiter<UserId>,
     logins: DefaultKeyedRateLimiter<Neighbourhood>,
     connections: DashMap<Neighbourhood, usize>,
     connections_per_address: usize,
@@ -55,6 +56,7 @@ impl Throttle {
         Self {
             counters,
             changes: RateLimiter::keyed(quota(limits::ACCOUNT_CHANGES)),
+            acts: RateLimiter::keyed(quota(limits::ACCOUNT_ACTS)),
             logins: RateLimiter::keyed(quota(limits::ADDRESS_LOGINS)),
             connections: DashMap::new(),
             connections_per_address,
@@ -89,12 +91,13 @@ impl Throttle {
         connection.0.check().map_err(|until| self.refuse(Limit::RequestRate, &until))
     }
 
-    /// Whether an account may change one thing more.
+    /// Whether an account may change one thing more: a listing, or something else (`act`).
     ///
     /// # Errors
     /// [`Refusal::RateLimited`].
-    pub fn change(&self, user: UserId) -> Result<(), Refusal> {
-        self.changes.check_key(&user).map_err(|until| self.refuse(Limit::RequestRate, &until))
+    pub fn change(&self, user: UserId, act: bool) -> Result<(), Refusal> {
+        let limiter = if act { &self.acts } else { &self.changes };
+        limiter.check_key(&user).map_err(|until| self.refuse(Limit::RequestRate, &until))
     }
 
     /// Whether a password may be tried, or set, from an address.
@@ -127,6 +130,7 @@ impl Throttle {
     /// Forgets those who have not asked for long.
     pub fn tidy(&self) {
         self.changes.retain_recent();
+        self.acts.retain_recent();
         self.logins.retain_recent();
     }
 

@@ -120,7 +120,9 @@ async fn floods_of_streams_and_requests_are_bounded_and_others_are_served() {
         hidden: true,
     })
     .await;
-    assert_eq!(codes["ok"], limits::MAX_GROUPS_PER_USER, "{codes:?}");
+    assert!((500..=limits::MAX_GROUPS_PER_USER).contains(&codes["ok"]), "{codes:?}");
+    let known = ["ok", "rate-limited", "limit"];
+    assert!(codes.keys().all(|code| known.contains(&code.as_str())), "{codes:?}");
     granted(&bob, Request::ListGroups { after: None }).await;
     // Streams opened and reset as fast as they come, and some that say half a frame and wait.
     let address = (link.host(), link.port());

@@ -51,7 +51,7 @@ fn connected(sender: &Runtime, receiver: &Runtime) -> (Connection, Connection) {
     let dialled = receiver
         .spawn(async move { endpoint().dial(address, Alpn::Peer, id).await.expect("dialled") });
     let accepted = sender.block_on(async {
-        let incoming = listening.accept(10).await.expect("a dialler");
+        let incoming = listening.accept(10, || {}).await.expect("a dialler");
         incoming.finish().await.expect("a handshake")
     });
     (accepted, receiver.block_on(dialled).expect("dialled"))

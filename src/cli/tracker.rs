@@ -32,6 +32,9 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let identity = Arc::new(identity.map_err(identity_failure)?);
     let info = args.trackers.as_deref().map(load_trackers).transpose()?;
     let link = info.as_ref().and_then(|info| info.find(identity.peer_id())).cloned();
+    if info.as_ref().is_some_and(|info| info.links().len() > 1) {
+        tracing::warn!("this version's trackers do not share accounts, groups or listings yet");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()

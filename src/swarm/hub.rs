@@ -117,7 +117,7 @@ async fn accept(shared: Arc<Shared>) {
         let incoming = tokio::select! {
             biased;
             () = shared.draining.cancelled() => return,
-            incoming = shared.endpoint.accept(limits::MAX_PEER_CONNECTIONS) => incoming,
+            incoming = shared.endpoint.accept(limits::MAX_PEER_CONNECTIONS, || {}) => incoming,
         };
         let Some(incoming) = incoming else { return };
         let shared = shared.clone();

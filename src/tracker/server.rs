@@ -186,11 +186,12 @@ async fn tidy(shared: Arc<Shared>, stop: CancellationToken) {
 }
 
 async fn accept(shared: Arc<Shared>, stop: CancellationToken, tasks: TaskTracker) {
+    let one_too_many = || shared.counters.hit(Limit::Connections);
     loop {
         let incoming = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            incoming = shared.endpoint.accept(limits::MAX_TRACKER_CONNECTIONS) => incoming,
+            incoming = shared.endpoint.accept(limits::MAX_TRACKER_CONNECTIONS, one_too_many) => incoming,
         };
         let Some(incoming) = incoming else { return };
         tasks.spawn(serve(shared.clone(), incoming, stop.clone()));

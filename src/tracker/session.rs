@@ -263,7 +263,13 @@ impl ClientSession {
         view: impl FnOnce(&State, UserId) -> Result<R, Refusal>,
     ) -> Result<R, Refusal> {
         let user = self.user()?;
-        self.shared.store.read(|state| view(state, user))
+        self.shared.store.read(|state| {
+            // Presence may be a moment behind what was revoked.
+            if state.user_of(self.device) != Some(user) {
+                return Err(Refusal::NotLoggedIn);
+            }
+            view(state, user)
+        })
     }
 
     /// The id of a group the user is a member of.
@@ -361,7 +367,7 @@ impl ClientSession {
         let command = Command::EnrolDevice { user: id, verified };
         self.shared.store.propose(self.actor(), request, command).await?;
         tracing::info!(%user, device = %self.device.short(), "logged in");
-        Ok(self.logged_in(id, user))
+        self.logged_in(id, user)
     }
 
     fn log_in_by_key(&self) -> Result<Reply, Refusal> {
@@ -372,12 +378,17 @@ impl ClientSession {
         let (id, user) = known.ok_or(Refusal::UnknownDevice)?;
         self.refuse_other(&user)?;
         tracing::debug!(%user, device = %self.device.short(), "logged in by key");
-        Ok(self.logged_in(id, user))
+        self.logged_in(id, user)
     }
 
     /// The user is known on this connection from now on, and hears what was revoked of late.
-    fn logged_in(&self, id: UserId, user: UserName) -> Reply {
+    fn logged_in(&self, id: UserId, user: UserName) -> Result<Reply, Refusal> {
         self.shared.presence.log_in(self.number, id, &user);
+        // Removed a moment before it was known here, the device was not signed out.
+        if self.read(|_, _| Ok(())).is_err() {
+            self.shared.presence.log_out(self.number, clock::now());
+            return Err(Refusal::UnknownDevice);
+        }
         let lately = clock::now().minus(limits::TICKET_LIFE + 2 * limits::TICKET_LEEWAY);
         let (mut memberships, mut devices) = (Vec::new(), Vec::new());
         self.shared.store.read(|state| {
@@ -404,7 +415,7 @@ impl ClientSession {
         };
         memberships.chunks(limits::MAX_REVOKED_BATCH).for_each(|batch| push(batch, &[]));
         devices.chunks(limits::MAX_REVOKED_BATCH).for_each(|batch| push(&[], batch));
-        Reply::LoggedIn { user }
+        Ok(Reply::LoggedIn { user })
     }
 
     fn refuse_other(&self, user: &UserName) -> Result<(), Refusal> {
@@ -553,12 +564,20 @@ impl ClientSession {
             let listed: Vec<_> = contents.into_iter().filter(|(c, _)| listed(c)).collect();
             Ok((id, listed))
         })?;
+        let announced: Vec<_> = listed.iter().map(|(content, _)| *content).collect();
         // What is not listed (any more) is nobody's to look for.
         for (content, complete) in listed {
             if !self.shared.presence.announce(self.number, id, content, complete) {
                 let max = limits::MAX_SHARES_PER_USER as u64;
                 return Err(Refusal::Limit { what: "announced contents".into(), max });
             }
+        }
+        // Whose membership ended meanwhile was expelled before some of these came.
+        if let Err(refusal) = self.own_group(group) {
+            announced.iter().for_each(|content| {
+                self.shared.presence.withdraw(self.number, id, *content);
+            });
+            return Err(refusal);
         }
         Ok(Reply::Done)
     }
@@ -569,7 +588,7 @@ impl ClientSession {
         matching: Matching,
         after: Option<FileCursor>,
     ) -> Result<Reply, Refusal> {
-        let user = self.user()?;
+        let user = self.read(|_, user| Ok(user))?;
         if pattern.len() > limits::MAX_PATTERN_LEN {
             let max = limits::MAX_PATTERN_LEN as u64;
             return Err(Refusal::Limit { what: "bytes of a search pattern".into(), max });

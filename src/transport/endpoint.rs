@@ -173,14 +173,16 @@ impl Endpoint {
 
     /// The next handshake somebody begins, while there are fewer than `most` connections; further
     /// ones are refused. From half of them on, strangers first prove that they are where they say
-    /// (QUIC Retry). Nothing once the endpoint is closed.
-    pub async fn accept(&self, most: usize) -> Option<Incoming> {
+    /// (QUIC Retry). `refused` is told of each that was one too many. Nothing once the endpoint is
+    /// closed.
+    pub async fn accept(&self, most: usize, refused: impl Fn()) -> Option<Incoming> {
         loop {
             let incoming = self.quic.accept().await?;
             let count = self.quic.open_connections();
             if count >= most {
                 tracing::warn!(from = %incoming.remote_address(), most, "too many connections");
                 incoming.refuse();
+                refused();
             } else if count >= most / 2 && incoming.may_retry() {
                 // It comes back, proven, as another handshake.
                 let _ = incoming.retry();

@@ -231,7 +231,7 @@ async fn evil_seeder(
     bytes: Vec<u8>,
     trick: Trick,
 ) {
-    while let Some(incoming) = endpoint.accept(10).await {
+    while let Some(incoming) = endpoint.accept(10, || {}).await {
         let Some(connection) = incoming.finish().await else { continue };
         let mut peer = RawPeer::greet(connection).await;
         let content = manifest.content_id();
@@ -357,7 +357,7 @@ async fn evil_seeder_honest_bytes(
     manifest: Arc<Manifest>,
     bytes: Vec<u8>,
 ) {
-    let Some(incoming) = endpoint.accept(10).await else { return };
+    let Some(incoming) = endpoint.accept(10, || {}).await else { return };
     let Some(connection) = incoming.finish().await else { return };
     let mut peer = RawPeer::greet(connection).await;
     peer.say(&Control::Ticket { ticket }).await;

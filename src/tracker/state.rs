@@ -236,57 +236,34 @@ impl State {
     }
 
     fn create_user(&mut self, id: UserId, user: First<Account>) {
-        if let Some(old) = self.facts.users.get(&id) {
-            if !old.yields_to(user.stamp) {
-                return;
-            }
-            self.index.remove_user(id, old);
-        }
-        self.index.add_user(id, &user);
-        self.facts.users.insert(id, user);
+        let Self { facts, index, .. } = self;
+        settle(&mut facts.users, index, id, user, (Index::add_user, Index::remove_user));
     }
 
     fn enrol(&mut self, id: EnrolmentId, enrolment: First<Enrolment>) {
-        if self.facts.unenrolled.contains_key(&id) {
-            return;
+        let Self { facts, index, .. } = self;
+        if !facts.unenrolled.contains_key(&id) {
+            let way: Ways<_, _> = (Index::add_enrolment, Index::remove_enrolment);
+            settle(&mut facts.enrolments, index, id, enrolment, way);
         }
-        if let Some(old) = self.facts.enrolments.get(&id) {
-            if !old.yields_to(enrolment.stamp) {
-                return;
-            }
-            self.index.remove_enrolment(id, old);
-        }
-        self.index.add_enrolment(id, &enrolment);
-        self.facts.enrolments.insert(id, enrolment);
     }
 
     fn unenrol(&mut self, stamp: Stamp, gone: Vec<Unenrolled>, effects: &mut Vec<Effect>) {
+        let Self { facts, index, .. } = self;
         for Unenrolled { enrolment: id, user, device } in gone {
-            if let Some(old) = self.facts.enrolments.remove(&id) {
-                self.index.remove_enrolment(id, &old);
+            if let Some(old) = facts.enrolments.remove(&id) {
+                index.remove_enrolment(id, &old);
                 effects.push(Effect::DeviceGone { user, device });
             }
             let tomb = First { stamp, value: Enrolment { user, device } };
-            if let Some(old) = self.facts.unenrolled.get(&id) {
-                if !old.yields_to(stamp) {
-                    continue;
-                }
-                self.index.remove_revoked_device(id, old);
-            }
-            self.index.add_revoked_device(id, &tomb);
-            self.facts.unenrolled.insert(id, tomb);
+            let way: Ways<_, _> = (Index::add_revoked_device, Index::remove_revoked_device);
+            settle(&mut facts.unenrolled, index, id, tomb, way);
         }
     }
 
     fn create_group(&mut self, id: GroupId, group: First<Founded>) {
-        if let Some(old) = self.facts.groups.get(&id) {
-            if !old.yields_to(group.stamp) {
-                return;
-            }
-            self.index.remove_group(id, old);
-        }
-        self.index.add_group(id, &group);
-        self.facts.groups.insert(id, group);
+        let Self { facts, index, .. } = self;
+        settle(&mut facts.groups, index, id, group, (Index::add_group, Index::remove_group));
     }
 
     fn begin_membership(
@@ -296,19 +273,15 @@ impl State {
         place: Place,
         effects: &mut Vec<Effect>,
     ) {
-        if self.facts.ended.contains_key(&id) {
+        let Self { facts, index, .. } = self;
+        if facts.ended.contains_key(&id) {
             return;
         }
+        let way: Ways<_, _> = (Index::add_membership, Index::remove_membership);
         let membership = First { stamp, value: place };
-        match self.facts.memberships.get(&id) {
-            Some(old) if !old.yields_to(stamp) => return,
-            Some(old) => self.index.remove_membership(id, old),
-            None => {
-                effects.push(Effect::MemberJoined { group: place.group, user: place.user });
-            }
+        if settle(&mut facts.memberships, index, id, membership, way) == Settled::New {
+            effects.push(Effect::MemberJoined { group: place.group, user: place.user });
         }
-        self.index.add_membership(id, &membership);
-        self.facts.memberships.insert(id, membership);
     }
 
     fn end_membership(
@@ -330,42 +303,27 @@ impl State {
             user = user.or(self.facts.shares.get(&share).map(|share| share.value.user));
             self.drop_share(share, effects);
         }
-        let tomb = First { stamp, value: group };
-        match self.facts.ended.get(&id) {
-            Some(old) if !old.yields_to(stamp) => return,
-            Some(old) => self.index.remove_ended(id, old),
-            None => effects.push(Effect::MemberLeft { group, user, membership: id }),
+        let Self { facts, index, .. } = self;
+        let way: Ways<_, _> = (Index::add_ended, Index::remove_ended);
+        if settle(&mut facts.ended, index, id, First { stamp, value: group }, way) == Settled::New {
+            effects.push(Effect::MemberLeft { group, user, membership: id });
         }
-        self.index.add_ended(id, &tomb);
-        self.facts.ended.insert(id, tomb);
     }
 
     fn request(&mut self, id: JoinRequestId, request: First<Place>) {
-        if self.facts.answers.contains_key(&id) {
-            return;
+        let Self { facts, index, .. } = self;
+        if !facts.answers.contains_key(&id) {
+            let way: Ways<_, _> = (Index::add_request, Index::remove_request);
+            settle(&mut facts.requests, index, id, request, way);
         }
-        if let Some(old) = self.facts.requests.get(&id) {
-            if !old.yields_to(request.stamp) {
-                return;
-            }
-            self.index.remove_request(id, old);
-        }
-        self.index.add_request(id, &request);
-        self.facts.requests.insert(id, request);
     }
 
     fn answer(&mut self, id: JoinRequestId, answer: First<Answer>) {
-        if let Some(old) = self.facts.requests.remove(&id) {
-            self.index.remove_request(id, &old);
+        let Self { facts, index, .. } = self;
+        if let Some(old) = facts.requests.remove(&id) {
+            index.remove_request(id, &old);
         }
-        if let Some(old) = self.facts.answers.get(&id) {
-            if !old.yields_to(answer.stamp) {
-                return;
-            }
-            self.index.remove_answer(id, old);
-        }
-        self.index.add_answer(id, &answer);
-        self.facts.answers.insert(id, answer);
+        settle(&mut facts.answers, index, id, answer, (Index::add_answer, Index::remove_answer));
     }
 
     fn add_share(&mut self, id: ShareKey, mut share: First<Share>, effects: &mut Vec<Effect>) {
@@ -405,6 +363,41 @@ fn groups_of(change: &Change) -> Vec<GroupId> {
         }
         _ => Vec::new(),
     }
+}
+
+/// How a thing enters the index, and how it leaves it.
+type Ways<K, T> = (fn(&mut Index, K, &First<T>), fn(&mut Index, K, &First<T>));
+
+/// What became of a claim.
+#[derive(PartialEq, Eq)]
+enum Settled {
+    /// There was none.
+    New,
+    /// It came before the one there was.
+    Earlier,
+    /// It comes after the one there is.
+    Late,
+}
+
+/// Enters a claim that there is none of yet, or none so early, into the facts and the index.
+fn settle<K: Ord + Copy, T>(
+    map: &mut BTreeMap<K, First<T>>,
+    index: &mut Index,
+    id: K,
+    claim: First<T>,
+    (add, remove): Ways<K, T>,
+) -> Settled {
+    let settled = match map.get(&id) {
+        Some(known) if !known.yields_to(claim.stamp) => return Settled::Late,
+        Some(known) => {
+            remove(index, id, known);
+            Settled::Earlier
+        }
+        None => Settled::New,
+    };
+    add(index, id, &claim);
+    map.insert(id, claim);
+    settled
 }
 
 fn set<K: Ord, T>(map: &mut BTreeMap<K, Last<T>>, key: K, word: Last<T>) {

@@ -446,7 +446,7 @@ impl Scene {
             tracker: self.tracker.peer_id(),
             rules: Rules::default(),
             origin: OriginId::random(&mut fastrand::Rng::new()),
-            clock: clock::now,
+            clock: Box::new(clock::now),
         };
         Arc::new(Store::start(disk, config, Nobody).expect("started"))
     }

@@ -190,8 +190,13 @@ impl Agent {
     /// [`AgentError`].
     pub async fn leave_group(&self, group: GroupName) -> Result<(), AgentError> {
         let request = Request::LeaveGroup { request_id: request_id(), group: group.clone() };
-        self.done(request).await?;
-        self.core.leave(&group, None);
+        // Forgotten first, so that being told of it is no news.
+        let held = self.core.groups().remove(&group);
+        if let Err(error) = self.done(request).await {
+            self.core.groups().extend(held.map(|held| (group, held)));
+            return Err(error);
+        }
+        self.core.leave(&group, held.map(|(id, _)| id));
         Ok(())
     }
 

@@ -23,7 +23,7 @@ use crate::error_code::ErrorCode;
 use crate::id::GroupId;
 use crate::limits;
 use crate::manifest::ContentId;
-use crate::name::GroupName;
+use crate::name::{GroupName, UserName};
 use crate::swarm::download::{Download, DownloadError};
 use crate::swarm::hub::Hub;
 use crate::swarm::registry::Registry;
@@ -31,6 +31,7 @@ use crate::swarm::session::{Swarm, SwarmKey};
 use crate::swarm::trust::Trust;
 use crate::tracker::message::{Reply, Request};
 use crate::tracker::push::Push;
+use crate::tracker::refusal::Refusal;
 use crate::tracker_link::TrackerInfo;
 use crate::transport::endpoint::{Endpoint, any_address};
 use crate::transport::identity::{FILE_NAME as IDENTITY_FILE, Identity};
@@ -298,7 +299,7 @@ impl Core {
                     self.registry.tracker_reached(clock_offset);
                 }
                 Some(LineEvent::Push(push)) => self.hear_push(push).await,
-                Some(LineEvent::LoggedOut) => self.signed_out(),
+                Some(LineEvent::LoggedOut { user }) => self.signed_out(user),
                 Some(LineEvent::Lost) => {
                     self.registry.trackers_lost();
                     if self.line.user().is_some() {
@@ -310,7 +311,7 @@ impl Core {
         }
     }
 
-    async fn hear_push(&self, push: Push) {
+    async fn hear_push(self: &Arc<Self>, push: Push) {
         match push {
             Push::SwarmJoined { group, content, peer } => {
                 let key = SwarmKey { group, content };
@@ -323,12 +324,14 @@ impl Core {
                 self.registry.unwant_from(peer_id, SwarmKey { group, content });
             }
             Push::Revoked { memberships, devices } => self.registry.revoke(&memberships, &devices),
-            Push::SignedOut => self.signed_out(),
-            Push::Lagged => self.find_all_peers().await,
-            Push::Removed { group, id } => {
-                self.leave(&group, Some(id));
-                self.notify(Notice::Removed { group });
+            Push::SignedOut => {
+                if let Some(user) = self.line.user() {
+                    self.signed_out(user);
+                }
             }
+            // Not here: it asks the tracker, whose pushes would wait meanwhile.
+            Push::Lagged => drop(self.tasks.spawn(self.clone().find_all_peers())),
+            Push::Removed { group, id } => self.removed(group, Some(id)),
             Push::Unlisted { group, content } => {
                 let key = SwarmKey { group, content };
                 let entry = self.library().find(key).cloned();
@@ -352,7 +355,9 @@ impl Core {
                 self.notify(Notice::OwnerChanged { group, owner });
             }
             Push::FileListed { group, name, size, user, content: _ } => {
-                self.notify(Notice::FileListed { group, name, size, user });
+                if self.line.user().as_ref() != Some(&user) {
+                    self.notify(Notice::FileListed { group, name, size, user });
+                }
             }
         }
     }
@@ -364,13 +369,19 @@ impl Core {
     }
 
     /// Trackers do not let this device act for its user any more: everything stops.
-    fn signed_out(&self) {
-        // Logging out oneself comes here too, when all is over already.
-        if let Some(user) = self.line.user() {
-            self.forget_login();
-            self.drop_entries(|_| true, ErrorCode::LoggedOut);
-            self.groups().clear();
-            self.notify(Notice::SignedOut { user });
+    fn signed_out(&self, user: UserName) {
+        self.forget_login();
+        self.drop_entries(|_| true, ErrorCode::LoggedOut);
+        self.groups().clear();
+        self.notify(Notice::SignedOut { user });
+    }
+
+    /// Our membership in a group is over. Told when it was not this device that ended it.
+    fn removed(&self, group: GroupName, id: Option<GroupId>) {
+        let held = self.groups().contains_key(&group);
+        self.leave(&group, id);
+        if held {
+            self.notify(Notice::Removed { group });
         }
     }
 
@@ -392,7 +403,7 @@ impl Core {
     }
 
     /// Looks for peers for everything under way.
-    async fn find_all_peers(&self) {
+    async fn find_all_peers(self: Arc<Self>) {
         let entries = self.library().entries();
         for (key, entry) in entries.into_iter().filter(|(_, entry)| entry.state.is_under_way()) {
             self.find_peers(&entry.group, key).await;
@@ -435,9 +446,16 @@ impl Core {
         }
         for (group, held) in by_group {
             let contents: Vec<_> = held.iter().map(|(key, whole)| (key.content, *whole)).collect();
-            if let Err(error) = self.announce(&group, &contents).await {
-                tracing::warn!(%group, %error, "cannot announce");
-                continue;
+            match self.announce(&group, &contents).await {
+                Ok(()) => {}
+                Err(AgentError::Refused(Refusal::NotAMember(_) | Refusal::NoSuchGroup(_))) => {
+                    self.removed(group, None);
+                    continue;
+                }
+                Err(error) => {
+                    tracing::warn!(%group, %error, "cannot announce");
+                    continue;
+                }
             }
             for (key, _) in held.iter().filter(|(_, complete)| !complete) {
                 self.find_peers(&group, *key).await;
@@ -492,6 +510,10 @@ impl Core {
         for group in due {
             match self.ticket(&group).await {
                 Ok(_) => tracing::debug!(%group, "ticket renewed"),
+                // What nobody could tell us while we were away.
+                Err(AgentError::Refused(Refusal::NotAMember(_) | Refusal::NoSuchGroup(_))) => {
+                    self.removed(group, None);
+                }
                 Err(AgentError::Refused(refusal)) => {
                     tracing::warn!(%group, %refusal, "no ticket any more");
                     self.groups().remove(&group);

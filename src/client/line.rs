@@ -35,7 +35,10 @@ pub enum LineEvent {
     /// The connection is gone.
     Lost,
     /// The tracker no longer knows this device; the user must log in again.
-    LoggedOut,
+    LoggedOut {
+        /// Who was logged in.
+        user: UserName,
+    },
 }
 
 /// What became of dialling.
@@ -173,7 +176,7 @@ impl TrackerLine {
                 Ok(Reply::LoggedIn { user: found }) if found == user => {}
                 Ok(_) | Err(CallError::Refused(Refusal::UnknownDevice)) => {
                     self.set_user(None);
-                    let _ = self.events.send(LineEvent::LoggedOut).await;
+                    let _ = self.events.send(LineEvent::LoggedOut { user }).await;
                 }
                 Err(error) => {
                     tracker.close(ErrorCode::Done);

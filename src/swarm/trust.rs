@@ -1,6 +1,7 @@
 //! Whose tickets a peer honours, and what time it is for them.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{HashMap, HashSet, VecDeque};
+use std::hash::Hash;
 use std::time::Duration;
 
 use crate::clock::UnixMillis;
@@ -8,21 +9,55 @@ use crate::id::MembershipId;
 use crate::peer_id::PeerId;
 use crate::ticket::{Ticket, TicketError};
 
-/// Revocations remembered; older ones are covered by the tickets' own expiry.
-const MAX_REVOKED: usize = 100_000;
+/// Revocations and holders remembered; older ones are covered by the tickets' own expiry.
+const MAX_REMEMBERED: usize = 100_000;
 
 /// The trackers of a client, its knowledge of their clock, and what they revoked.
 #[derive(Debug, Default)]
 pub struct Trust {
     trackers: HashSet<PeerId>,
     clock_offset: i64,
-    memberships: HashSet<MembershipId>,
+    memberships: Lately<MembershipId, ()>,
     /// Devices whose tickets of that tracker time and before are void.
-    devices: HashMap<PeerId, UnixMillis>,
+    devices: Lately<PeerId, UnixMillis>,
     /// Since when, in tracker time, no tracker is reached.
     cut_off: Option<UnixMillis>,
     /// Whose tickets were honoured before that: theirs are the transfers that go on.
-    honoured: HashSet<(PeerId, MembershipId)>,
+    honoured: Lately<(PeerId, MembershipId), ()>,
+}
+
+/// The latest few of very many things.
+#[derive(Debug)]
+struct Lately<K, V> {
+    known: HashMap<K, V>,
+    order: VecDeque<K>,
+}
+
+impl<K, V> Default for Lately<K, V> {
+    fn default() -> Self {
+        Self { known: HashMap::new(), order: VecDeque::new() }
+    }
+}
+
+impl<K: Copy + Eq + Hash, V> Lately<K, V> {
+    fn insert(&mut self, key: K, value: V) {
+        if self.known.insert(key, value).is_none() {
+            self.order.push_back(key);
+        }
+        if self.order.len() > MAX_REMEMBERED
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+    }
+
+    fn get(&self, key: &K) -> Option<&V> {
+        self.known.get(key)
+    }
+
+    fn contains(&self, key: &K) -> bool {
+        self.known.contains_key(key)
+    }
 }
 
 impl Trust {
@@ -50,19 +85,13 @@ impl Trust {
 
     /// Tickets of this membership are void from now on.
     pub fn revoke(&mut self, membership: MembershipId) {
-        if self.memberships.len() >= MAX_REVOKED {
-            self.memberships.clear();
-        }
-        self.memberships.insert(membership);
+        self.memberships.insert(membership, ());
     }
 
     /// Tickets of this device issued at `at` and before are void.
     pub fn revoke_device(&mut self, device: PeerId, at: UnixMillis) {
-        if self.devices.len() >= MAX_REVOKED {
-            self.devices.clear();
-        }
-        let known = self.devices.entry(device).or_insert(at);
-        *known = at.max(*known);
+        let known = self.devices.get(&device).copied().unwrap_or(at);
+        self.devices.insert(device, at.max(known));
     }
 
     /// Whether a tracker has said that this ticket is void.
@@ -99,10 +128,7 @@ impl Trust {
             return Err(TicketError::Revoked);
         }
         if self.cut_off.is_none() {
-            if self.honoured.len() >= MAX_REVOKED {
-                self.honoured.clear();
-            }
-            self.honoured.insert((shown_by, ticket.holder().membership));
+            self.honoured.insert((shown_by, ticket.holder().membership), ());
         }
         Ok(ticket)
     }
@@ -110,10 +136,13 @@ impl Trust {
     /// Whether a ticket verified before still holds when our own clock says `now`.
     pub fn still_holds(&self, ticket: &Ticket, now: UnixMillis) -> bool {
         let now = self.tracker_time(now);
+        let known = (ticket.holder().peer_id, ticket.holder().membership);
         let in_time = !ticket.is_expired(now)
-            || self
-                .cut_off
-                .is_some_and(|since| !ticket.is_expired(since) && in_grace(ticket, since, now));
+            || self.cut_off.is_some_and(|since| {
+                self.honoured.contains(&known)
+                    && !ticket.is_expired(since)
+                    && in_grace(ticket, since, now)
+            });
         in_time && !self.is_void(ticket)
     }
 }
@@ -195,6 +224,8 @@ mod tests {
         let late = NOW.plus(TICKET_LIFE + 2 * TICKET_LEEWAY);
         let (bytes, mut trust) = ticket(HOUR);
         trust.cut_off(NOW);
+        let stranger = trust.verify(&bytes, PEER, NOW).expect("in time");
+        assert!(trust.still_holds(&stranger, NOW) && !trust.still_holds(&stranger, late));
         assert!(matches!(trust.verify(&bytes, PEER, late), Err(TicketError::Expired(_))));
 
         let (bytes, mut trust) = ticket(Duration::ZERO);

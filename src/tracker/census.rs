@@ -243,7 +243,7 @@ mod tests {
     use crate::tracker::state::Rules;
 
     fn first<T>(value: T) -> First<T> {
-        First { stamp: Stamp { at: UnixMillis(7), origin: OriginId([1; 16]) }, value }
+        First { stamp: Stamp { at: UnixMillis(7), origin: OriginId([1; 16]), seq: 1 }, value }
     }
 
     fn state(count: usize, rules: Rules) -> State {

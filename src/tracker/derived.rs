@@ -59,7 +59,8 @@ impl State {
 
     /// The enrolments of a device, the latest last.
     pub fn enrolments_of(&self, device: PeerId) -> impl DoubleEndedIterator<Item = EnrolmentId> {
-        let latest = Stamp { at: UnixMillis(u64::MAX), origin: OriginId([0xff; 16]) };
+        let latest =
+            Stamp { at: UnixMillis(u64::MAX), origin: OriginId([0xff; 16]), seq: u64::MAX };
         let (first, last) = (EnrolmentId([0; 16]), EnrolmentId([0xff; 16]));
         let all = self.index.devices.range((device, EARLIEST, first)..=(device, latest, last));
         all.map(|(.., enrolment)| *enrolment)
@@ -168,7 +169,7 @@ impl State {
             if last.replace(*user) == Some(*user) || !self.is_enabled(*user) {
                 return None;
             }
-            Some(Member { user: *user, membership: *membership, since: stamp.at })
+            Some(Member { user: *user, membership: *membership, since: *stamp })
         })
     }
 
@@ -188,10 +189,10 @@ impl State {
         if group == PUBLIC {
             let account = self.facts.users.get(&user).filter(|_| self.rules.public)?;
             let membership = self.public_membership(user);
-            return Some(Member { user, membership, since: account.stamp.at });
+            return Some(Member { user, membership, since: account.stamp });
         }
         let (_, since, membership) = *self.places(group, user).next()?;
-        Some(Member { user, membership, since: since.at })
+        Some(Member { user, membership, since })
     }
 
     /// All memberships of a user in a group, the one that counts first.
@@ -210,7 +211,8 @@ impl State {
     pub fn public_membership(&self, user: UserId) -> MembershipId {
         let since = self.facts.disabled.get(&user).map_or(EARLIEST, |said| said.stamp);
         let at = since.at.0.to_le_bytes();
-        let parts: [&[u8]; 4] = [b"mtq public member\0", &user.0, &at, &since.origin.0];
+        let seq = since.seq.to_le_bytes();
+        let parts: [&[u8]; 5] = [b"mtq public member\0", &user.0, &at, &since.origin.0, &seq];
         MembershipId(derived(&parts))
     }
 

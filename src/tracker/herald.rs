@@ -22,7 +22,7 @@ impl Listener for Herald {
         for effect in effects {
             match effect {
                 Effect::MemberLeft { group, user, membership } => {
-                    self.member_left(state, change, *group, *user, *membership);
+                    self.member_left(state, *group, *user, *membership);
                 }
                 Effect::DeviceGone { user, device } => self.device_gone(state, *user, *device),
                 _ => {}
@@ -65,8 +65,11 @@ impl Listener for Herald {
                 }
             }
             Change::SharesWithdrawn { group, content, by_owner: true, .. } => {
-                let push = Push::Unlisted { group: *group, content: *content };
-                self.0.push_to_swarm(*group, *content, &push);
+                // Under another name it may be listed still.
+                if state.head(*group, *content).is_none() {
+                    let push = Push::Unlisted { group: *group, content: *content };
+                    self.0.push_to_swarm(*group, *content, &push);
+                }
             }
             _ => {}
         }
@@ -77,7 +80,6 @@ impl Herald {
     fn member_left(
         &self,
         state: &State,
-        change: &Change,
         group: GroupId,
         user: Option<UserId>,
         membership: MembershipId,
@@ -87,10 +89,9 @@ impl Herald {
         let Some(user) = user else { return };
         self.0.expel(user, group);
         let Some((group_name, name)) = names(state, group, user) else { return };
-        if !matches!(change, Change::MembershipEnded { kicked: false, .. }) {
-            let push = Push::Removed { group: group_name.clone(), id: group };
-            self.0.push_to_users([user], &push);
-        }
+        // To all devices, also of whoever left by one of them.
+        let push = Push::Removed { group: group_name.clone(), id: group };
+        self.0.push_to_users([user], &push);
         if group != PUBLIC {
             let push = Push::MemberLeft { group: group_name, user: name };
             self.tell_members(state, group, None, &push);

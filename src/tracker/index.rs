@@ -20,7 +20,7 @@ pub const LEAST_SHARE: ShareKey = (ShareId([0; 16]), MembershipId([0; 16]));
 pub const GREATEST_SHARE: ShareKey = (ShareId([0xff; 16]), MembershipId([0xff; 16]));
 
 /// Before every other stamp.
-pub const EARLIEST: Stamp = Stamp { at: UnixMillis(0), origin: OriginId([0; 16]) };
+pub const EARLIEST: Stamp = Stamp { at: UnixMillis(0), origin: OriginId([0; 16]), seq: 0 };
 
 /// What makes tickets void.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

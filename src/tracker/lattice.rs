@@ -5,13 +5,15 @@ use serde::{Deserialize, Serialize};
 use crate::clock::UnixMillis;
 use crate::id::OriginId;
 
-/// When and by whom an op was made. No two ops have the same: a tracker's clock never repeats.
+/// When and by whom an op was made, and its number there. No two ops have the same.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Stamp {
     /// The op's clock.
     pub at: UnixMillis,
     /// Its origin.
     pub origin: OriginId,
+    /// Its number in that origin.
+    pub seq: u64,
 }
 
 /// A value of which the earliest claim counts: something that came to be once.

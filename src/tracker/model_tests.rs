@@ -619,6 +619,6 @@ fn a_golden_log_folds_to_a_golden_digest() {
     assert_eq!(kinds.len(), 2, "origins");
     assert_eq!(
         state.digest().to_string(),
-        "db010e49c375b5dd8f783d75d3210ca6352cd61eacc153362ab71a0a32e71d7b"
+        "bb503b7614be905056763d0d9ad7dc3e58d37c5368014d4fa44243a909751bbe"
     );
 }

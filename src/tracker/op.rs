@@ -29,7 +29,7 @@ pub struct Op {
     pub seq: u64,
     /// BLAKE3 of the encoding of the op before it; zeros before the first.
     pub previous: Blake3Hash,
-    /// When: later than every op that tracker knew.
+    /// When: not before any op that tracker knew, and after all of other origins.
     pub clock: UnixMillis,
     /// The device that asked for it; the tracker itself for what its operator did.
     pub actor: PeerId,
@@ -44,7 +44,7 @@ pub struct Op {
 impl Op {
     /// When and where it was made.
     pub fn stamp(&self) -> Stamp {
-        Stamp { at: self.clock, origin: self.origin }
+        Stamp { at: self.clock, origin: self.origin, seq: self.seq }
     }
 
     /// Its bytes in the log.

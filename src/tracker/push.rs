@@ -70,7 +70,7 @@ pub enum Push {
         /// Who.
         user: UserName,
     },
-    /// One's own membership was ended by somebody else.
+    /// One's own membership ended, by whomever and on whatever device.
     Removed {
         /// The group.
         group: GroupName,
@@ -110,7 +110,10 @@ impl Push {
     /// Whether what it says can be asked for as well.
     pub fn is_news(&self) -> bool {
         match self {
-            Self::Revoked { .. } | Self::SignedOut | Self::Removed { .. } => false,
+            Self::Revoked { .. }
+            | Self::SignedOut
+            | Self::Removed { .. }
+            | Self::Unlisted { .. } => false,
             Self::SwarmJoined { .. }
             | Self::SwarmLeft { .. }
             | Self::Lagged
@@ -119,8 +122,7 @@ impl Push {
             | Self::MemberJoined { .. }
             | Self::MemberLeft { .. }
             | Self::OwnerChanged { .. }
-            | Self::FileListed { .. }
-            | Self::Unlisted { .. } => true,
+            | Self::FileListed { .. } => true,
         }
     }
 }

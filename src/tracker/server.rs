@@ -23,7 +23,7 @@ use super::session::{ClientSession, Shared};
 use super::state::Rules;
 use super::store::{Store, StoreConfig};
 use super::throttle::Throttle;
-use crate::clock;
+use crate::clock::{self, UnixMillis};
 use crate::error_code::ErrorCode;
 use crate::id::OriginId;
 use crate::limits;
@@ -114,7 +114,7 @@ impl Tracker {
             tracker: endpoint.identity().peer_id(),
             rules: config.rules,
             origin: OriginId::random(&mut fastrand::Rng::new()),
-            clock: clock::now,
+            clock: never_back(),
         };
         let store = Store::start(disk, store, Herald(presence.clone()))?;
         let counters = Arc::new(Counters::default());
@@ -173,6 +173,12 @@ impl Tracker {
         self.tasks.wait().await;
         self.shared.store.close().await;
     }
+}
+
+/// The wall clock as it was at the start, and what has passed since.
+fn never_back() -> Box<dyn Fn() -> UnixMillis + Send + Sync> {
+    let (wall, began) = (clock::now(), clock::monotonic());
+    Box::new(move || wall.plus(began.elapsed()))
 }
 
 /// Forgets, now and then, who asked long ago.
@@ -273,7 +279,7 @@ async fn greet(
     let welcome = Welcome {
         features: 0,
         agent: crate::AGENT.to_owned(),
-        time: clock::now(),
+        time: shared.store.time(),
         observed,
         extensions: Vec::new(),
     };

@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use regex::RegexBuilder;
 use tokio::sync::Semaphore;
@@ -313,6 +313,7 @@ impl ClientSession {
             let (taken, registration) =
                 store.read(|state| (state.user_named(&user).is_some(), state.rules.registration));
             match (registration, &invite) {
+                _ if user.parts().1.is_some() => return Err(Refusal::ReservedName),
                 _ if taken => return Err(Refusal::UserExists(user)),
                 (Registration::Closed, _) => return Err(Refusal::RegistrationClosed),
                 (Registration::Invite, None) => return Err(Refusal::InviteNeeded),
@@ -389,7 +390,8 @@ impl ClientSession {
             self.shared.presence.log_out(self.number, clock::now());
             return Err(Refusal::UnknownDevice);
         }
-        let lately = clock::now().minus(limits::TICKET_LIFE + 2 * limits::TICKET_LEEWAY);
+        let lately =
+            self.shared.store.time().minus(limits::TICKET_LIFE + 2 * limits::TICKET_LEEWAY);
         let (mut memberships, mut devices) = (Vec::new(), Vec::new());
         self.shared.store.read(|state| {
             for (at, revoked) in state.revoked_since(lately) {
@@ -427,12 +429,19 @@ impl ClientSession {
     }
 
     async fn log_out(&self) -> Result<Reply, Refusal> {
-        let user = self.user()?;
+        let actor = self.actor();
+        let (user, name) = self
+            .read(|state, user| Ok((user, state.user_name(user).ok_or(Refusal::NotLoggedIn)?)))?;
+        // First here: whoever logs out need not be told that this device was signed out.
+        self.shared.presence.log_out(self.number, clock::now());
         let id = RequestId::random(&mut fastrand::Rng::new());
         let command = Command::RemoveDevice { device: self.device };
-        self.shared.store.propose(self.actor(), id, command).await?;
+        if let Err(refusal) = self.shared.store.propose(actor, id, command).await {
+            self.shared.presence.log_in(self.number, user, &name);
+            return Err(refusal);
+        }
         self.drop_unfinished().await;
-        tracing::info!(user = %user.short(), device = %self.device.short(), "logged out");
+        tracing::info!(user = %name, device = %self.device.short(), "logged out");
         Ok(Reply::Done)
     }
 
@@ -460,10 +469,9 @@ impl ClientSession {
         let group = holder.group;
         self.shared.presence.note_ticket(self.number, group);
         let sign = |message: &[u8]| identity.sign(message);
-        // Never older than what was revoked before it: a device removed and enrolled again gets
-        // tickets that hold.
-        let (_, latest) = self.shared.store.position();
-        let now = clock::now().max(latest);
+        // After what was revoked before it: a device removed and enrolled again gets tickets that
+        // hold.
+        let now = self.shared.store.time().plus(Duration::from_millis(1));
         let ticket = Ticket::sign(holder, now, identity.public_key(), &sign);
         Ok(Reply::Ticket { group, ticket })
     }

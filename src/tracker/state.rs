@@ -57,7 +57,7 @@ pub struct Member {
     /// The membership.
     pub membership: MembershipId,
     /// Since when.
-    pub since: UnixMillis,
+    pub since: Stamp,
 }
 
 /// What applying an op changed, for those who keep things beside the state.

@@ -40,19 +40,28 @@ pub struct StoreConfig {
     pub rules: Rules,
     /// The run's origin.
     pub origin: OriginId,
-    /// The wall clock.
-    pub clock: fn() -> UnixMillis,
+    /// A clock that never steps back.
+    pub clock: Box<dyn Fn() -> UnixMillis + Send + Sync>,
 }
 
+/// Tracker time: the clock, or ahead of it where the log was when the run began.
+type Time = Arc<dyn Fn() -> UnixMillis + Send + Sync>;
+
 /// A tracker's durable state.
-#[derive(Debug)]
 pub struct Store {
     disk: Arc<Disk>,
+    time: Time,
     published: Arc<RwLock<Published>>,
     jobs: mpsc::Sender<Job>,
     page_permits: Semaphore,
     seen: BTreeMap<UserId, UnixMillis>,
     thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Store")
+    }
 }
 
 /// What readers see.
@@ -119,6 +128,10 @@ impl Store {
         disk.sweep_pages(&published.pages.hashes())?;
         let seen = disk.seen()?;
         let (jobs, queue) = mpsc::channel(STORE_QUEUE);
+        // After everything of former runs, even if the wall clock was set back meanwhile.
+        let StoreConfig { tracker, rules: _, origin, clock } = config;
+        let ahead = published.latest.plus(Duration::from_millis(1)).since(clock());
+        let time: Time = Arc::new(move || clock().plus(ahead));
         let work = Work {
             pending: published.state.clone(),
             pending_pages: published.pages.clone(),
@@ -128,7 +141,9 @@ impl Store {
             stale: false,
             disk: disk.clone(),
             published: Arc::new(RwLock::new(published)),
-            config,
+            tracker,
+            origin,
+            time: time.clone(),
             listener: Box::new(listener),
         };
         let published = work.published.clone();
@@ -138,7 +153,7 @@ impl Store {
             .map_err(DiskError::Io)?;
         let page_permits = Semaphore::new(PAGES_IN_FLIGHT);
         let thread = Mutex::new(Some(thread));
-        Ok(Self { disk, published, jobs, page_permits, seen, thread })
+        Ok(Self { disk, time, published, jobs, page_permits, seen, thread })
     }
 
     /// Writes what waits and ends; later commands fail.
@@ -175,6 +190,12 @@ impl Store {
     /// Reads the state.
     pub fn read<R>(&self, view: impl FnOnce(&State) -> R) -> R {
         self.published(|published| view(&published.state))
+    }
+
+    /// Tracker time: never before that of any op.
+    pub fn time(&self) -> UnixMillis {
+        let (_, latest) = self.position();
+        (self.time)().max(latest)
     }
 
     /// How many ops there are, and the time of the latest.
@@ -221,8 +242,7 @@ impl Store {
         }
     }
 
-    /// Notes when a user was last online. Soft: it is written with whatever is written next, and
-    /// forgotten when there is too much to do.
+    /// Notes when a user was last online. Soft: forgotten when there is too much to do.
     pub fn note_seen(&self, user: UserId, at: UnixMillis) {
         let _ = self.jobs.try_send(Job::Seen { user, at });
     }
@@ -304,7 +324,9 @@ struct Work {
     stale: bool,
     disk: Arc<Disk>,
     published: Arc<RwLock<Published>>,
-    config: StoreConfig,
+    tracker: PeerId,
+    origin: OriginId,
+    time: Time,
     listener: Box<dyn Listener>,
 }
 
@@ -451,16 +473,18 @@ impl Work {
                 return Ok(outcome.clone());
             }
         }
-        let now = (self.config.clock)().max(round.latest.plus(Duration::from_millis(1)));
+        let now = (self.time)().max(round.latest);
         let decision = decide(&self.pending, actor, request, command, now, &self.pending_pages)?;
         let change = match decision {
             Decision::Change(change) => change,
             Decision::Nothing(outcome) => return Ok(outcome),
         };
-        if round.chains.tip(self.config.origin).seq == 0 {
-            let tracker = self.config.tracker;
+        if round.chains.tip(self.origin).seq == 0 {
+            let tracker = self.tracker;
             let began = Change::OriginBegan { tracker, vector: round.chains.vector() };
-            self.add(round, tracker, RequestId(self.config.origin.0), &began);
+            // After every op of other origins; within one, the number tells which came first.
+            round.latest = round.latest.plus(Duration::from_millis(1));
+            self.add(round, tracker, RequestId(self.origin.0), &began);
         }
         self.add(round, key.0, key.1, &change);
         let outcome = Outcome::of(&change, key.0, &self.pending);
@@ -470,11 +494,9 @@ impl Work {
 
     /// Makes an op of `change` and folds it into the pending state.
     fn add(&mut self, round: &mut Round, actor: PeerId, request: RequestId, change: &Change) {
-        let origin = self.config.origin;
+        let origin = self.origin;
         let tip = round.chains.tip(origin);
-        // Later than every op before, also when several fall into one millisecond or the wall
-        // clock steps back: who came first must never be a matter of luck.
-        let clock = (self.config.clock)().max(round.latest.plus(Duration::from_millis(1)));
+        let clock = (self.time)().max(round.latest);
         let (kind, body) = change.encode();
         let (seq, previous) = (tip.seq + 1, tip.hash);
         let op = Op { origin, seq, previous, clock, actor, request, kind, body };
@@ -566,20 +588,30 @@ impl Work {
     }
 
     fn snapshot(&mut self) {
-        // Nobody else has these ops, so nobody can still be missing a removal.
-        let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
-        let latest = published.latest;
-        published.state.forget_removals(latest);
-        self.pending.forget_removals(latest);
-        self.chains.seal_all_but(self.config.origin);
-        let snapshot = Snapshot {
-            position: published.position,
-            chains: self.chains.clone(),
-            latest: published.latest,
-            granted: published.granted.all(),
-            facts: published.state.facts().clone(),
+        let (mut facts, rules, mut snapshot) = {
+            let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
+            let snapshot = Snapshot {
+                position: published.position,
+                latest: published.latest,
+                granted: published.granted.all(),
+                ..Snapshot::default()
+            };
+            (published.state.facts().clone(), published.state.rules, snapshot)
         };
-        drop(published);
+        // Nobody else has these ops, so nobody can still be missing a removal.
+        facts.forget_removals(snapshot.latest);
+        self.chains.seal_all_but(self.origin);
+        let state = State::new(facts, rules);
+        snapshot.facts = state.facts().clone();
+        snapshot.chains = self.chains.clone();
+        self.pending = state.clone();
+        {
+            let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
+            let old = std::mem::replace(&mut published.state, state);
+            drop(published);
+            // Large, and readers need not wait for its end.
+            drop(old);
+        }
         self.snapshot_at = snapshot.position;
         match self.disk.replace_snapshot(&snapshot) {
             Ok(()) => tracing::debug!(position = snapshot.position, "snapshot written"),
@@ -628,7 +660,7 @@ mod tests {
             tracker: PeerId([0xaa; 32]),
             rules: Rules::default(),
             origin: OriginId(origin),
-            clock,
+            clock: Box::new(clock),
         };
         Store::start(disk, config, Nobody)
     }
@@ -701,7 +733,7 @@ mod tests {
         store.note_seen(user, UnixMillis(77));
         let (position, latest) = store.position();
         assert_eq!(position, 24);
-        assert!(latest >= UnixMillis(1_023), "the clock stood still, the ops did not");
+        assert_eq!(latest, UnixMillis(1_000), "the clock stood still");
         let digest = store.read(State::digest);
         store.close().await;
         drop(store);
@@ -715,9 +747,48 @@ mod tests {
         let page = store.page(blake3(&manifest.page(0))).await.expect("readable");
         assert_eq!(page, Some(manifest.page(0)));
         create_group(&store, user, 99).await.expect("created");
-        // The op itself, and the first of this run's origin.
-        assert_eq!(store.position().0, position + 2);
+        // The op itself, and the first of this run's origin, after everything before.
+        assert_eq!(store.position(), (position + 2, UnixMillis(1_001)));
         store.read(State::check_invariants);
+    }
+
+    #[tokio::test]
+    async fn the_founder_stays_the_owner_when_all_happens_in_one_millisecond() {
+        // With request ids in every order: a tie would fall either way.
+        for seed in 0..8 {
+            let store = start(FaultDisk::default().open().expect("opened")).expect("started");
+            let mut rng = fastrand::Rng::with_seed(seed);
+            let mut propose = async |device: u8, command: Command| {
+                let device = PeerId([device; 32]);
+                let user = store.read(|state| state.user_of(device));
+                let actor = Actor::Client { device, user };
+                store.propose(actor, RequestId::random(&mut rng), command).await.expect("granted");
+            };
+            let names: [UserName; 2] = ["ann", "bob"].map(|name| name.parse().expect("name"));
+            for (device, name) in (1..).zip(&names) {
+                let (user, password) = (name.clone(), "phc".to_owned());
+                propose(device, Command::CreateUser { user, password, invite: None }).await;
+                let (user, verified) = store.read(|state| {
+                    let user = state.user_named(name).expect("created");
+                    (user, state.facts().passwords[&user].stamp)
+                });
+                propose(device, Command::EnrolDevice { user, verified }).await;
+            }
+            propose(1, Command::CreateGroup { group: group(0), hidden: false }).await;
+            propose(2, Command::JoinGroup { group: group(0) }).await;
+            let user = names[1].clone();
+            propose(1, Command::AcceptRequest { group: group(0), user: user.clone() }).await;
+            let id = store.read(|state| state.group_named(&group(0))).expect("there");
+            // Whom it was given to leaves and comes back: the longest-standing member owns it.
+            propose(1, Command::TransferGroup { group: group(0), user }).await;
+            propose(2, Command::LeaveGroup { group: group(0) }).await;
+            propose(2, Command::JoinGroup { group: group(0) }).await;
+            let user = names[1].clone();
+            propose(1, Command::AcceptRequest { group: group(0), user }).await;
+            let owner = store.read(|state| state.user_name(state.owner(id)?));
+            assert_eq!(owner, Some(names[0].clone()));
+            store.close().await;
+        }
     }
 
     #[tokio::test]

@@ -132,10 +132,10 @@ pub fn members(
 ) -> (Vec<MemberRow>, bool) {
     let (owner, nominee) = (state.owner(group), state.nominee(group));
     let row = |user: UserId, name: UserName| {
-        let since = state.member(group, user)?.since;
+        let since = state.member(group, user)?.since.at;
         let online = (live.online)(user);
         let last_seen = if online { None } else { (live.last_seen)(user) };
-        let (owner, nominee) = (owner == Some(user), nominee == Some(user));
+        let (owner, nominee) = (owner == Some(user), nominee == Some(user) && owner != nominee);
         Some(MemberRow { user: name, since, owner, nominee, online, last_seen })
     };
     let comes = |name: &UserName| after.is_none_or(|after| name.parts() > after.parts());

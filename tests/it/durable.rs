@@ -129,7 +129,7 @@ async fn grow_old(world: &World) {
         tracker: world.link().peer_id(),
         rules: Rules::default(),
         origin: OriginId::random(&mut fastrand::Rng::new()),
-        clock: clock::now,
+        clock: Box::new(clock::now),
     };
     let store = Arc::new(Store::start(disk, config, Nobody).expect("started"));
     let device = Identity::generate().peer_id();

@@ -64,12 +64,12 @@ impl Listener for Herald {
                     self.tell_members(state, *group, Some(*user), &push);
                 }
             }
-            Change::SharesWithdrawn { group, content, by_owner: true, .. } => {
-                // Under another name it may be listed still.
-                if state.head(*group, *content).is_none() {
-                    let push = Push::Unlisted { group: *group, content: *content };
-                    self.0.push_to_swarm(*group, *content, &push);
-                }
+            // Under another name it may be listed still.
+            Change::SharesWithdrawn { group, content, by_owner: true, .. }
+                if state.head(*group, *content).is_none() =>
+            {
+                let push = Push::Unlisted { group: *group, content: *content };
+                self.0.push_to_swarm(*group, *content, &push);
             }
             _ => {}
         }

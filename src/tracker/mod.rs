@@ -23,6 +23,7 @@ pub mod counters;
 pub mod throttle;
 pub mod password;
 pub mod session;
+mod login;
 pub mod status;
 pub mod control;
 pub mod operator;

@@ -15,23 +15,19 @@ use tokio::sync::Semaphore;
 
 use super::command::{Actor, Command, Outcome};
 use super::counters::{Counters, Limit};
-use super::index::Revoked;
-use super::lattice::Stamp;
-use super::message::{FileCursor, Matching, Password, Reply, Request};
+use super::message::{FileCursor, Matching, Reply, Request};
 use super::password::Passwords;
 use super::presence::{ConnectionNumber, Presence};
-use super::push::Push;
 use super::refusal::Refusal;
-use super::state::{PUBLIC, Registration, State};
+use super::state::{PUBLIC, State};
 use super::store::Store;
 use super::throttle::{ConnectionThrottle, Throttle};
 use super::view::{self, Live};
-use crate::clock;
 use crate::hash::Blake3Hash;
 use crate::id::{GroupId, InviteId, RequestId, UserId, derived};
 use crate::limits;
 use crate::manifest::{ContentId, ManifestHead};
-use crate::name::{FileName, GroupName, UserName};
+use crate::name::{FileName, GroupName};
 use crate::peer_id::PeerId;
 use crate::ticket::Ticket;
 use crate::transport::endpoint::Endpoint;
@@ -86,13 +82,13 @@ struct Unfinished {
 
 /// One connected client and what it has begun.
 pub struct ClientSession {
-    shared: Arc<Shared>,
-    device: PeerId,
-    address: SocketAddr,
-    number: ConnectionNumber,
+    pub(super) shared: Arc<Shared>,
+    pub(super) device: PeerId,
+    pub(super) address: SocketAddr,
+    pub(super) number: ConnectionNumber,
     throttle: ConnectionThrottle,
     /// Failed logins so far; held by the login under way.
-    logins: tokio::sync::Mutex<u32>,
+    pub(super) logins: tokio::sync::Mutex<u32>,
     unfinished: Mutex<HashMap<ContentId, Unfinished>>,
 }
 
@@ -258,7 +254,7 @@ impl ClientSession {
         })
     }
 
-    fn read<R>(
+    pub(super) fn read<R>(
         &self,
         view: impl FnOnce(&State, UserId) -> Result<R, Refusal>,
     ) -> Result<R, Refusal> {
@@ -277,11 +273,11 @@ impl ClientSession {
         self.read(|state, user| view::group_of_member(state, group, user))
     }
 
-    fn actor(&self) -> Actor {
+    pub(super) fn actor(&self) -> Actor {
         Actor::Client { device: self.device, user: self.shared.presence.user(self.number) }
     }
 
-    async fn change(&self, id: RequestId, command: Command) -> Result<Reply, Refusal> {
+    pub(super) async fn change(&self, id: RequestId, command: Command) -> Result<Reply, Refusal> {
         if let Ok(user) = self.user() {
             let listing = matches!(
                 command,
@@ -297,169 +293,6 @@ impl ClientSession {
                 Reply::Stopped { group, content, still_shared }
             }
         })
-    }
-
-    async fn create_user(
-        &self,
-        id: RequestId,
-        user: UserName,
-        password: Password,
-        invite: Option<String>,
-    ) -> Result<Reply, Refusal> {
-        // What can be refused is refused before a hash is spent on it; a repeat of this very
-        // request passes and is recognised by the store.
-        let store = &self.shared.store;
-        if !store.has_granted(self.device, id) {
-            let (taken, registration) =
-                store.read(|state| (state.user_named(&user).is_some(), state.rules.registration));
-            match (registration, &invite) {
-                _ if user.parts().1.is_some() => return Err(Refusal::ReservedName),
-                _ if taken => return Err(Refusal::UserExists(user)),
-                (Registration::Closed, _) => return Err(Refusal::RegistrationClosed),
-                (Registration::Invite, None) => return Err(Refusal::InviteNeeded),
-                _ => {}
-            }
-        }
-        self.shared.throttle.login(self.address.ip())?;
-        let password = self.shared.passwords.hash(password).await?;
-        let invite = invite.as_deref().map(invite_id);
-        let command = Command::CreateUser { user: user.clone(), password, invite };
-        let reply = self.change(id, command).await?;
-        tracing::info!(%user, address = %self.address, "account created");
-        Ok(reply)
-    }
-
-    /// Verifies a password; says which one it was.
-    async fn verify(
-        &self,
-        user: &UserName,
-        password: Password,
-    ) -> Result<(UserId, Stamp), Refusal> {
-        // One at a time: who waits for the answer to a wrong guess guesses no more meanwhile.
-        let mut failures = self.logins.try_lock().map_err(|_| Refusal::Busy)?;
-        self.shared.throttle.login(self.address.ip())?;
-        let known = self.shared.store.read(|state| {
-            let id = state.user_named(user)?;
-            let password = state.facts().passwords.get(&id)?;
-            Some((id, password.stamp, password.value.clone()))
-        });
-        let (known, phc) = match known {
-            Some((id, stamp, phc)) => (Some((id, stamp)), Some(phc)),
-            None => (None, None),
-        };
-        if self.shared.passwords.verify(password, phc).await?
-            && let Some(known) = known
-        {
-            *failures = 0;
-            return Ok(known);
-        }
-        *failures = failures.saturating_add(1);
-        let delay = limits::LOGIN_DELAY_STEP.saturating_mul(*failures).min(limits::LOGIN_DELAY_MAX);
-        let delay = delay.max(self.shared.throttle.login_failed(user));
-        tokio::time::sleep(delay).await;
-        Err(Refusal::WrongCredentials)
-    }
-
-    async fn log_in(&self, user: UserName, password: Password) -> Result<Reply, Refusal> {
-        self.refuse_other(&user)?;
-        let (id, verified) = self.verify(&user, password).await?;
-        // Enrolling is idempotent, so its request id need not come from the client.
-        let request = RequestId::random(&mut fastrand::Rng::new());
-        let command = Command::EnrolDevice { user: id, verified };
-        self.shared.store.propose(self.actor(), request, command).await?;
-        tracing::info!(%user, device = %self.device.short(), "logged in");
-        self.logged_in(id, user)
-    }
-
-    fn log_in_by_key(&self) -> Result<Reply, Refusal> {
-        let known = self.shared.store.read(|state| {
-            let user = state.user_of(self.device)?;
-            Some((user, state.user_name(user)?))
-        });
-        let (id, user) = known.ok_or(Refusal::UnknownDevice)?;
-        self.refuse_other(&user)?;
-        tracing::debug!(%user, device = %self.device.short(), "logged in by key");
-        self.logged_in(id, user)
-    }
-
-    /// The user is known on this connection from now on, and hears what was revoked of late.
-    fn logged_in(&self, id: UserId, user: UserName) -> Result<Reply, Refusal> {
-        self.shared.presence.log_in(self.number, id, &user);
-        // Removed a moment before it was known here, the device was not signed out.
-        if self.read(|_, _| Ok(())).is_err() {
-            self.shared.presence.log_out(self.number, clock::now());
-            return Err(Refusal::UnknownDevice);
-        }
-        let lately =
-            self.shared.store.time().minus(limits::TICKET_LIFE + 2 * limits::TICKET_LEEWAY);
-        let (mut memberships, mut devices) = (Vec::new(), Vec::new());
-        self.shared.store.read(|state| {
-            for (at, revoked) in state.revoked_since(lately) {
-                match revoked {
-                    Revoked::Membership(group, membership) => {
-                        if state.member(group, id).is_some() {
-                            memberships.push(membership);
-                        }
-                    }
-                    Revoked::Device(other, device) => {
-                        let groups = state.user_index(other).into_iter().flat_map(|u| &u.groups);
-                        let mut meet = groups.map(|(group, _)| *group).chain([PUBLIC]);
-                        if meet.any(|group| state.member(group, id).is_some()) {
-                            devices.push((device, at));
-                        }
-                    }
-                }
-            }
-        });
-        let push = |memberships: &[_], devices: &[_]| {
-            let (memberships, devices) = (memberships.to_vec(), devices.to_vec());
-            self.shared.presence.push(self.number, Push::Revoked { memberships, devices });
-        };
-        memberships.chunks(limits::MAX_REVOKED_BATCH).for_each(|batch| push(batch, &[]));
-        devices.chunks(limits::MAX_REVOKED_BATCH).for_each(|batch| push(&[], batch));
-        Ok(Reply::LoggedIn { user })
-    }
-
-    fn refuse_other(&self, user: &UserName) -> Result<(), Refusal> {
-        let Ok(id) = self.user() else { return Ok(()) };
-        match self.shared.store.read(|state| state.user_name(id)) {
-            Some(other) if other != *user => Err(Refusal::LoggedInAs(other)),
-            _ => Ok(()),
-        }
-    }
-
-    async fn log_out(&self) -> Result<Reply, Refusal> {
-        let actor = self.actor();
-        let (user, name) = self
-            .read(|state, user| Ok((user, state.user_name(user).ok_or(Refusal::NotLoggedIn)?)))?;
-        // First here: whoever logs out need not be told that this device was signed out.
-        self.shared.presence.log_out(self.number, clock::now());
-        let id = RequestId::random(&mut fastrand::Rng::new());
-        let command = Command::RemoveDevice { device: self.device };
-        if let Err(refusal) = self.shared.store.propose(actor, id, command).await {
-            self.shared.presence.log_in(self.number, user, &name);
-            return Err(refusal);
-        }
-        self.drop_unfinished().await;
-        tracing::info!(user = %name, device = %self.device.short(), "logged out");
-        Ok(Reply::Done)
-    }
-
-    async fn change_password(
-        &self,
-        id: RequestId,
-        old: Password,
-        new: Password,
-    ) -> Result<Reply, Refusal> {
-        if self.shared.store.has_granted(self.device, id) {
-            return Ok(Reply::Done);
-        }
-        let name = self.read(|state, user| state.user_name(user).ok_or(Refusal::NotLoggedIn))?;
-        let (_, verified) = self.verify(&name, old).await?;
-        let password = self.shared.passwords.hash(new).await?;
-        let reply = self.change(id, Command::ChangePassword { password, verified }).await?;
-        tracing::info!(user = %name, "password changed");
-        Ok(reply)
     }
 
     fn ticket(&self, group: &GroupName) -> Result<Reply, Refusal> {

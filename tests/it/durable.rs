@@ -394,7 +394,10 @@ type MemberLine = (UserName, bool, bool);
 
 fn expected_members(group: &Group) -> Vec<MemberLine> {
     let whole: BTreeSet<_> = group.members.values().copied().collect();
-    let line = |who| (name_of(who), group.owner() == Some(who), group.successor() == Some(who));
+    let line = |who| {
+        let owner = group.owner() == Some(who);
+        (name_of(who), owner, group.successor() == Some(who) && !owner)
+    };
     whole.into_iter().map(line).collect()
 }
 

@@ -93,6 +93,9 @@ pub const MAX_REQUESTS_PER_GROUP: usize = 1_000;
 /// Shares one user may hold over all groups.
 pub const MAX_SHARES_PER_USER: usize = 100_000;
 
+/// Shares on a tracker. About 1 KiB each in memory.
+pub const MAX_SHARES: usize = 2_000_000;
+
 /// Requests to join that one user may have open.
 pub const MAX_REQUESTS_PER_USER: usize = 100;
 
@@ -183,6 +186,16 @@ pub const RATE_PATIENCE: Duration = Duration::from_secs(30);
 
 /// Searches at once; each reads all names of the caller's groups.
 pub const SEARCHES_AT_ONCE: usize = 4;
+
+/// Searches under way and waiting; one more is told `busy`.
+pub const SEARCH_QUEUE: usize = 64;
+
+/// A tracker's answer is taken within this, or the connection ends: what is not taken stays in
+/// memory.
+pub const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+
+/// Handshakes under way above which strangers first prove that they are where they say.
+pub const RETRY_ABOVE: usize = 128;
 
 /// Bytes a compiled search pattern may take.
 pub const PATTERN_SIZE: usize = 1024 * 1024;

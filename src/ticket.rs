@@ -36,6 +36,7 @@ pub struct Holder {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Body {
     holder: Holder,
+    as_of: UnixMillis,
     issued: UnixMillis,
     expires: UnixMillis,
     signer: PublicKey,
@@ -75,19 +76,22 @@ pub enum TicketError {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ticket {
     holder: Holder,
+    as_of: UnixMillis,
     issued: UnixMillis,
     expires: UnixMillis,
 }
 
 impl Ticket {
-    /// Signs a ticket for `holder`, valid for [`TICKET_LIFE`] from `now`; returns its wire bytes.
+    /// Signs a ticket for `holder`, which the tracker knew by the changes up to `as_of`, valid for
+    /// [`TICKET_LIFE`] from `now`; returns its wire bytes.
     pub fn sign(
         holder: Holder,
+        as_of: UnixMillis,
         now: UnixMillis,
         signer: PublicKey,
         sign: &dyn Fn(&[u8]) -> Signature,
     ) -> Vec<u8> {
-        let body = Body { holder, issued: now, expires: now.plus(TICKET_LIFE), signer };
+        let body = Body { holder, as_of, issued: now, expires: now.plus(TICKET_LIFE), signer };
         Signed::seal(DOMAIN, &body, sign)
     }
 
@@ -117,12 +121,13 @@ impl Ticket {
         if body.holder.peer_id != shown_by {
             return Err(TicketError::OtherPeer(body.holder.peer_id));
         }
-        let ticket = Self { holder: body.holder, issued: body.issued, expires: body.expires };
-        if ticket.is_expired(now) || body.expires > body.issued.plus(TICKET_LIFE) {
-            return Err(TicketError::Expired(body.expires));
+        let Body { holder, as_of, issued, expires, signer: _ } = body;
+        let ticket = Self { holder, as_of, issued, expires };
+        if ticket.is_expired(now) || expires > issued.plus(TICKET_LIFE) {
+            return Err(TicketError::Expired(expires));
         }
-        if body.issued > now.plus(TICKET_LEEWAY) {
-            return Err(TicketError::NotYet(body.issued));
+        if issued > now.plus(TICKET_LEEWAY) {
+            return Err(TicketError::NotYet(issued));
         }
         Ok(ticket)
     }
@@ -137,9 +142,9 @@ impl Ticket {
         now > self.expires.plus(TICKET_LEEWAY)
     }
 
-    /// When it was signed, in tracker time.
-    pub fn issued(&self) -> UnixMillis {
-        self.issued
+    /// Time of the latest change its tracker knew: what was revoked then or later voids it.
+    pub fn as_of(&self) -> UnixMillis {
+        self.as_of
     }
 
     /// When a new one should be asked for: half-way through its life.
@@ -180,7 +185,7 @@ mod tests {
 
     fn ticket(signer: u8, now: UnixMillis) -> Vec<u8> {
         let (public, sign) = key(signer);
-        Ticket::sign(holder(PEER), now, public, &sign)
+        Ticket::sign(holder(PEER), now.minus(Duration::from_secs(1)), now, public, &sign)
     }
 
     fn verify(bytes: &[u8], peer: PeerId, now: UnixMillis) -> Result<Ticket, TicketError> {
@@ -198,18 +203,19 @@ mod tests {
     #[test]
     fn golden() {
         let expected = concat!(
-            "79",
+            "7f",
             "0909090909090909090909090909090909090909090909090909090909090909",
             "05616c696365",
             "05050505050505050505050505050505",
             "036c6162",
             "06060606060606060606060606060606",
             "80a305",
+            "98c895ffbc31",
             "80d095ffbc31",
             "c09fbaffbc31",
             "8a88e3dd7409f195fd52db2d3cba5d72ca6709bf1d94121bf3748801b40f6f5c",
-            "4ea1e9e8c4d2c7c1b5f8f88fe4c6e738c873499131b9b3cc4fa1d59e6462ad48",
-            "f789d283e446f0b4e5b08b48b0919c9d5194c108af2c93794c6cfa35c90d9a03",
+            "1e5794c9eccfb4544a3cf0555d40bde7d632841fc37ca217ecb3a1ee452ef597",
+            "145ab9710bc3b0291afa4dac2dbcfaf283507862c542b93528d313cb6c2f4208",
         );
         assert_eq!(hex::encode(ticket(1, NOW)), expected);
     }
@@ -221,7 +227,7 @@ mod tests {
         assert_eq!(stolen, Err(TicketError::OtherPeer(PEER)));
         let other = verify(&ticket(2, NOW), PEER, NOW);
         assert_eq!(other, Err(TicketError::Untrusted(key(2).0.peer_id())));
-        let forged = Ticket::sign(holder(PEER), NOW, key(1).0, &key(2).1);
+        let forged = Ticket::sign(holder(PEER), NOW, NOW, key(1).0, &key(2).1);
         assert_eq!(verify(&forged, PEER, NOW), Err(TicketError::Signature));
         let edge = NOW.plus(TICKET_LIFE + TICKET_LEEWAY);
         assert!(verify(&good, PEER, edge).is_ok());

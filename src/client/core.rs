@@ -288,6 +288,7 @@ impl Core {
 
     /// Hears what trackers say unasked, and brings a lost line back.
     async fn hear(self: Arc<Self>, mut queue: mpsc::Receiver<LineEvent>) {
+        let mut current = 0;
         loop {
             let event = tokio::select! {
                 () = self.stop.cancelled() => return,
@@ -295,12 +296,15 @@ impl Core {
             };
             match event {
                 None => return,
-                Some(LineEvent::Connected { clock_offset }) => {
+                Some(LineEvent::Connected { clock_offset, session }) => {
+                    current = session;
                     self.registry.tracker_reached(clock_offset);
                 }
                 Some(LineEvent::Push(push)) => self.hear_push(push).await,
                 Some(LineEvent::LoggedOut { user }) => self.signed_out(user),
-                Some(LineEvent::Lost) => {
+                // Of an earlier one it may be heard after the next one stands.
+                Some(LineEvent::Lost { session }) if session < current => {}
+                Some(LineEvent::Lost { .. }) => {
                     self.registry.trackers_lost();
                     if self.line.user().is_some() {
                         tracing::warn!("the connection to the tracker is lost; dialling again");

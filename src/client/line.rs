@@ -31,9 +31,14 @@ pub enum LineEvent {
     Connected {
         /// Tracker time less our own, in milliseconds.
         clock_offset: i64,
+        /// Higher for every connection.
+        session: u64,
     },
     /// The connection is gone.
-    Lost,
+    Lost {
+        /// Which.
+        session: u64,
+    },
     /// The tracker no longer knows this device; the user must log in again.
     LoggedOut {
         /// Who was logged in.
@@ -200,17 +205,18 @@ impl TrackerLine {
         let mut errors = Vec::new();
         let mut stranger = None;
         for link in self.trackers.links() {
+            let session = self.sessions.fetch_add(1, Ordering::Relaxed);
             let hello = Hello {
                 features: 0,
                 agent: crate::AGENT.to_owned(),
-                session: self.sessions.fetch_add(1, Ordering::Relaxed),
+                session,
                 addresses: Vec::new(),
                 extensions: Vec::new(),
             };
             match TrackerConnection::open(&self.endpoint, link, &hello).await {
                 Ok((tracker, mut pushes)) => {
                     let clock_offset = tracker.clock_offset();
-                    let _ = self.events.send(LineEvent::Connected { clock_offset }).await;
+                    let _ = self.events.send(LineEvent::Connected { clock_offset, session }).await;
                     let events = self.events.clone();
                     self.tasks.spawn(async move {
                         while let Some(push) = pushes.next().await {
@@ -218,7 +224,7 @@ impl TrackerLine {
                                 return;
                             }
                         }
-                        let _ = events.send(LineEvent::Lost).await;
+                        let _ = events.send(LineEvent::Lost { session }).await;
                     });
                     return Ok(Arc::new(tracker));
                 }

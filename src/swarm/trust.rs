@@ -18,7 +18,7 @@ pub struct Trust {
     trackers: HashSet<PeerId>,
     clock_offset: i64,
     memberships: Lately<MembershipId, ()>,
-    /// Devices whose tickets of that tracker time and before are void.
+    /// Devices whose tickets as of that tracker time and before are void.
     devices: Lately<PeerId, UnixMillis>,
     /// Since when, in tracker time, no tracker is reached.
     cut_off: Option<UnixMillis>,
@@ -88,7 +88,7 @@ impl Trust {
         self.memberships.insert(membership, ());
     }
 
-    /// Tickets of this device issued at `at` and before are void.
+    /// Tickets of this device that rest on nothing later than `at` are void.
     pub fn revoke_device(&mut self, device: PeerId, at: UnixMillis) {
         let known = self.devices.get(&device).copied().unwrap_or(at);
         self.devices.insert(device, at.max(known));
@@ -98,7 +98,7 @@ impl Trust {
     pub fn is_void(&self, ticket: &Ticket) -> bool {
         let holder = ticket.holder();
         self.memberships.contains(&holder.membership)
-            || self.devices.get(&holder.peer_id).is_some_and(|at| ticket.issued() <= *at)
+            || self.devices.get(&holder.peer_id).is_some_and(|at| ticket.as_of() <= *at)
     }
 
     /// Verifies a ticket shown by the device `shown_by` when our own clock says `now`.
@@ -168,7 +168,7 @@ mod tests {
         let (public, sign) = key(1);
         let holder =
             crate::ticket::Holder { offline_grace: grace.as_secs() as u32, ..holder(PEER) };
-        (Ticket::sign(holder, NOW, public, &sign), Trust::new([public.peer_id()]))
+        (Ticket::sign(holder, NOW, NOW, public, &sign), Trust::new([public.peer_id()]))
     }
 
     #[test]

@@ -40,11 +40,13 @@ pub enum Limit {
     Frame,
     /// A client that does not read its pushes.
     PushQueue,
+    /// A client that asks and does not read the answer.
+    UnreadAnswer,
 }
 
 impl Limit {
     /// Every limit.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Connections,
         Self::ConnectionsPerAddress,
         Self::RequestRate,
@@ -53,6 +55,7 @@ impl Limit {
         Self::Quota,
         Self::Frame,
         Self::PushQueue,
+        Self::UnreadAnswer,
     ];
 
     /// Its name in metrics and status.
@@ -66,6 +69,7 @@ impl Limit {
             Self::Quota => "quota",
             Self::Frame => "frame",
             Self::PushQueue => "push-queue",
+            Self::UnreadAnswer => "unread-answer",
         }
     }
 }

@@ -379,7 +379,8 @@ impl Case<'_> {
             return Ok(Decision::Nothing(Outcome::Shared { group: id }));
         }
         let count = state.user_index(user).map_or(0, |user| user.share_count);
-        limit(count, limits::MAX_SHARES_PER_USER, "shares")?;
+        limit(count, limits::MAX_SHARES_PER_USER, "shares of one user")?;
+        limit(state.facts().shares.len(), limits::MAX_SHARES, "shares")?;
         let missing: Vec<u32> = (0u32..)
             .zip(head.page_hashes())
             .filter(|(_, hash)| !pages.contains(hash))

@@ -1,5 +1,6 @@
 //! Tells clients what durable changes mean to them, in log order, on their own connections.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::op::Change;
@@ -19,15 +20,17 @@ pub struct Herald(pub Arc<Presence>);
 impl Listener for Herald {
     fn committed(&self, state: &State, change: &Change, effects: &[Effect]) {
         // First who may no longer: nothing that follows is for them.
+        let mut gone = Vec::new();
         for effect in effects {
             match effect {
                 Effect::MemberLeft { group, user, membership } => {
                     self.member_left(state, *group, *user, *membership);
                 }
-                Effect::DeviceGone { user, device } => self.device_gone(state, *user, *device),
+                Effect::DeviceGone { user, device } => gone.push((*user, *device)),
                 _ => {}
             }
         }
+        self.devices_gone(state, &gone);
         for effect in effects {
             match effect {
                 Effect::MemberJoined { group, user } => self.member_joined(state, *group, *user),
@@ -70,6 +73,7 @@ impl Listener for Herald {
             {
                 let push = Push::Unlisted { group: *group, content: *content };
                 self.0.push_to_swarm(*group, *content, &push);
+                self.0.end_swarm(*group, *content);
             }
             _ => {}
         }
@@ -98,19 +102,23 @@ impl Herald {
         }
     }
 
-    fn device_gone(&self, state: &State, user: UserId, device: PeerId) {
-        let now = clock::now();
-        let at = state.revoked_at(device).unwrap_or(now);
-        let push = Push::Revoked { memberships: Vec::new(), devices: vec![(device, at)] };
-        let groups = state.user_index(user).into_iter().flat_map(|user| &user.groups);
-        let mut told = None;
-        for (group, _) in groups {
-            if told.replace(*group) != Some(*group) {
-                self.tell_seeders(state, *group, &push);
-            }
+    /// One push for all devices, once to everybody it may concern.
+    fn devices_gone(&self, state: &State, gone: &[(UserId, PeerId)]) {
+        if gone.is_empty() {
+            return;
         }
+        let now = clock::now();
+        let at = |device: &PeerId| state.revoked_at(*device).unwrap_or(now);
+        let devices = gone.iter().map(|(_, device)| (*device, at(device))).collect();
+        let push = Push::Revoked { memberships: Vec::new(), devices };
+        let users = gone.iter().map(|(user, _)| *user).collect::<BTreeSet<_>>();
+        let groups = users.iter().filter_map(|user| state.user_index(*user));
+        let groups: BTreeSet<_> = groups.flat_map(|user| &user.groups).map(|(g, _)| *g).collect();
+        let members = groups.iter().flat_map(|group| state.members(*group));
+        let members: BTreeSet<_> = members.map(|member| member.user).collect();
+        self.0.push_to_users(members, &push);
         self.tell_seeders(state, PUBLIC, &push);
-        self.0.sign_out(user, device, now);
+        gone.iter().for_each(|(user, device)| self.0.sign_out(*user, *device, now));
     }
 
     fn member_joined(&self, state: &State, group: GroupId, user: UserId) {

@@ -7,9 +7,9 @@ use super::message::{Password, Reply};
 use super::push::Push;
 use super::refusal::Refusal;
 use super::session::{ClientSession, invite_id};
-use super::state::{PUBLIC, Registration};
+use super::state::{PUBLIC, Registration, State};
 use crate::clock;
-use crate::id::{RequestId, UserId};
+use crate::id::{GroupId, RequestId, UserId};
 use crate::limits;
 use crate::name::UserName;
 
@@ -39,9 +39,9 @@ impl ClientSession {
         let password = self.shared.passwords.hash(password).await?;
         let invite = invite.as_deref().map(invite_id);
         let command = Command::CreateUser { user: user.clone(), password, invite };
-        let reply = self.change(id, command).await?;
+        self.shared.store.propose(self.actor(), id, command).await?;
         tracing::info!(%user, address = %self.address, "account created");
-        Ok(reply)
+        Ok(Reply::Done)
     }
 
     /// Verifies a password; says which one it was.
@@ -109,6 +109,16 @@ impl ClientSession {
             self.shared.presence.log_out(self.number, clock::now());
             return Err(Refusal::UnknownDevice);
         }
+        self.replay_revocations(None);
+        Ok(Reply::LoggedIn { user })
+    }
+
+    /// Repeats what was revoked of late in `only`, or in all groups of the user.
+    pub(super) fn replay_revocations(&self, only: Option<GroupId>) {
+        let Ok(id) = self.user() else { return };
+        let concerns = |state: &State, group: GroupId| {
+            only.is_none_or(|only| only == group) && state.member(group, id).is_some()
+        };
         let lately =
             self.shared.store.time().minus(limits::TICKET_LIFE + 2 * limits::TICKET_LEEWAY);
         let (mut memberships, mut devices) = (Vec::new(), Vec::new());
@@ -116,14 +126,14 @@ impl ClientSession {
             for (at, revoked) in state.revoked_since(lately) {
                 match revoked {
                     Revoked::Membership(group, membership) => {
-                        if state.member(group, id).is_some() {
+                        if concerns(state, group) {
                             memberships.push(membership);
                         }
                     }
                     Revoked::Device(other, device) => {
                         let groups = state.user_index(other).into_iter().flat_map(|u| &u.groups);
                         let mut meet = groups.map(|(group, _)| *group).chain([PUBLIC]);
-                        if meet.any(|group| state.member(group, id).is_some()) {
+                        if meet.any(|group| concerns(state, group)) {
                             devices.push((device, at));
                         }
                     }
@@ -136,7 +146,6 @@ impl ClientSession {
         };
         memberships.chunks(limits::MAX_REVOKED_BATCH).for_each(|batch| push(batch, &[]));
         devices.chunks(limits::MAX_REVOKED_BATCH).for_each(|batch| push(&[], batch));
-        Ok(Reply::LoggedIn { user })
     }
 
     fn refuse_other(&self, user: &UserName) -> Result<(), Refusal> {
@@ -156,7 +165,8 @@ impl ClientSession {
         let id = RequestId::random(&mut fastrand::Rng::new());
         let command = Command::RemoveDevice { device: self.device };
         if let Err(refusal) = self.shared.store.propose(actor, id, command).await {
-            self.shared.presence.log_in(self.number, user, &name);
+            // Still logged in, if the device still is enrolled.
+            let _ = self.logged_in(user, name);
             return Err(refusal);
         }
         self.drop_unfinished().await;

@@ -15,6 +15,7 @@ pub mod view;
 pub mod census;
 pub mod command;
 pub mod decide;
+pub mod remembered;
 pub mod disk;
 pub mod store;
 pub mod presence;

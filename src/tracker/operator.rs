@@ -27,7 +27,6 @@ use super::message::Password;
 use super::refusal::Refusal;
 use super::session::{Shared, invite_id};
 use super::status::Status;
-use crate::clock;
 use crate::id::RequestId;
 use crate::limits;
 use crate::name::{GroupName, UserName};
@@ -257,7 +256,7 @@ impl Operator {
             return Err(Fault::new("usage", message));
         }
         let code = secret()?;
-        let (invite, expires) = (invite_id(&code), clock::now().plus(life));
+        let (invite, expires) = (invite_id(&code), self.shared.store.time().plus(life));
         self.change(Command::MakeInvite { invite, expires }).await?;
         tracing::info!(invite = %invite.short(), %expires, "invitation made by the operator");
         Ok(json!({"code": *code, "id": invite, "expires": expires}))

@@ -138,7 +138,13 @@ impl Presence {
     /// A user is known on a connection.
     pub fn log_in(&self, connection: ConnectionNumber, user: UserId, name: &UserName) {
         let Some(mut client) = self.clients.get_mut(&connection) else { return };
-        client.user = Some((user, name.clone()));
+        let before = client.user.replace((user, name.clone()));
+        if let Some((other, _)) = before.filter(|(other, _)| *other != user) {
+            if let Some(mut connections) = self.users.get_mut(&other) {
+                connections.remove(&connection);
+            }
+            self.users.remove_if(&other, |_, connections| connections.is_empty());
+        }
         self.users.entry(user).or_default().insert(connection);
         self.seen.remove(&user);
     }
@@ -205,11 +211,20 @@ impl Presence {
         }
     }
 
-    /// A connection got a ticket for a group: it hears of what is revoked there.
-    pub fn note_ticket(&self, connection: ConnectionNumber, group: GroupId) {
-        if let Some(mut client) = self.clients.get_mut(&connection) {
-            client.ticketed.insert(group);
-        }
+    /// A connection gets a ticket for a group: it hears of what is revoked there from now on.
+    /// Returns whether it is the first there.
+    pub fn note_ticket(&self, connection: ConnectionNumber, group: GroupId) -> bool {
+        let client = self.clients.get_mut(&connection);
+        client.is_some_and(|mut client| client.ticketed.insert(group))
+    }
+
+    /// Nobody holds a content in a group any more.
+    pub fn end_swarm(&self, group: GroupId, content: ContentId) {
+        let seats = self.swarms.get(&(group, content));
+        let connections: Vec<_> =
+            seats.iter().flat_map(|seats| seats.values()).map(|seat| seat.connection).collect();
+        drop(seats);
+        connections.into_iter().for_each(|connection| self.withdraw(connection, group, content));
     }
 
     fn connections(&self, user: UserId) -> BTreeSet<ConnectionNumber> {

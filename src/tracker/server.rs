@@ -127,6 +127,7 @@ impl Tracker {
             throttle: Arc::new(throttle),
             counters,
             searches: Semaphore::new(limits::SEARCHES_AT_ONCE),
+            search_queue: Semaphore::new(limits::SEARCH_QUEUE),
             next_connection: AtomicU64::new(1),
             started: clock::monotonic(),
             store_file: data_dir.join(disk::FILE_NAME),
@@ -207,19 +208,31 @@ async fn accept(shared: Arc<Shared>, stop: CancellationToken, tasks: TaskTracker
 /// One client, from handshake to end.
 async fn serve(shared: Arc<Shared>, incoming: Incoming, stop: CancellationToken) {
     let address = incoming.remote_address();
+    // Whoever has proven to be there counts from now on; others could say that they are anybody.
+    let mut place = match incoming.is_validated() {
+        false => None,
+        true => match shared.throttle.admit(address.ip()) {
+            None => return incoming.refuse(),
+            place => place,
+        },
+    };
     let Some(connection) = incoming.finish().await else {
         tracing::debug!(%address, "handshake failed");
         return;
     };
-    // Counted where it is known to be, after the handshake.
-    let Some(_place) = shared.throttle.admit(address.ip()) else {
+    if place.is_none() {
+        place = shared.throttle.admit(address.ip());
+    }
+    let Some(_place) = place else {
         tracing::warn!(%address, "too many connections from this address");
         connection.close(ErrorCode::LimitReached);
         return;
     };
     let number = shared.next_connection.fetch_add(1, Ordering::Relaxed);
     let (outlet, queue) = Outlet::new();
-    let control = match greet(&shared, &connection, number, outlet.clone()).await {
+    let greeting = greet(&shared, &connection, number, outlet.clone());
+    let greeted = tokio::time::timeout(limits::FIRST_FRAME_DEADLINE, greeting).await;
+    let control = match greeted.unwrap_or(Err(FrameError::TimedOut)) {
         Ok(control) => control,
         Err(error) => {
             tracing::debug!(%address, %error, "no proper hello");
@@ -227,6 +240,7 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, stop: CancellationToken)
                 shared.counters.hit(Limit::Frame);
             }
             connection.close(error.code());
+            shared.presence.leave(number, clock::now());
             return;
         }
     };
@@ -262,15 +276,9 @@ async fn greet(
     number: ConnectionNumber,
     outlet: Outlet,
 ) -> Result<(SendStream, RecvStream), FrameError> {
-    let first = async {
-        let mut stream = connection.accept_control().await?;
-        let hello: Hello =
-            crate::transport::frame::read_frame(&mut stream, limits::MAX_HELLO_LEN).await?;
-        Ok::<_, FrameError>((stream, hello))
-    };
-    let (stream, hello) = tokio::time::timeout(limits::FIRST_FRAME_DEADLINE, first)
-        .await
-        .unwrap_or(Err(FrameError::TimedOut))?;
+    let mut stream = connection.accept_control().await?;
+    let hello: Hello =
+        crate::transport::frame::read_frame(&mut stream, limits::MAX_HELLO_LEN).await?;
     if !hello.is_bounded() {
         return Err(crate::wire::DecodeError::Malformed.into());
     }
@@ -286,10 +294,7 @@ async fn greet(
     // Present before welcomed: what the client asks next may already push to it.
     let client = Client::new(connection.remote(), observed, hello.addresses, hello.session, outlet);
     shared.presence.enter(number, client);
-    if let Err(error) = write_frame(&mut control, &welcome).await {
-        shared.presence.leave(number, clock::now());
-        return Err(error);
-    }
+    write_frame(&mut control, &welcome).await?;
     Ok((control, stream))
 }
 
@@ -333,10 +338,17 @@ async fn accept_requests(
             match request.await {
                 Ok(request) => {
                     let answer = client.answer(request).await;
-                    if write_frame(&mut send, &answer).await.is_ok() {
-                        let _ = send.finish();
-                        // Dropping an unacknowledged stream is fine, losing the tail is not.
-                        let _ = send.stopped().await;
+                    let deliver = async {
+                        if write_frame(&mut send, &answer).await.is_ok() {
+                            let _ = send.finish();
+                            // Dropping an unacknowledged stream is fine, losing the tail is not.
+                            let _ = send.stopped().await;
+                        }
+                    };
+                    // Who asks and does not read keeps the answer in our memory.
+                    if tokio::time::timeout(limits::ANSWER_DEADLINE, deliver).await.is_err() {
+                        shared.counters.hit(Limit::UnreadAnswer);
+                        connection.close(ErrorCode::LimitReached);
                     }
                 }
                 Err(error) => {

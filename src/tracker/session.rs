@@ -8,7 +8,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use regex::RegexBuilder;
 use tokio::sync::Semaphore;
@@ -49,6 +49,8 @@ pub struct Shared {
     pub counters: Arc<Counters>,
     /// Searches under way.
     pub searches: Semaphore,
+    /// Searches under way and waiting.
+    pub search_queue: Semaphore,
     /// The number of the next connection.
     pub next_connection: AtomicU64,
     /// When the tracker began.
@@ -126,7 +128,7 @@ impl ClientSession {
     }
 
     /// Answers one request, and counts it.
-    pub async fn answer(&self, request: Request) -> Result<Reply, Refusal> {
+    pub async fn answer(self: &Arc<Self>, request: Request) -> Result<Reply, Refusal> {
         let name = request.name();
         let answer = match self.shared.throttle.request(&self.throttle) {
             Ok(()) => self.dispatch(request).await,
@@ -141,7 +143,7 @@ impl ClientSession {
         answer
     }
 
-    async fn dispatch(&self, request: Request) -> Result<Reply, Refusal> {
+    async fn dispatch(self: &Arc<Self>, request: Request) -> Result<Reply, Refusal> {
         match request {
             Request::CreateUser { request_id, user, password, invite } => {
                 self.create_user(request_id, user, password, invite).await
@@ -198,6 +200,7 @@ impl ClientSession {
             Request::Page { group, content, page } => self.page(&group, content, page).await,
             Request::Announce { group, contents } => self.announce(&group, contents),
             Request::Withdraw { group, contents } => {
+                check_batch(contents.len())?;
                 let id = self.own_group(&group)?;
                 for content in contents {
                     self.shared.presence.withdraw(self.number, id, content);
@@ -258,14 +261,17 @@ impl ClientSession {
         &self,
         view: impl FnOnce(&State, UserId) -> Result<R, Refusal>,
     ) -> Result<R, Refusal> {
+        self.shared.store.read(|state| view(state, self.enrolled(state)?))
+    }
+
+    /// The user logged in, if this device is still enrolled: presence may be a moment behind what
+    /// was revoked.
+    fn enrolled(&self, state: &State) -> Result<UserId, Refusal> {
         let user = self.user()?;
-        self.shared.store.read(|state| {
-            // Presence may be a moment behind what was revoked.
-            if state.user_of(self.device) != Some(user) {
-                return Err(Refusal::NotLoggedIn);
-            }
-            view(state, user)
-        })
+        match state.user_of(self.device) {
+            Some(enrolled) if enrolled == user => Ok(user),
+            _ => Err(Refusal::NotLoggedIn),
+        }
     }
 
     /// The id of a group the user is a member of.
@@ -278,13 +284,11 @@ impl ClientSession {
     }
 
     pub(super) async fn change(&self, id: RequestId, command: Command) -> Result<Reply, Refusal> {
-        if let Ok(user) = self.user() {
-            let listing = matches!(
-                command,
-                Command::Share { .. } | Command::StopShare { .. } | Command::Unlist { .. }
-            );
-            self.shared.throttle.change(user, !listing)?;
-        }
+        let listing = matches!(
+            command,
+            Command::Share { .. } | Command::StopShare { .. } | Command::Unlist { .. }
+        );
+        self.shared.throttle.change(self.user()?, !listing)?;
         Ok(match self.shared.store.propose(self.actor(), id, command).await? {
             Outcome::Done => Reply::Done,
             Outcome::Shared { group } => Reply::Shared { group },
@@ -296,16 +300,19 @@ impl ClientSession {
     }
 
     fn ticket(&self, group: &GroupName) -> Result<Reply, Refusal> {
-        let holder =
-            self.read(|state, user| view::ticket_holder(state, group, user, self.device))?;
+        let (holder, as_of) = self.shared.store.read_as_of(|state, as_of| {
+            let user = self.enrolled(state)?;
+            Ok::<_, Refusal>((view::ticket_holder(state, group, user, self.device)?, as_of))
+        })?;
         let identity = self.shared.endpoint.identity();
         let group = holder.group;
-        self.shared.presence.note_ticket(self.number, group);
+        if self.shared.presence.note_ticket(self.number, group) {
+            // Perhaps it was not there to hear of what was revoked here before.
+            self.replay_revocations(Some(group));
+        }
         let sign = |message: &[u8]| identity.sign(message);
-        // After what was revoked before it: a device removed and enrolled again gets tickets that
-        // hold.
-        let now = self.shared.store.time().plus(Duration::from_millis(1));
-        let ticket = Ticket::sign(holder, now, identity.public_key(), &sign);
+        let now = self.shared.store.time();
+        let ticket = Ticket::sign(holder, as_of, now, identity.public_key(), &sign);
         Ok(Reply::Ticket { group, ticket })
     }
 
@@ -359,20 +366,27 @@ impl ClientSession {
             if share.put.contains(&hash) {
                 return Ok(Reply::Done);
             }
-            // Noted before it is there, so that it is let go whatever happens meanwhile.
-            share.put.push(hash);
             (share.user, hash)
         };
-        let Err(refusal) = self.shared.store.put_page(user, hash, bytes).await else {
-            return Ok(Reply::Done);
+        let put = self.shared.store.put_page(user, hash, bytes).await;
+        // Noted once it is there: nobody lets go of what was never held.
+        let let_go = {
+            let mut unfinished = self.lock_unfinished();
+            match (&put, unfinished.get_mut(&content)) {
+                (Ok(()), Some(share)) if !share.put.contains(&hash) => {
+                    share.put.push(hash);
+                    Vec::new()
+                }
+                // Finished or given up meanwhile, or put twice at once.
+                (Ok(()), _) => vec![hash],
+                // It cannot be finished: what was put for it goes.
+                (Err(_), _) => {
+                    unfinished.remove(&content).map(|share| share.put).unwrap_or_default()
+                }
+            }
         };
-        // It cannot be finished: what was put for it goes.
-        let given_up = self.lock_unfinished().remove(&content);
-        if let Some(mut given_up) = given_up {
-            given_up.put.retain(|other| *other != hash);
-            self.shared.store.release_pages(given_up.user, given_up.put).await;
-        }
-        Err(refusal)
+        self.shared.store.release_pages(user, let_go).await;
+        put.map(|()| Reply::Done)
     }
 
     async fn page(
@@ -399,6 +413,7 @@ impl ClientSession {
         group: &GroupName,
         contents: Vec<(ContentId, bool)>,
     ) -> Result<Reply, Refusal> {
+        check_batch(contents.len())?;
         let (id, listed) = self.read(|state, user| {
             let id = view::group_of_member(state, group, user)?;
             let listed = |content: &ContentId| state.head(id, *content).is_some();
@@ -407,12 +422,9 @@ impl ClientSession {
         })?;
         let announced: Vec<_> = listed.iter().map(|(content, _)| *content).collect();
         // What is not listed (any more) is nobody's to look for.
-        for (content, complete) in listed {
-            if !self.shared.presence.announce(self.number, id, content, complete) {
-                let max = limits::MAX_SHARES_PER_USER as u64;
-                return Err(Refusal::Limit { what: "announced contents".into(), max });
-            }
-        }
+        let room = listed.into_iter().all(|(content, complete)| {
+            self.shared.presence.announce(self.number, id, content, complete)
+        });
         // Whose membership ended meanwhile was expelled before some of these came.
         if let Err(refusal) = self.own_group(group) {
             announced.iter().for_each(|content| {
@@ -420,16 +432,20 @@ impl ClientSession {
             });
             return Err(refusal);
         }
+        if !room {
+            let max = limits::MAX_SHARES_PER_USER as u64;
+            return Err(Refusal::Limit { what: "announced contents".into(), max });
+        }
         Ok(Reply::Done)
     }
 
     async fn search(
-        &self,
+        self: &Arc<Self>,
         pattern: &str,
         matching: Matching,
         after: Option<FileCursor>,
     ) -> Result<Reply, Refusal> {
-        let user = self.read(|_, user| Ok(user))?;
+        self.user()?;
         if pattern.len() > limits::MAX_PATTERN_LEN {
             let max = limits::MAX_PATTERN_LEN as u64;
             return Err(Refusal::Limit { what: "bytes of a search pattern".into(), max });
@@ -439,28 +455,31 @@ impl ClientSession {
             Matching::Prefix => format!("^{}", regex::escape(pattern)),
             Matching::Regex => pattern.to_owned(),
         };
-        let wanted = RegexBuilder::new(&pattern)
-            .case_insensitive(true)
-            .size_limit(limits::PATTERN_SIZE)
-            .dfa_size_limit(limits::PATTERN_SIZE)
-            .build()
-            .map_err(|error| Refusal::BadPattern(one_line(&error.to_string())))?;
-        // Off the threads that carry the traffic: it reads all names of the user's groups.
+        let _place = self.shared.search_queue.try_acquire().map_err(|_| Refusal::Busy)?;
         let permit = self.shared.searches.acquire().await.map_err(|_| Refusal::Internal)?;
-        let shared = self.shared.clone();
-        let search = tokio::task::spawn_blocking(move || {
+        // Off the threads that carry the traffic: it reads all names of the user's groups.
+        let client = self.clone();
+        let search = tokio::task::spawn_blocking(move || -> Result<_, Refusal> {
+            let wanted = RegexBuilder::new(&pattern)
+                .case_insensitive(true)
+                .size_limit(limits::PATTERN_SIZE)
+                .dfa_size_limit(limits::PATTERN_SIZE)
+                .build()
+                .map_err(|error| Refusal::BadPattern(one_line(&error.to_string())))?;
+            let shared = &client.shared;
             shared.store.read(|state| {
+                let user = client.enrolled(state)?;
                 let mine = state.user_index(user).into_iter().flat_map(|user| &user.groups);
                 let mut groups: Vec<_> = mine.map(|(group, _)| *group).chain([PUBLIC]).collect();
                 groups.retain(|group| state.member(*group, user).is_some());
                 groups.dedup();
-                live(&shared.presence, |live| {
+                Ok(live(&shared.presence, |live| {
                     let wanted = |name: &str| wanted.is_match(name);
                     view::files(state, groups.into_iter(), after.as_ref(), wanted, live)
-                })
+                }))
             })
         });
-        let (rows, more) = search.await.map_err(|_| Refusal::Internal)?;
+        let (rows, more) = search.await.map_err(|_| Refusal::Internal)??;
         drop(permit);
         Ok(Reply::Files { rows, more })
     }
@@ -485,6 +504,14 @@ fn live<R>(presence: &Presence, view: impl FnOnce(Live<'_>) -> R) -> R {
         online: &|user| presence.is_online(user),
         last_seen: &|user| presence.last_seen(user),
     })
+}
+
+fn check_batch(count: usize) -> Result<(), Refusal> {
+    if count <= limits::MAX_ANNOUNCE_BATCH {
+        return Ok(());
+    }
+    let max = limits::MAX_ANNOUNCE_BATCH as u64;
+    Err(Refusal::Limit { what: "contents at once".into(), max })
 }
 
 /// The last line says what is wrong; those before draw it.

@@ -4,7 +4,7 @@
 //! ops together, and only then lets readers see them, listeners hear of them, and callers have
 //! their answers, in log order. What a failed commit held is forgotten, and its callers are told.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -17,13 +17,12 @@ use super::disk::{Batch, Disk, DiskError, Snapshot};
 use super::op::{Chains, Change, Op};
 use super::pages::Pages;
 use super::refusal::Refusal;
+use super::remembered::Remembered;
 use super::state::{Effect, Rules, State};
 use crate::clock::UnixMillis;
 use crate::hash::Blake3Hash;
 use crate::id::{OriginId, RequestId, UserId};
-use crate::limits::{
-    MAX_REMEMBERED_REQUESTS, PAGES_IN_FLIGHT, SNAPSHOT_AFTER, STORE_BATCH, STORE_QUEUE,
-};
+use crate::limits::{PAGES_IN_FLIGHT, SNAPSHOT_AFTER, STORE_BATCH, STORE_QUEUE};
 use crate::peer_id::PeerId;
 
 /// Hears of changes once they are durable and visible, in log order. Must not wait.
@@ -76,32 +75,6 @@ struct Published {
     latest: UnixMillis,
 }
 
-/// What was answered to the latest granted requests, so that a repeat changes nothing and gets the
-/// same answer.
-#[derive(Clone, Debug, Default)]
-struct Remembered {
-    outcomes: HashMap<(PeerId, RequestId), Outcome>,
-    order: VecDeque<(PeerId, RequestId)>,
-}
-
-impl Remembered {
-    fn keep(&mut self, request: (PeerId, RequestId), outcome: Outcome) {
-        if self.outcomes.insert(request, outcome).is_none() {
-            self.order.push_back(request);
-        }
-        if self.order.len() > MAX_REMEMBERED_REQUESTS
-            && let Some(oldest) = self.order.pop_front()
-        {
-            self.outcomes.remove(&oldest);
-        }
-    }
-
-    fn all(&self) -> Vec<((PeerId, RequestId), Outcome)> {
-        let known = self.order.iter();
-        known.filter_map(|key| Some((*key, self.outcomes.get(key)?.clone()))).collect()
-    }
-}
-
 type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
 
 #[derive(Debug)]
@@ -139,6 +112,7 @@ impl Store {
             snapshot_at,
             failed: false,
             stale: false,
+            unreleased: Vec::new(),
             disk: disk.clone(),
             published: Arc::new(RwLock::new(published)),
             tracker,
@@ -184,12 +158,17 @@ impl Store {
 
     /// Whether this device was granted this request before.
     pub fn has_granted(&self, actor: PeerId, request: RequestId) -> bool {
-        self.published(|published| published.granted.outcomes.contains_key(&(actor, request)))
+        self.published(|published| published.granted.outcome(&(actor, request)).is_some())
     }
 
     /// Reads the state.
     pub fn read<R>(&self, view: impl FnOnce(&State) -> R) -> R {
         self.published(|published| view(&published.state))
+    }
+
+    /// Reads the state, with the time of the latest op in it.
+    pub fn read_as_of<R>(&self, view: impl FnOnce(&State, UnixMillis) -> R) -> R {
+        self.published(|published| view(&published.state, published.latest))
     }
 
     /// Tracker time: never before that of any op.
@@ -322,6 +301,8 @@ struct Work {
     failed: bool,
     /// The pending state holds what a failed commit held.
     stale: bool,
+    /// Pages to let go of, asked for while the disk failed.
+    unreleased: Vec<(UserId, Vec<Blake3Hash>)>,
     disk: Arc<Disk>,
     published: Arc<RwLock<Published>>,
     tracker: PeerId,
@@ -393,8 +374,8 @@ impl Work {
             jobs.into_iter().for_each(|job| match job {
                 Job::Propose { answer, .. } => drop(answer.send(Err(refusal.clone()))),
                 Job::PutPage { answer, .. } => drop(answer.send(Err(refusal.clone()))),
-                // Released in memory when the file works again: it is swept at the next start.
-                Job::ReleasePages { .. } | Job::Seen { .. } | Job::Stop => {}
+                Job::ReleasePages { user, hashes } => self.unreleased.push((user, hashes)),
+                Job::Seen { .. } | Job::Stop => {}
             });
             return;
         }
@@ -411,6 +392,9 @@ impl Work {
             page_moves: Vec::new(),
             answers: Vec::new(),
         };
+        for (user, hashes) in std::mem::take(&mut self.unreleased) {
+            self.take(&mut round, Job::ReleasePages { user, hashes });
+        }
         jobs.into_iter().for_each(|job| self.take(&mut round, job));
         let Round { batch, ops, chains, page_moves, answers, .. } = round;
         if !batch.is_empty()
@@ -419,6 +403,12 @@ impl Work {
             tracing::error!(%error, commands = answers.len(), "cannot store; nothing was granted");
             self.failed = true;
             self.stale = true;
+            self.unreleased.extend(page_moves.into_iter().filter_map(
+                |page_move| match page_move {
+                    PageMove::Release(user, hashes) => Some((user, hashes)),
+                    PageMove::Put(..) => None,
+                },
+            ));
             let refusal = refusal_of(&error);
             answers.into_iter().for_each(|answer| answer.fail(refusal.clone()));
             self.try_reopen();
@@ -469,7 +459,7 @@ impl Work {
         }
         {
             let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
-            if let Some(outcome) = published.granted.outcomes.get(&key) {
+            if let Some(outcome) = published.granted.outcome(&key) {
                 return Ok(outcome.clone());
             }
         }
@@ -485,6 +475,10 @@ impl Work {
             // After every op of other origins; within one, the number tells which came first.
             round.latest = round.latest.plus(Duration::from_millis(1));
             self.add(round, tracker, RequestId(self.origin.0), &began);
+        }
+        if matches!(change, Change::DeviceEnrolled { .. }) {
+            // After what was revoked before: its tickets are told from older ones by the time.
+            round.latest = round.latest.plus(Duration::from_millis(1));
         }
         self.add(round, key.0, key.1, &change);
         let outcome = Outcome::of(&change, key.0, &self.pending);
@@ -733,7 +727,7 @@ mod tests {
         store.note_seen(user, UnixMillis(77));
         let (position, latest) = store.position();
         assert_eq!(position, 24);
-        assert_eq!(latest, UnixMillis(1_000), "the clock stood still");
+        assert_eq!(latest, UnixMillis(1_001), "a millisecond for the enrolment");
         let digest = store.read(State::digest);
         store.close().await;
         drop(store);
@@ -748,7 +742,7 @@ mod tests {
         assert_eq!(page, Some(manifest.page(0)));
         create_group(&store, user, 99).await.expect("created");
         // The op itself, and the first of this run's origin, after everything before.
-        assert_eq!(store.position(), (position + 2, UnixMillis(1_001)));
+        assert_eq!(store.position(), (position + 2, UnixMillis(1_002)));
         store.read(State::check_invariants);
     }
 

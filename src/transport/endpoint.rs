@@ -3,6 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use socket2::{Domain, Protocol, Socket, Type};
@@ -69,6 +70,8 @@ pub enum DialError {
 pub struct Endpoint {
     quic: quinn::Endpoint,
     identity: Arc<Identity>,
+    /// Handshakes of others that are not finished.
+    handshakes: Arc<AtomicUsize>,
 }
 
 impl Endpoint {
@@ -112,7 +115,7 @@ impl Endpoint {
             Arc::new(quinn::TokioRuntime),
         )
         .map_err(socket_error)?;
-        Ok(Self { quic, identity })
+        Ok(Self { quic, identity, handshakes: Arc::default() })
     }
 
     /// The identity others see.
@@ -172,8 +175,8 @@ impl Endpoint {
     }
 
     /// The next handshake somebody begins, while there are fewer than `most` connections; further
-    /// ones are refused. From half of them on, strangers first prove that they are where they say
-    /// (QUIC Retry). `refused` is told of each that was one too many. Nothing once the endpoint is
+    /// ones are refused. From half of them on, and while many handshakes are under way, strangers
+    /// first prove that they are where they say (QUIC Retry). `refused` is told of each that was one too many. Nothing once the endpoint is
     /// closed.
     pub async fn accept(&self, most: usize, refused: impl Fn()) -> Option<Incoming> {
         loop {
@@ -183,11 +186,18 @@ impl Endpoint {
                 tracing::warn!(from = %incoming.remote_address(), most, "too many connections");
                 incoming.refuse();
                 refused();
-            } else if count >= most / 2 && incoming.may_retry() {
+            } else if (count >= most / 2
+                || self.handshakes.load(Ordering::Relaxed) >= limits::RETRY_ABOVE)
+                && incoming.may_retry()
+            {
                 // It comes back, proven, as another handshake.
                 let _ = incoming.retry();
             } else {
-                return Some(Incoming(incoming));
+                self.handshakes.fetch_add(1, Ordering::Relaxed);
+                return Some(Incoming {
+                    quic: Some(incoming),
+                    handshakes: self.handshakes.clone(),
+                });
             }
         }
     }
@@ -201,19 +211,42 @@ impl Endpoint {
 }
 
 /// A handshake begun by somebody else.
-pub struct Incoming(quinn::Incoming);
+pub struct Incoming {
+    /// Taken when it is finished or refused.
+    quic: Option<quinn::Incoming>,
+    handshakes: Arc<AtomicUsize>,
+}
 
 impl Incoming {
     /// Where it comes from.
     pub fn remote_address(&self) -> SocketAddr {
-        connection::canonical(self.0.remote_address())
+        let nowhere = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), 0);
+        self.quic.as_ref().map_or(nowhere, |quic| connection::canonical(quic.remote_address()))
+    }
+
+    /// Whether it has proven to be there.
+    pub fn is_validated(&self) -> bool {
+        self.quic.as_ref().is_some_and(quinn::Incoming::remote_address_validated)
+    }
+
+    /// Refuses it.
+    pub fn refuse(mut self) {
+        if let Some(quic) = self.quic.take() {
+            quic.refuse();
+        }
     }
 
     /// Finishes the handshake within its deadline; nothing when it fails.
-    pub async fn finish(self) -> Option<Connection> {
-        let connecting = self.0.accept().ok()?;
+    pub async fn finish(mut self) -> Option<Connection> {
+        let connecting = self.quic.take()?.accept().ok()?;
         let quic = tokio::time::timeout(limits::HANDSHAKE_DEADLINE, connecting).await.ok()?.ok()?;
         Connection::new(quic, false)
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        self.handshakes.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -33,6 +33,7 @@ const PURE: &[&str] = &[
     "tracker/state.rs",
     "tracker/derived.rs",
     "tracker/command.rs",
+    "tracker/remembered.rs",
     "tracker/decide.rs",
     "tracker/view.rs",
     "tracker/census.rs",

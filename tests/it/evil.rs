@@ -62,7 +62,8 @@ async fn without_a_valid_ticket_a_seeder_gives_nothing() {
     let me = endpoint.identity().clone();
     let mine = |group| {
         let sign = |message: &[u8]| me.sign(message);
-        Ticket::sign(holder(me.peer_id(), group), clock::now(), me.public_key(), &sign)
+        let now = clock::now();
+        Ticket::sign(holder(me.peer_id(), group), now, now, me.public_key(), &sign)
     };
     // Signed by ourselves instead of a tracker.
     let mut peer = RawPeer::dial(&endpoint, at).await;

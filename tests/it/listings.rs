@@ -4,6 +4,7 @@ use std::fs;
 
 use mtq::client::report::Notice;
 use mtq::error_code::ErrorCode;
+use mtq::hash::Blake3Hash;
 use mtq::manifest::ContentId;
 use mtq::name::{FileName, Selector};
 use mtq::tracker::message::{FileRow, Matching, Reply, Request};
@@ -242,5 +243,91 @@ async fn a_client_that_was_away_is_still_logged_in() {
     assert_eq!(granted(&line, Request::LoginByKey).await, Reply::LoggedIn { user: user("ann") });
     granted(&line, Request::Logout).await;
     assert_eq!(refused(&line, Request::LoginByKey).await, "unknown-device");
+    net.end([]).await;
+}
+
+/// A manifest head of whole hash pages.
+fn made_up_head(seed: u8, pages: &[Blake3Hash]) -> Vec<u8> {
+    let pieces = pages.len() as u64 * 4_096;
+    let mut head = b"mtq manifest 1\r\n".to_vec();
+    head.extend((pieces * 524_288).to_le_bytes());
+    head.extend(524_288u32.to_le_bytes());
+    head.extend([seed; 20 + 20 + 32]);
+    pages.iter().for_each(|hash| head.extend(hash.0));
+    head
+}
+
+/// The content of a head.
+fn content_of(head: &[u8]) -> ContentId {
+    ContentId(mtq::hash::blake3(head).0)
+}
+
+#[tokio::test]
+async fn whoever_is_over_the_quota_takes_no_pages_of_others_along() {
+    let net = Net::new();
+    let (_alices, alice, _pushes) = net.intruder().await;
+    sign_up(&alice, "alice").await;
+    let create = Request::CreateGroup { request_id: request_id(), group: group(), hidden: false };
+    granted(&alice, create).await;
+    let her_page = vec![5; 4_096 * 52];
+    let theirs = mtq::hash::blake3(&her_page);
+    let head = made_up_head(9, &[theirs]);
+    let hers = content_of(&head);
+    let share = |name: String, head: &[u8]| Request::Share {
+        request_id: request_id(),
+        group: group(),
+        name: name.parse().expect("a name"),
+        head: head.to_vec(),
+    };
+    granted(&alice, share("hers".to_owned(), &head)).await;
+    granted(&alice, Request::PutPage { content: hers, page: 0, bytes: her_page.clone() }).await;
+    granted(&alice, share("hers".to_owned(), &head)).await;
+    let (_endpoint, eve, _pushes) = net.intruder().await;
+    sign_up(&eve, "eve").await;
+    granted(&eve, Request::JoinGroup { request_id: request_id(), group: group() }).await;
+    let accept =
+        Request::AcceptRequest { request_id: request_id(), group: group(), user: user("eve") };
+    granted(&alice, accept).await;
+    // Nearly all of eve's gibibyte: large files that are one page over and over, then small ones.
+    let page = vec![7; 4_096 * 52];
+    let hash = mtq::hash::blake3(&page);
+    for (seed, count) in [(1, 1_024), (2, 1_024), (3, 1_024), (4, 1_024), (5, 944)] {
+        let head = made_up_head(seed, &vec![hash; count]);
+        if let Reply::PagesMissing { .. } = granted(&eve, share(format!("{seed}"), &head)).await {
+            let content = content_of(&head);
+            granted(&eve, Request::PutPage { content, page: 0, bytes: page.clone() }).await;
+            granted(&eve, share(format!("{seed}"), &head)).await;
+        }
+    }
+    let mut small = 1_000;
+    loop {
+        small += 1;
+        let (head, page) = (manifest(small).head().encode(), manifest(small).page(0));
+        match eve.call(&share(format!("s{small}"), &head)).await {
+            Ok(Reply::PagesMissing { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+        let put = Request::PutPage { content: content_of(&head), page: 0, bytes: page };
+        if eve.call(&put).await.is_err()
+            || eve.call(&share(format!("s{small}"), &head)).await.is_err()
+        {
+            break;
+        }
+    }
+    // Both pages are refused, at once; the second one is alice's.
+    let other = vec![9; 4_096 * 52];
+    let head = made_up_head(6, &[mtq::hash::blake3(&other), theirs]);
+    let begun = granted(&eve, share("x".to_owned(), &head)).await;
+    assert_eq!(begun, Reply::PagesMissing { pages: vec![0] });
+    let content = content_of(&head);
+    let new = Request::PutPage { content, page: 0, bytes: other };
+    let known = Request::PutPage { content, page: 1, bytes: her_page.clone() };
+    let (new, known) = tokio::join!(refused(&eve, new), refused(&eve, known));
+    assert!([new, known].contains(&"limit"), "{new}, {known}");
+    // Hers is there, for everybody, and for as long as she shares it.
+    for line in [&alice, &eve] {
+        let request = Request::Page { group: group(), content: hers, page: 0 };
+        assert_eq!(granted(line, request).await, Reply::Page { bytes: her_page.clone() });
+    }
     net.end([]).await;
 }

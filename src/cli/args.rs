@@ -304,7 +304,7 @@ pub enum ClientCommand {
         invite: Option<String>,
     },
     /// Log in, and stay so over restarts of this client until logout. Without PASSWORD: the key of
-    /// this device if it logged in before, MTQ_PASSWORD, or a prompt.
+    /// this device while it is logged in from before, MTQ_PASSWORD, or a prompt.
     Login {
         /// The account.
         user: UserName,
@@ -352,7 +352,7 @@ pub enum ClientCommand {
         /// The group.
         group: GroupName,
     },
-    /// Leave a group.
+    /// Leave a group. The last one out archives it: its list is gone, and its name is free.
     #[command(alias = "leave_group")]
     LeaveGroup {
         /// The group.
@@ -372,7 +372,7 @@ pub enum ClientCommand {
         /// Who asked.
         user: UserName,
     },
-    /// Turn somebody away from a group of yours.
+    /// Turn somebody away from a group of yours, for a day at least.
     #[command(alias = "reject_request")]
     RejectRequest {
         /// The group.

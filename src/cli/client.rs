@@ -10,6 +10,7 @@ use super::exit::{Failure, status};
 use super::script::{self, Parsed};
 use super::{command, logging, output, text};
 use crate::client::agent::{Agent, AgentConfig};
+use crate::client::library::EntryState;
 use crate::client::report::Notice;
 use crate::limits::MAX_LINE_LEN;
 
@@ -124,11 +125,13 @@ async fn obey(agent: &Agent, args: &ClientArgs, interactive: bool) -> u8 {
             }
         }
     }
-    let held = agent.downloads().len();
+    let rows = agent.downloads();
+    let held = rows.len();
+    let seeding = rows.iter().filter(|row| row.state == EntryState::Seeding).count();
     if args.stay {
         eprintln!("no more commands; {held} files are shared or downloaded until Ctrl-C");
         std::future::pending::<()>().await;
-    } else if held > 0 && !interactive {
+    } else if seeding > 0 && !interactive {
         eprintln!("no more commands; sharing ends with this client (--stay keeps it on)");
     }
     ended(agent, first_failure, interactive)
@@ -140,6 +143,7 @@ fn ended(agent: &Agent, first_failure: u8, interactive: bool) -> u8 {
     let unfinished = rows.iter().filter(|row| row.state.is_under_way()).count();
     if unfinished > 0 {
         eprintln!("{unfinished} downloads are not finished; the same get goes on with them later");
+        eprintln!("hint: wait, as the last command, waits for them");
     }
     match (interactive, first_failure, unfinished) {
         (true, ..) | (_, 0, 0) => 0,

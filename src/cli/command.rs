@@ -100,9 +100,16 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
             Ok(Answer::new(json!({"stopped": stopped}), text))
         }
         ClientCommand::Whoami => {
-            let (user, peer) = (agent.user(), agent.peer_id());
+            let peer = agent.peer_id();
+            // A login may have ended while this client did not run.
+            let asked = match agent.user() {
+                Some(user) => agent.login_by_key(&user).await.is_ok(),
+                None => true,
+            };
+            let user = agent.user();
             let name = user.as_ref().map_or("nobody".to_owned(), ToString::to_string);
-            let text = format!("{name}, on device {peer}");
+            let note = if asked { "" } else { " (no tracker can be asked)" };
+            let text = format!("{name}, on device {peer}{note}");
             Ok(Answer::new(json!({"user": user, "peer_id": peer}), text))
         }
         ClientCommand::CreateGroup { group, hidden } => {
@@ -145,8 +152,15 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
             Ok(Answer::new(json!({"group": group}), text))
         }
         ClientCommand::LeaveGroup { group } => {
+            let last = agent.list_members(group.clone()).await?.len() == 1;
             agent.leave_group(group.clone()).await?;
-            Ok(Answer::new(json!({"group": group}), format!("left {group}")))
+            let text = match last {
+                true => {
+                    format!("left {group}; nobody else was in it: it is archived with its list")
+                }
+                false => format!("left {group}"),
+            };
+            Ok(Answer::new(json!({"group": group, "archived": last}), text))
         }
         ClientCommand::ListRequests { group } => {
             let rows = agent.list_requests(group.clone()).await?;

@@ -88,7 +88,7 @@ fn status_of(code: &str) -> u8 {
         | "no-such-request" | "not-shared" | "ambiguous" | "not-found" | "no-destination" => {
             status::NOT_FOUND
         }
-        "bad-metafile" | "false-manifest" | "changed" => status::INTEGRITY,
+        "bad-metafile" | "false-manifest" | "changed" | "store" => status::INTEGRITY,
         "disk" | "no-space" | "in-use" | "exists" | "permission-denied" | "locked" | "identity" => {
             status::DISK
         }

@@ -376,7 +376,13 @@ fn status_rows(status: &Value) -> Vec<Vec<String>> {
         ("swarms", word(status, "swarms")),
         ("ops", format!("{}, the latest {}", status["ops"], word(status, "latest_op"))),
         ("hash pages", format!("{} ({})", status["pages"], bytes("page_bytes"))),
-        ("store", bytes("store_bytes")),
+        (
+            "store",
+            match status["store_writable"] == false {
+                true => format!("{}, CANNOT BE WRITTEN: see the log", bytes("store_bytes")),
+                false => bytes("store_bytes"),
+            },
+        ),
         ("limits hit", limits.unwrap_or_else(|| "none".to_owned())),
     ];
     rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect()

@@ -120,10 +120,21 @@ impl Agent {
     pub async fn logout(&self) -> Result<usize, AgentError> {
         // Here first: whatever the tracker says, nothing is served any more.
         let stopped = self.core.drop_entries(|_| true, ErrorCode::LoggedOut);
-        let told = self.done(Request::Logout).await;
         self.core.groups().clear();
+        match self.done(Request::Logout).await {
+            Ok(()) => {}
+            // A tracker that could not store it still has us logged in.
+            Err(error @ AgentError::Refused(_)) if error.code() != "not-logged-in" => {
+                return Err(error);
+            }
+            Err(error) => {
+                self.core.forget_login();
+                self.core.line.close().await;
+                return Err(error);
+            }
+        }
         self.core.forget_login();
-        told.map(|()| stopped)
+        Ok(stopped)
     }
 
     /// Changes one's password; all other devices have to log in anew.

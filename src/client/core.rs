@@ -383,6 +383,16 @@ impl Core {
     /// Our membership in a group is over. Told when it was not this device that ended it.
     fn removed(&self, group: GroupName, id: Option<GroupId>) {
         let held = self.groups().contains_key(&group);
+        if held {
+            // Whoever waits for a download must hear that it will not come; its part file stays.
+            let under_way = self.library().entries().into_iter();
+            let under_way = under_way.filter(|(_, e)| e.group == group && e.state.is_under_way());
+            for (key, entry) in under_way {
+                entry.stop.cancel();
+                let message = format!("you are no longer a member of {group}");
+                self.fail(key, DownloadFailure { code: "not-a-member", message });
+            }
+        }
         self.leave(&group, id);
         if held {
             self.notify(Notice::Removed { group });
@@ -399,7 +409,12 @@ impl Core {
 
     /// Leaves the swarms of a group, and its ticket.
     pub(super) fn leave(&self, group: &GroupName, id: Option<GroupId>) {
-        self.drop_entries(|entry| entry.group == *group, ErrorCode::Done);
+        let failed: Vec<_> = self.library().entries().into_iter().collect();
+        for (key, _) in failed.into_iter().filter(|(_, entry)| entry.group == *group) {
+            self.registry.remove_swarm(key, ErrorCode::Done);
+        }
+        let over = |entry: &Entry| !matches!(entry.state, EntryState::Failed(_));
+        self.drop_entries(|entry| entry.group == *group && over(entry), ErrorCode::Done);
         let held = self.groups().remove(group).map(|(id, _)| id);
         if let Some(id) = id.or(held) {
             self.registry.forget_ticket(id);

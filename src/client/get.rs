@@ -20,6 +20,7 @@ use crate::swarm::download::{Download, Meter};
 use crate::swarm::session::{Swarm, SwarmKey};
 use crate::swarm::storage::PieceStore;
 use crate::tracker::message::{Reply, Request};
+use crate::tracker::refusal::Refusal;
 
 impl Agent {
     /// Starts downloading a listed file.
@@ -141,6 +142,11 @@ impl Agent {
         self.core.registry.add_swarm(Arc::new(swarm));
         let number = self.core.library().add(key, entry);
         let (peers_wanted, wanted) = mpsc::channel(1);
+        // What is here already may have taken long to check, and much can happen meanwhile.
+        if !self.core.groups().contains_key(&group) {
+            self.core.drop_entries(|entry| entry.number == number, ErrorCode::Done);
+            return Err(Refusal::NotAMember(group).into());
+        }
         let download = Download {
             key,
             store,

@@ -80,7 +80,11 @@ impl From<StorageError> for DiskError {
                     error.kind(),
                     io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
                 );
-                if full { Self::Full } else { Self::Io(error) }
+                match error.kind() {
+                    _ if full => Self::Full,
+                    io::ErrorKind::InvalidData => Self::Damaged(error.to_string()),
+                    _ => Self::Io(error),
+                }
             }
             StorageError::PreviousIo | StorageError::DatabaseClosed => Self::Closed,
             error => Self::Damaged(error.to_string()),

@@ -26,6 +26,7 @@ use super::disk::DiskError;
 use super::message::Password;
 use super::refusal::Refusal;
 use super::session::{Shared, invite_id};
+use super::state::Registration;
 use super::status::Status;
 use crate::id::RequestId;
 use crate::limits;
@@ -254,6 +255,10 @@ impl Operator {
             let max = limits::MAX_INVITE_LIFE.as_secs();
             let message = format!("an invitation is good for 1 to {max} seconds");
             return Err(Fault::new("usage", message));
+        }
+        if self.shared.store.read(|state| state.rules.registration) == Registration::Closed {
+            let message = "this tracker was started with --registration closed";
+            return Err(Fault::new("registration-closed", message));
         }
         let code = secret()?;
         let (invite, expires) = (invite_id(&code), self.shared.store.time().plus(life));

@@ -53,6 +53,8 @@ pub struct Status {
     pub page_bytes: u64,
     /// Bytes of the store's file.
     pub store_bytes: u64,
+    /// Whether changes can be stored; with a full disk they cannot.
+    pub store_writable: bool,
     /// How often each limit was hit since the tracker began, those never hit left out.
     pub limits_hit: BTreeMap<&'static str, u64>,
 }
@@ -83,6 +85,7 @@ impl Status {
             pages,
             page_bytes,
             store_bytes: std::fs::metadata(&shared.store_file).map_or(0, |file| file.len()),
+            store_writable: shared.store.is_writable(),
             limits_hit: shared.counters.hits().into_iter().collect(),
         }
     }
@@ -107,6 +110,7 @@ impl Status {
             ("pages", "Hash pages kept", number(self.pages)),
             ("page_bytes", "Bytes of hash pages kept", number(self.page_bytes)),
             ("store_bytes", "Bytes of the store's file", number(self.store_bytes)),
+            ("store_writable", "Whether changes can be stored", i64::from(self.store_writable)),
         ]
     }
 }

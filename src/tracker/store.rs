@@ -5,6 +5,7 @@
 //! their answers, in log order. What a failed commit held is forgotten, and its callers are told.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -54,6 +55,7 @@ pub struct Store {
     jobs: mpsc::Sender<Job>,
     page_permits: Semaphore,
     seen: BTreeMap<UserId, UnixMillis>,
+    writable: Arc<AtomicBool>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -101,6 +103,7 @@ impl Store {
         disk.sweep_pages(&published.pages.hashes())?;
         let seen = disk.seen()?;
         let (jobs, queue) = mpsc::channel(STORE_QUEUE);
+        let writable = Arc::new(AtomicBool::new(true));
         // After everything of former runs, even if the wall clock was set back meanwhile.
         let StoreConfig { tracker, rules: _, origin, clock } = config;
         let ahead = published.latest.plus(Duration::from_millis(1)).since(clock());
@@ -112,6 +115,7 @@ impl Store {
             snapshot_at,
             failed: false,
             stale: false,
+            writable: writable.clone(),
             unreleased: Vec::new(),
             disk: disk.clone(),
             published: Arc::new(RwLock::new(published)),
@@ -127,7 +131,7 @@ impl Store {
             .map_err(DiskError::Io)?;
         let page_permits = Semaphore::new(PAGES_IN_FLIGHT);
         let thread = Mutex::new(Some(thread));
-        Ok(Self { disk, time, published, jobs, page_permits, seen, thread })
+        Ok(Self { disk, time, published, jobs, page_permits, seen, writable, thread })
     }
 
     /// Writes what waits and ends; later commands fail.
@@ -175,6 +179,11 @@ impl Store {
     pub fn time(&self) -> UnixMillis {
         let (_, latest) = self.position();
         (self.time)().max(latest)
+    }
+
+    /// Whether the last change asked for could be stored, as far as the disk goes.
+    pub fn is_writable(&self) -> bool {
+        self.writable.load(Ordering::Relaxed)
     }
 
     /// How many ops there are, and the time of the latest.
@@ -301,6 +310,8 @@ struct Work {
     failed: bool,
     /// The pending state holds what a failed commit held.
     stale: bool,
+    /// Whether the disk takes changes, for whoever asks how the tracker is.
+    writable: Arc<AtomicBool>,
     /// Pages to let go of, asked for while the disk failed.
     unreleased: Vec<(UserId, Vec<Blake3Hash>)>,
     disk: Arc<Disk>,
@@ -358,6 +369,7 @@ impl Work {
             let stop = jobs.iter().position(|job| matches!(job, Job::Stop));
             jobs.truncate(stop.unwrap_or(jobs.len()));
             self.round(std::mem::take(&mut jobs));
+            self.writable.store(!self.failed, Ordering::Relaxed);
             if stop.is_some() {
                 return;
             }
@@ -634,7 +646,7 @@ mod tests {
     use crate::name::{GroupName, UserName};
     use crate::tracker::disk::testing::FaultDisk;
     use crate::tracker::view;
-    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::sync::atomic::AtomicU64;
 
     struct Nobody;
 

@@ -23,7 +23,7 @@ fn manifest(number: u32) -> mtq::manifest::Manifest {
 }
 
 /// Lists a tiny file of its own under `name`.
-async fn list(line: &TrackerConnection, name: &str, number: u32) -> ContentId {
+pub async fn list(line: &TrackerConnection, name: &str, number: u32) -> ContentId {
     let manifest = manifest(number);
     let share = || Request::Share {
         request_id: request_id(),

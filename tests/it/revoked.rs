@@ -205,3 +205,25 @@ async fn an_agent_that_is_signed_out_stops_everything() {
     assert_eq!(error.code(), "not-logged-in");
     net.end([alice]).await;
 }
+
+#[tokio::test]
+async fn whoever_waits_for_a_download_hears_that_the_membership_ended() {
+    let net = Net::new();
+    let (alice, bob) = (net.agent("alice").await, net.agent("bob").await);
+    alice.create_group(group(), false).await.expect("created");
+    bob.join_group(group()).await.expect("asked");
+    alice.accept_request(group(), user("bob")).await.expect("accepted");
+    // Listed, and nobody has it: the download waits.
+    let (_endpoint, line, _pushes) = net.insider("carol", &alice).await;
+    crate::listings::list(&line, "ghost", 1).await;
+    let dest = net.path("dest");
+    std::fs::create_dir(&dest).expect("made");
+    let file = "ghost".parse().expect("a selector");
+    bob.get(group(), file, &dest).await.expect("started");
+    alice.kick(group(), user("bob")).await.expect("kicked");
+    let error = bob.wait(Some(crate::world::DEADLINE)).await.expect_err("it will not come");
+    assert_eq!(error.code(), "not-a-member");
+    let again = bob.get(group(), "ghost".parse().expect("a selector"), &dest).await;
+    assert_eq!(again.expect_err("not a member").code(), "not-a-member");
+    net.end([alice, bob]).await;
+}

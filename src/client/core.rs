@@ -409,12 +409,15 @@ impl Core {
 
     /// Leaves the swarms of a group, and its ticket.
     pub(super) fn leave(&self, group: &GroupName, id: Option<GroupId>) {
-        let failed: Vec<_> = self.library().entries().into_iter().collect();
-        for (key, _) in failed.into_iter().filter(|(_, entry)| entry.group == *group) {
+        let entries = self.library().entries().into_iter();
+        for (key, entry) in entries.filter(|(_, entry)| entry.group == *group) {
             self.registry.remove_swarm(key, ErrorCode::Done);
+            // What failed stays to be seen.
+            if !matches!(entry.state, EntryState::Failed(_)) {
+                self.library().remove(key);
+            }
         }
-        let over = |entry: &Entry| !matches!(entry.state, EntryState::Failed(_));
-        self.drop_entries(|entry| entry.group == *group && over(entry), ErrorCode::Done);
+        self.changed.notify_waiters();
         let held = self.groups().remove(group).map(|(id, _)| id);
         if let Some(id) = id.or(held) {
             self.registry.forget_ticket(id);

@@ -26,7 +26,7 @@ use super::throttle::Throttle;
 use crate::clock::{self, UnixMillis};
 use crate::error_code::ErrorCode;
 use crate::id::OriginId;
-use crate::limits;
+use crate::limits::{self, MAX_TRACKER_CONNECTIONS};
 use crate::transport::code::quic_code;
 use crate::transport::connection::{Connection, RecvStream, SendStream};
 use crate::transport::endpoint::{BindError, Endpoint, Incoming};
@@ -198,7 +198,7 @@ async fn accept(shared: Arc<Shared>, stop: CancellationToken, tasks: TaskTracker
         let incoming = tokio::select! {
             biased;
             () = stop.cancelled() => return,
-            incoming = shared.endpoint.accept(limits::MAX_TRACKER_CONNECTIONS, one_too_many) => incoming,
+            incoming = shared.endpoint.accept(MAX_TRACKER_CONNECTIONS, one_too_many) => incoming,
         };
         let Some(incoming) = incoming else { return };
         tasks.spawn(serve(shared.clone(), incoming, stop.clone()));

@@ -1,5 +1,7 @@
 //! What follows from the facts: names, memberships, owners, listings. Never kept, always worked out.
 
+use std::ops::Bound;
+
 use super::facts::{Share, ShareKey};
 use super::index::{EARLIEST, GroupIndex, Index, LEAST_SHARE, Revoked, UserIndex};
 use super::lattice::{First, Stamp};
@@ -81,35 +83,23 @@ impl State {
         self.index.groups.iter().map(|(id, group)| (*id, group))
     }
 
-    /// Names of accounts from `after` on, with whose they are; those that have it first.
-    pub fn user_names(
-        &self,
-        from: Option<&UserName>,
-    ) -> Box<dyn Iterator<Item = (&UserName, UserId)> + '_> {
-        let rows = match from {
-            None => self.index.user_names.iter(),
-            Some(name) => {
-                let start = (name.parts().0, EARLIEST, UserId([0; 16]));
-                return Box::new(
-                    self.index.user_names.range(start..).map(|(name, _, id)| (name, *id)),
-                );
-            }
-        };
-        Box::new(rows.map(|(name, _, id)| (name, *id)))
+    /// Names of accounts from `from` on, with whose they are; those that have it first.
+    pub fn user_names(&self, from: Option<&UserName>) -> impl Iterator<Item = (&UserName, UserId)> {
+        let start = from.map(|name| (name.parts().0, EARLIEST, UserId([0; 16])));
+        let start = start.map_or(Bound::Unbounded, Bound::Included);
+        let all = self.index.user_names.range((start, Bound::Unbounded));
+        all.map(|(name, _, id)| (name, *id))
     }
 
     /// Group names from `from` on, with what has each.
     pub fn group_names(
         &self,
         from: Option<&GroupName>,
-    ) -> Box<dyn Iterator<Item = (&GroupName, GroupId)> + '_> {
-        match from {
-            None => Box::new(self.index.group_names.iter().map(|(name, _, id)| (name, *id))),
-            Some(name) => {
-                let start = (name.parts().0, EARLIEST, GroupId([0; 16]));
-                Box::new(self.index.group_names.range(start..).map(|(name, _, id)| (name, *id)))
-            }
-        }
+    ) -> impl Iterator<Item = (&GroupName, GroupId)> {
+        let start = from.map(|name| (name.parts().0, EARLIEST, GroupId([0; 16])));
+        let start = start.map_or(Bound::Unbounded, Bound::Included);
+        let all = self.index.group_names.range((start, Bound::Unbounded));
+        all.map(|(name, _, id)| (name, *id))
     }
 
     /// The living group of this name: the earliest that chose it, or the one with the mark.
@@ -219,22 +209,22 @@ impl State {
     /// The owner of a group: whom it was last given to, else the nominee, else the
     /// longest-standing member. Nobody owns `public`, and nobody a group without members.
     pub fn owner(&self, group: GroupId) -> Option<UserId> {
-        let member = |membership: MembershipId| {
-            let place = self.facts.memberships.get(&membership)?.value;
-            (place.group == group && self.is_enabled(place.user)).then_some(place.user)
-        };
-        let assigned = self.facts.owners.get(&group).and_then(|last| member(last.value));
-        let nominee = || self.facts.nominees.get(&group).and_then(|last| member(last.value?));
+        let assigned = self.facts.owners.get(&group);
+        let assigned = assigned.and_then(|last| self.user_in(group, last.value));
         let longest = || {
             let first = self.members(group).min_by_key(|m| (m.since, m.membership))?;
             Some(first.user)
         };
-        assigned.or_else(nominee).or_else(longest)
+        assigned.or_else(|| self.nominee(group)).or_else(longest)
     }
 
     /// The owner's choice of who follows, if that one is a member.
     pub fn nominee(&self, group: GroupId) -> Option<UserId> {
-        let membership = self.facts.nominees.get(&group)?.value?;
+        self.user_in(group, self.facts.nominees.get(&group)?.value?)
+    }
+
+    /// Whose a membership in a group is, if it counts.
+    fn user_in(&self, group: GroupId, membership: MembershipId) -> Option<UserId> {
         let place = self.facts.memberships.get(&membership)?.value;
         (place.group == group && self.is_enabled(place.user)).then_some(place.user)
     }

@@ -140,10 +140,7 @@ impl Presence {
         let Some(mut client) = self.clients.get_mut(&connection) else { return };
         let before = client.user.replace((user, name.clone()));
         if let Some((other, _)) = before.filter(|(other, _)| *other != user) {
-            if let Some(mut connections) = self.users.get_mut(&other) {
-                connections.remove(&connection);
-            }
-            self.users.remove_if(&other, |_, connections| connections.is_empty());
+            self.disconnect(other, connection);
         }
         self.users.entry(user).or_default().insert(connection);
         self.seen.remove(&user);
@@ -162,12 +159,19 @@ impl Presence {
             self.remove_seat(swarm, connection, device);
         }
         let user = user?;
+        if !self.disconnect(user, connection) {
+            return None;
+        }
+        self.seen.insert(user, now);
+        Some(user)
+    }
+
+    /// A connection is not this user's any more; returns whether it was the last.
+    fn disconnect(&self, user: UserId, connection: ConnectionNumber) -> bool {
         if let Some(mut connections) = self.users.get_mut(&user) {
             connections.remove(&connection);
         }
-        self.users.remove_if(&user, |_, connections| connections.is_empty())?;
-        self.seen.insert(user, now);
-        Some(user)
+        self.users.remove_if(&user, |_, connections| connections.is_empty()).is_some()
     }
 
     /// The user logged in on a connection.
@@ -220,11 +224,15 @@ impl Presence {
 
     /// Nobody holds a content in a group any more.
     pub fn end_swarm(&self, group: GroupId, content: ContentId) {
+        for connection in self.seated(group, content) {
+            self.withdraw(connection, group, content);
+        }
+    }
+
+    /// The connections that hold a content in a group.
+    fn seated(&self, group: GroupId, content: ContentId) -> Vec<ConnectionNumber> {
         let seats = self.swarms.get(&(group, content));
-        let connections: Vec<_> =
-            seats.iter().flat_map(|seats| seats.values()).map(|seat| seat.connection).collect();
-        drop(seats);
-        connections.into_iter().for_each(|connection| self.withdraw(connection, group, content));
+        seats.iter().flat_map(|seats| seats.values()).map(|seat| seat.connection).collect()
     }
 
     fn connections(&self, user: UserId) -> BTreeSet<ConnectionNumber> {
@@ -377,11 +385,9 @@ impl Presence {
 
     /// Sends a push to every connection that holds a content in a group.
     pub fn push_to_swarm(&self, group: GroupId, content: ContentId, push: &Push) {
-        let seats = self.swarms.get(&(group, content));
-        let connections: Vec<_> =
-            seats.iter().flat_map(|seats| seats.values()).map(|seat| seat.connection).collect();
-        drop(seats);
-        connections.into_iter().for_each(|connection| self.push(connection, push.clone()));
+        for connection in self.seated(group, content) {
+            self.push(connection, push.clone());
+        }
     }
 
     /// Sends a push to one connection.

@@ -4,7 +4,7 @@
 //! ops together, and only then lets readers see them, listeners hear of them, and callers have
 //! their answers, in log order. What a failed commit held is forgotten, and its callers are told.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -54,7 +54,6 @@ pub struct Store {
     published: Arc<RwLock<Published>>,
     jobs: mpsc::Sender<Job>,
     page_permits: Semaphore,
-    seen: BTreeMap<UserId, UnixMillis>,
     writable: Arc<AtomicBool>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
@@ -101,7 +100,6 @@ impl Store {
         let disk = Arc::new(disk);
         let (published, chains, snapshot_at) = load(&disk, config.rules)?;
         disk.sweep_pages(&published.pages.hashes())?;
-        let seen = disk.seen()?;
         let (jobs, queue) = mpsc::channel(STORE_QUEUE);
         let writable = Arc::new(AtomicBool::new(true));
         // After everything of former runs, even if the wall clock was set back meanwhile.
@@ -131,7 +129,7 @@ impl Store {
             .map_err(DiskError::Io)?;
         let page_permits = Semaphore::new(PAGES_IN_FLIGHT);
         let thread = Mutex::new(Some(thread));
-        Ok(Self { disk, time, published, jobs, page_permits, seen, writable, thread })
+        Ok(Self { disk, time, published, jobs, page_permits, writable, thread })
     }
 
     /// Writes what waits and ends; later commands fail.
@@ -194,11 +192,6 @@ impl Store {
     /// How many hash pages there are, and their bytes.
     pub fn page_size(&self) -> (u64, u64) {
         self.published(|published| published.pages.size())
-    }
-
-    /// When users were last online, as it was known at the start.
-    pub fn seen(&self) -> &BTreeMap<UserId, UnixMillis> {
-        &self.seen
     }
 
     /// The file.
@@ -746,7 +739,8 @@ mod tests {
 
         let store = start(disk.open().expect("opened")).expect("started");
         assert_eq!(store.read(State::digest), digest);
-        assert_eq!(store.seen().get(&user), Some(&UnixMillis(77)));
+        let seen = store.disk().seen().expect("readable");
+        assert_eq!(seen.get(&user), Some(&UnixMillis(77)));
         assert_eq!(groups(&store, user).len(), 20);
         create_group(&store, user, 7).await.expect("granted before");
         assert_eq!(store.position().0, position, "a repeat is no op");

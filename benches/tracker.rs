@@ -675,7 +675,7 @@ impl Client {
         let address = SocketAddr::new(IpAddr::V4(address), 0);
         let endpoint = Endpoint::bind(identity, address, Alpn::Peer).expect("bound");
         let (agent, addresses, extensions) = ("bench".to_owned(), Vec::new(), Vec::new());
-        let hello = Hello { features: 0, agent, session: 1, addresses, extensions };
+        let hello = Hello { features: 0, agent, session: 1, addresses, roster: None, extensions };
         let opened = TrackerConnection::open(&endpoint, link, &hello).await;
         let (line, pushes) = opened.expect("connected");
         Self { line: Arc::new(line), _pushes: pushes, _endpoint: endpoint }

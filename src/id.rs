@@ -68,6 +68,17 @@ impl OriginId {
     }
 }
 
+/// One op of the log: which run of which tracker made it, and its number there.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+)]
+pub struct OpId {
+    /// The run.
+    pub origin: OriginId,
+    /// The number, from 1.
+    pub seq: u64,
+}
+
 /// BLAKE3 of `parts`, one after the other, cut to 128 bits.
 pub fn derived(parts: &[&[u8]]) -> [u8; 16] {
     let mut hasher = blake3::Hasher::new();

@@ -345,6 +345,8 @@ impl Core {
                     self.notify(Notice::Unlisted { group: entry.group, name: entry.name });
                 }
             }
+            // The roster and names that changed.
+            Push::Roster { .. } | Push::Renamed { .. } | Push::GroupRenamed { .. } => {}
             Push::JoinRequested { group, user } => {
                 self.notify(Notice::JoinRequested { group, user });
             }

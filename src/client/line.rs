@@ -211,6 +211,7 @@ impl TrackerLine {
                 agent: crate::AGENT.to_owned(),
                 session,
                 addresses: Vec::new(),
+                roster: None,
                 extensions: Vec::new(),
             };
             match TrackerConnection::open(&self.endpoint, link, &hello).await {

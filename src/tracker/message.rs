@@ -9,11 +9,13 @@ use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
 use crate::clock::UnixMillis;
-use crate::id::{GroupId, RequestId};
+use crate::hash::Blake3Hash;
+use crate::id::{GroupId, OpId, RequestId};
 use crate::limits;
 use crate::manifest::ContentId;
 use crate::name::{FileName, GroupName, Selector, UserName};
 use crate::peer_id::PeerId;
+use crate::tracker_link::TrackerLink;
 use crate::transport::hello::{self, Extension};
 
 /// First frame of a client on its control stream.
@@ -27,6 +29,9 @@ pub struct Hello {
     pub session: u64,
     /// Where the client believes to be reachable; private addresses only are of use.
     pub addresses: Vec<SocketAddr>,
+    /// BLAKE3 of the wire bytes of the roster the client knows; it is sent the tracker's if that
+    /// is another.
+    pub roster: Option<Blake3Hash>,
     /// Fields of later versions.
     pub extensions: Vec<Extension>,
 }
@@ -308,9 +313,52 @@ pub enum Request {
         /// Which file.
         file: Selector,
     },
+    /// The trackers there are, and which of them have an op.
+    Trackers {
+        /// The op, such as an earlier [`Written`] named.
+        op: Option<OpId>,
+    },
 }
 
 impl Request {
+    /// The id under which it is granted once, of a request that changes something.
+    pub fn id(&self) -> Option<RequestId> {
+        match self {
+            Self::CreateUser { request_id, .. }
+            | Self::CreateGroup { request_id, .. }
+            | Self::JoinGroup { request_id, .. }
+            | Self::LeaveGroup { request_id, .. }
+            | Self::AcceptRequest { request_id, .. }
+            | Self::RejectRequest { request_id, .. }
+            | Self::Share { request_id, .. }
+            | Self::StopShare { request_id, .. }
+            | Self::ChangePassword { request_id, .. }
+            | Self::RemoveDevice { request_id, .. }
+            | Self::Kick { request_id, .. }
+            | Self::Nominate { request_id, .. }
+            | Self::TransferGroup { request_id, .. }
+            | Self::SetGroup { request_id, .. }
+            | Self::Unlist { request_id, .. } => Some(*request_id),
+            Self::Login { .. }
+            | Self::LoginByKey
+            | Self::Logout
+            | Self::ListGroups { .. }
+            | Self::ListRequests { .. }
+            | Self::ListMembers { .. }
+            | Self::PutPage { .. }
+            | Self::ListFiles { .. }
+            | Self::Search { .. }
+            | Self::FindFile { .. }
+            | Self::Page { .. }
+            | Self::Announce { .. }
+            | Self::Withdraw { .. }
+            | Self::Peers { .. }
+            | Self::Ticket { .. }
+            | Self::ListDevices
+            | Self::Trackers { .. } => None,
+        }
+    }
+
     /// The name of its kind, for logs and counters.
     pub fn name(&self) -> &'static str {
         match self {
@@ -345,6 +393,7 @@ impl Request {
             Self::TransferGroup { .. } => "transfer-group",
             Self::SetGroup { .. } => "set-group",
             Self::Unlist { .. } => "unlist",
+            Self::Trackers { .. } => "trackers",
         }
     }
 }
@@ -478,9 +527,55 @@ pub struct PeerRecord {
     pub complete: bool,
     /// Whether it is another device of the asker's own user.
     pub own: bool,
+    /// Known only from a tracker that is lost: it may be gone as well.
+    pub doubtful: bool,
+}
+
+/// A tracker of the network, as the one that is asked sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackerRow {
+    /// Which.
+    pub peer_id: PeerId,
+    /// Where it is said to be.
+    pub links: Vec<TrackerLink>,
+    /// Whether it is the one that answers.
+    pub own: bool,
+    /// Whether the one that answers has a connection to it.
+    pub connected: bool,
+    /// Ops the one that answers has and this one has not said to have.
+    pub behind: u64,
+    /// Milliseconds for which it has been behind.
+    pub behind_ms: u64,
+    /// When it was last heard.
+    pub heard: Option<UnixMillis>,
+    /// Whether it has the op asked for, if one was and that is known.
+    pub has_op: Option<bool>,
+}
+
+/// What became of a change beyond being durable on the tracker that answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Written {
+    /// The op.
+    pub op: OpId,
+    /// Other trackers there are.
+    pub siblings: u32,
+    /// How many of them have it already.
+    pub having: u32,
+    /// Not all of them could be asked whether the name is free: should another tracker have given
+    /// it away meanwhile, the earlier keeps it.
+    pub provisional: bool,
 }
 
 /// The answer to a request that was not refused.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Answer {
+    /// What was asked for.
+    pub reply: Reply,
+    /// Of a request that changed something, now or when it was first made.
+    pub written: Option<Written>,
+}
+
+/// What was asked for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reply {
     /// It is done.
@@ -559,12 +654,17 @@ pub enum Reply {
         /// The rows.
         rows: Vec<DeviceRow>,
     },
+    /// The trackers there are.
+    Trackers {
+        /// The rows.
+        rows: Vec<TrackerRow>,
+    },
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::id::MembershipId;
+    use crate::id::{MembershipId, OriginId};
     use crate::tracker::push::Push;
     use crate::tracker::refusal::Refusal;
     use crate::wire::testing::round_trip;
@@ -581,6 +681,7 @@ mod tests {
             agent: "mtq/0".into(),
             session: 3,
             addresses: vec!["10.0.0.1:3".parse().expect("address")],
+            roster: Some(Blake3Hash([7; 32])),
             extensions: vec![Extension { tag: 1, body: vec![1] }],
         });
         round_trip(&Request::Login {
@@ -592,16 +693,20 @@ mod tests {
             contents: vec![(ContentId([1; 32]), true)],
         });
         let refusal = Refusal::Limit { what: "groups".into(), max: 3 };
-        round_trip(&Err::<Reply, _>(refusal));
-        round_trip(&Ok::<_, Refusal>(Reply::Peers {
+        round_trip(&Err::<Answer, _>(refusal));
+        let op = OpId { origin: OriginId([6; 16]), seq: 300 };
+        let written = Written { op, siblings: 2, having: 1, provisional: true };
+        round_trip(&Ok::<_, Refusal>(Answer { reply: Reply::Done, written: Some(written) }));
+        round_trip(&Reply::Peers {
             peers: vec![PeerRecord {
                 peer_id: PeerId([1; 32]),
                 user: "bob".parse().expect("name"),
                 addresses: vec!["[::1]:3".parse().expect("address")],
                 complete: false,
                 own: true,
+                doubtful: false,
             }],
-        }));
+        });
         round_trip(&Push::Revoked {
             memberships: vec![MembershipId([4; 16])],
             devices: vec![(PeerId([5; 32]), UnixMillis(6))],
@@ -619,9 +724,10 @@ mod tests {
         };
         assert_eq!(address("10.0.0.1:4000"), "000a000001a01f");
         assert_eq!(address("[::1]:3"), format!("01{}0103", "00".repeat(15)));
-        let ok = crate::wire::encode(&Ok::<_, Refusal>(Reply::Done));
-        assert_eq!(ok, [0, 0]);
-        let refused = crate::wire::encode(&Err::<Reply, _>(Refusal::NotAMember(group())));
+        let done = Answer { reply: Reply::Done, written: None };
+        let ok = crate::wire::encode(&Ok::<_, Refusal>(done));
+        assert_eq!(ok, [0, 0, 0]);
+        let refused = crate::wire::encode(&Err::<Answer, _>(Refusal::NotAMember(group())));
         assert_eq!(refused, [1, 8, 3, b'l', b'a', b'b']);
     }
 
@@ -640,7 +746,7 @@ mod tests {
             let _ = crate::wire::decode::<Hello>(&bytes);
             let _ = crate::wire::decode::<Welcome>(&bytes);
             let _ = crate::wire::decode::<Request>(&bytes);
-            let _ = crate::wire::decode::<Result<Reply, Refusal>>(&bytes);
+            let _ = crate::wire::decode::<Result<Answer, Refusal>>(&bytes);
             let _ = crate::wire::decode::<Push>(&bytes);
         }
     }

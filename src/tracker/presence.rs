@@ -416,6 +416,7 @@ impl Presence {
             addresses: address::for_viewer(client.observed, &client.declared, viewer),
             complete,
             own: me.is_some_and(|(_, name)| name == *user),
+            doubtful: false,
         })
     }
 

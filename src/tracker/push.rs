@@ -104,6 +104,24 @@ pub enum Push {
         /// The content.
         content: ContentId,
     },
+    /// The trackers are these now.
+    Roster {
+        /// The signed roster.
+        bytes: Vec<u8>,
+    },
+    /// One's own account is called this now: another one of the same name was made earlier, on a
+    /// tracker that could not be asked. Also said after a login.
+    Renamed {
+        /// The name.
+        user: UserName,
+    },
+    /// A group one is in is called this now, for the same reason. Also said after a login.
+    GroupRenamed {
+        /// Which.
+        id: GroupId,
+        /// The name.
+        group: GroupName,
+    },
 }
 
 impl Push {
@@ -113,7 +131,10 @@ impl Push {
             Self::Revoked { .. }
             | Self::SignedOut
             | Self::Removed { .. }
-            | Self::Unlisted { .. } => false,
+            | Self::Unlisted { .. }
+            | Self::Roster { .. }
+            | Self::Renamed { .. }
+            | Self::GroupRenamed { .. } => false,
             Self::SwarmJoined { .. }
             | Self::SwarmLeft { .. }
             | Self::Lagged

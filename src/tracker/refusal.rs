@@ -159,6 +159,9 @@ pub enum Refusal {
     /// The search pattern cannot be used.
     #[error("bad search pattern: {0}")]
     BadPattern(String),
+    /// The tracker's clock differs from that of the others: it changes nothing until it agrees.
+    #[error("this tracker's clock is off by {0} ms; it takes no changes until that is mended")]
+    ClockOff(u64),
 }
 
 impl Refusal {
@@ -201,7 +204,15 @@ impl Refusal {
             Self::Yourself(_) => "yourself",
             Self::NoSuchDevice(_) => "no-such-device",
             Self::BadPattern(_) => "bad-pattern",
+            Self::ClockOff(_) => "clock-off",
         }
+    }
+}
+
+impl Refusal {
+    /// Whether the cause is the tracker's own trouble, which another tracker may not have.
+    pub fn is_trackers_own(&self) -> bool {
+        matches!(self, Self::Internal | Self::StorageFull | Self::StorageFailed | Self::ClockOff(_))
     }
 }
 

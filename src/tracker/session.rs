@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 
 use super::command::{Actor, Command, Outcome};
 use super::counters::{Counters, Limit};
-use super::message::{FileCursor, Matching, Reply, Request};
+use super::message::{Answer, FileCursor, Matching, Reply, Request};
 use super::password::Passwords;
 use super::presence::{ConnectionNumber, Presence};
 use super::refusal::Refusal;
@@ -128,7 +128,7 @@ impl ClientSession {
     }
 
     /// Answers one request, and counts it.
-    pub async fn answer(self: &Arc<Self>, request: Request) -> Result<Reply, Refusal> {
+    pub async fn answer(self: &Arc<Self>, request: Request) -> Result<Answer, Refusal> {
         let name = request.name();
         let answer = match self.shared.throttle.request(&self.throttle) {
             Ok(()) => self.dispatch(request).await,
@@ -140,7 +140,7 @@ impl ClientSession {
             _ => {}
         }
         self.shared.counters.request(name, answer.as_ref().map_or_else(Refusal::code, |_| "ok"));
-        answer
+        answer.map(|reply| Answer { reply, written: None })
     }
 
     async fn dispatch(self: &Arc<Self>, request: Request) -> Result<Reply, Refusal> {

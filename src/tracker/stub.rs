@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 
 use super::address;
-use super::message::{Hello, Reply, Request, Welcome};
+use super::message::{Answer, Hello, Reply, Request, Welcome};
 use super::push::Push;
 use super::refusal::Refusal;
 use crate::clock;
@@ -134,18 +134,26 @@ impl TrackerConnection {
         Ok((tracker, queue))
     }
 
-    /// Asks, and waits for the answer.
+    /// Asks, and waits for what was asked for.
     ///
     /// # Errors
     /// [`CallError`].
     pub async fn call(&self, request: &Request) -> Result<Reply, CallError> {
+        self.ask(request).await.map(|answer| answer.reply)
+    }
+
+    /// Asks, and waits for the answer.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn ask(&self, request: &Request) -> Result<Answer, CallError> {
         let lost = |error: FrameError| CallError::Lost(error.to_string());
         let exchange = async {
             let (mut send, mut recv) = self.connection.open_bi().await?;
             write_frame(&mut send, request).await?;
             // A stream the tracker stopped already says why when it is read.
             let _ = send.finish();
-            read_frame_within::<Result<Reply, Refusal>>(
+            read_frame_within::<Result<Answer, Refusal>>(
                 &mut recv,
                 limits::MAX_FRAME_LEN,
                 limits::TRACKER_REQUEST_DEADLINE,
@@ -168,6 +176,11 @@ impl TrackerConnection {
     /// Where the tracker sees us.
     pub fn observed(&self) -> SocketAddr {
         self.observed
+    }
+
+    /// Packets that came from the tracker so far: who acknowledges is alive, answer or not.
+    pub fn received(&self) -> u64 {
+        self.connection.received()
     }
 
     /// Whether the connection is gone.

@@ -69,6 +69,11 @@ impl Connection {
         self.quic.rtt()
     }
 
+    /// UDP datagrams that came on this connection.
+    pub fn received(&self) -> u64 {
+        self.quic.stats().udp_rx.datagrams
+    }
+
     /// The peer showed a valid ticket: it may send as much as any.
     pub fn trust(&self) {
         self.quic.set_receive_window(config::trusted_window());

@@ -474,7 +474,7 @@ impl Client {
     async fn dial(&self) -> Option<TrackerConnection> {
         let session = clock::now().0;
         let (agent, addresses, extensions) = ("writer".to_owned(), Vec::new(), Vec::new());
-        let hello = Hello { features: 0, agent, session, addresses, extensions };
+        let hello = Hello { features: 0, agent, session, addresses, roster: None, extensions };
         let opened = TrackerConnection::open(&self.endpoint, &self.link, &hello).await;
         let (line, mut pushes) = opened.ok()?;
         // Who leaves them unread is cut off.

@@ -532,6 +532,7 @@ async fn a_tracker_survives_junk_and_serves_on() {
         agent: "evil".to_owned(),
         session: 2,
         addresses: Vec::new(),
+        roster: None,
         extensions: Vec::new(),
     };
     write_frame(&mut control, &hello).await.expect("written");

@@ -144,7 +144,7 @@ impl Net {
 /// The hello of a raw client.
 pub fn hello(session: u64) -> Hello {
     let (addresses, extensions) = (Vec::new(), Vec::new());
-    Hello { features: 0, agent: "evil".to_owned(), session, addresses, extensions }
+    Hello { features: 0, agent: "evil".to_owned(), session, addresses, roster: None, extensions }
 }
 
 /// A raw client of the tracker at `link`, seen by it at `from`.

@@ -412,7 +412,7 @@ struct Scene {
 struct Nobody;
 
 impl Listener for Nobody {
-    fn committed(&self, _: &State, _: &Change, _: &[Effect]) {}
+    fn committed(&self, _: &State, _: Option<&Change>, _: &[Effect]) {}
 }
 
 impl Scene {
@@ -521,7 +521,7 @@ async fn account(store: &Store, number: usize, device: PeerId, password: String)
     store.propose(stranger, request_id(), create).await.expect("granted");
     let (user, verified) = store.read(|state| {
         let user = state.user_named(&user_name(number)).expect("created");
-        (user, state.facts().passwords[&user].stamp)
+        (user, state.facts().passwords[&user].last().stamp)
     });
     let enrol = Command::EnrolDevice { user, verified };
     store.propose(stranger, request_id(), enrol).await.expect("granted");

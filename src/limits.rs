@@ -99,6 +99,49 @@ pub const MAX_SHARES: usize = 2_000_000;
 /// Requests to join that one user may have open.
 pub const MAX_REQUESTS_PER_USER: usize = 100;
 
+/// Origins in a version vector: every run of every tracker that made changes is one, until all
+/// trackers have it whole.
+pub const MAX_ORIGINS: usize = 4_096;
+
+/// Origins that are complete everywhere and remembered as such, 24 bytes each; the oldest go first.
+pub const MAX_SEALED: usize = 16_384;
+
+/// Ops in one batch to another tracker, and their bytes: a batch is one frame and one commit.
+pub const SYNC_BATCH_OPS: usize = 2_048;
+/// See [`SYNC_BATCH_OPS`].
+pub const SYNC_BATCH_BYTES: usize = 256 * 1024;
+
+/// Batches on their way to another tracker at once: 2 MiB fill 100 Mbit/s at 160 ms.
+pub const SYNC_WINDOW: usize = 8;
+
+/// How often trackers tell each other what they have.
+pub const SYNC_TICK: Duration = Duration::from_secs(5);
+
+/// How often trackers compare their digests.
+pub const DIGEST_TICK: Duration = Duration::from_secs(60);
+
+/// How long a tracker that has just started waits for others before it registers names.
+pub const NAMES_WAIT: Duration = Duration::from_secs(5);
+
+/// A reserved name is free again after this if nobody registered it.
+pub const CLAIM_LIFE: Duration = Duration::from_secs(3);
+
+/// A tracker that does not say in time whether a name is free is not waited for.
+pub const CLAIM_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Names reserved at once; more are told that the tracker is busy.
+pub const MAX_CLAIMS: usize = 10_000;
+
+/// Wall clocks of trackers that differ by more are an alarm.
+pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
+
+/// A tracker not heard of for so long is not waited for any more: it is told everything anew.
+pub const ABSENT: Duration = Duration::from_secs(30 * 24 * 3600);
+
+/// Bytes of everything a tracker knows, on its way to another: a million accounts and as many
+/// shares take about half.
+pub const MAX_ESSENCE_LEN: usize = 1024 * 1024 * 1024;
+
 /// Commands waiting for a tracker's store; senders wait.
 pub const STORE_QUEUE: usize = 1_024;
 

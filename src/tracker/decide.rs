@@ -230,7 +230,7 @@ impl Case<'_> {
     /// Whether `verified` is still the user's password.
     fn verified(&self, user: UserId, verified: Stamp) -> Result<(), Refusal> {
         let password = self.state.facts().passwords.get(&user);
-        if password.is_some_and(|password| password.stamp == verified) {
+        if password.is_some_and(|password| password.last().stamp == verified) {
             return Ok(());
         }
         Err(Refusal::WrongCredentials)
@@ -489,7 +489,7 @@ pub(crate) mod testing {
 
         pub(crate) fn enrol(&mut self, name: &str, device: &str) -> Result<Outcome, Refusal> {
             let user = self.id(name);
-            let verified = self.state.facts().passwords[&user].stamp;
+            let verified = self.state.facts().passwords[&user].last().stamp;
             self.propose(device, Command::EnrolDevice { user, verified })
         }
 
@@ -714,7 +714,7 @@ mod tests {
         let mut court = Court::with_users(["alice"]);
         court.enrol("alice", "laptop").expect("enrolled");
         let alice = court.id("alice");
-        let verified = court.state.facts().passwords[&alice].stamp;
+        let verified = court.state.facts().passwords[&alice].last().stamp;
         let change = Command::ChangePassword { password: "new".into(), verified };
         court.propose("laptop", change.clone()).expect("changed");
         assert_eq!(court.state.user_of(device("alice")), None);

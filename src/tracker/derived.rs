@@ -3,13 +3,11 @@
 use std::ops::Bound;
 
 use super::facts::{Share, ShareKey};
-use super::index::{EARLIEST, GroupIndex, Index, LEAST_SHARE, Revoked, UserIndex};
+use super::index::{GroupIndex, Index, LEAST_SHARE, Revoked, UserIndex};
 use super::lattice::{First, Stamp};
 use super::state::{Member, PUBLIC, PUBLIC_NAME, State};
 use crate::clock::UnixMillis;
-use crate::id::{
-    EnrolmentId, GroupId, InviteId, JoinRequestId, MembershipId, OriginId, ShareId, UserId, derived,
-};
+use crate::id::{EnrolmentId, GroupId, InviteId, JoinRequestId, MembershipId, ShareId, UserId};
 use crate::limits::OFFLINE_GRACE;
 use crate::manifest::{ContentId, ManifestHead};
 use crate::name::{GroupName, UserName};
@@ -20,13 +18,28 @@ impl State {
     /// with a mark.
     pub fn user_named(&self, name: &UserName) -> Option<UserId> {
         let (chosen, mark) = name.parts();
-        let all = self.index.user_names.range((chosen.clone(), EARLIEST, UserId([0; 16]))..);
-        let mut claims = all.take_while(|(n, ..)| *n == chosen).map(|(.., id)| *id);
+        let mut claims = self.users_that_chose(&chosen);
         let first = claims.next()?;
         match mark {
             None => Some(first),
             Some(_) => claims.find(|id| chosen.marked(&id.0) == *name),
         }
+    }
+
+    /// Accounts that chose a name, the earliest first.
+    pub fn users_that_chose(&self, name: &UserName) -> impl Iterator<Item = UserId> {
+        let chosen = name.parts().0;
+        let first = (chosen.clone(), Stamp::EARLIEST, UserId([0; 16]));
+        let all = self.index.user_names.range(first..);
+        all.take_while(move |(n, ..)| *n == chosen).map(|(.., id)| *id)
+    }
+
+    /// Groups with members that chose a name, the earliest first.
+    pub fn groups_that_chose(&self, name: &GroupName) -> impl Iterator<Item = GroupId> {
+        let chosen = name.parts().0;
+        let first = (chosen.clone(), Stamp::EARLIEST, GroupId([0; 16]));
+        let all = self.index.group_names.range(first..);
+        all.take_while(move |(n, ..)| *n == chosen).map(|(.., id)| *id)
     }
 
     /// The name of an account.
@@ -48,7 +61,7 @@ impl State {
 
     /// Who used an invitation first.
     pub fn invited(&self, invite: InviteId) -> Option<UserId> {
-        let mut all = self.index.invited.range((invite, EARLIEST, UserId([0; 16]))..);
+        let mut all = self.index.invited.range((invite, Stamp::EARLIEST, UserId([0; 16]))..);
         all.next().filter(|(of, ..)| *of == invite).map(|(.., user)| *user)
     }
 
@@ -61,10 +74,11 @@ impl State {
 
     /// The enrolments of a device, the latest last.
     pub fn enrolments_of(&self, device: PeerId) -> impl DoubleEndedIterator<Item = EnrolmentId> {
-        let latest =
-            Stamp { at: UnixMillis(u64::MAX), origin: OriginId([0xff; 16]), seq: u64::MAX };
         let (first, last) = (EnrolmentId([0; 16]), EnrolmentId([0xff; 16]));
-        let all = self.index.devices.range((device, EARLIEST, first)..=(device, latest, last));
+        let all = self
+            .index
+            .devices
+            .range((device, Stamp::EARLIEST, first)..=(device, Stamp::LATEST, last));
         all.map(|(.., enrolment)| *enrolment)
     }
 
@@ -85,7 +99,7 @@ impl State {
 
     /// Names of accounts from `from` on, with whose they are; those that have it first.
     pub fn user_names(&self, from: Option<&UserName>) -> impl Iterator<Item = (&UserName, UserId)> {
-        let start = from.map(|name| (name.parts().0, EARLIEST, UserId([0; 16])));
+        let start = from.map(|name| (name.parts().0, Stamp::EARLIEST, UserId([0; 16])));
         let start = start.map_or(Bound::Unbounded, Bound::Included);
         let all = self.index.user_names.range((start, Bound::Unbounded));
         all.map(|(name, _, id)| (name, *id))
@@ -96,7 +110,7 @@ impl State {
         &self,
         from: Option<&GroupName>,
     ) -> impl Iterator<Item = (&GroupName, GroupId)> {
-        let start = from.map(|name| (name.parts().0, EARLIEST, GroupId([0; 16])));
+        let start = from.map(|name| (name.parts().0, Stamp::EARLIEST, GroupId([0; 16])));
         let start = start.map_or(Bound::Unbounded, Bound::Included);
         let all = self.index.group_names.range((start, Bound::Unbounded));
         all.map(|(name, _, id)| (name, *id))
@@ -108,8 +122,7 @@ impl State {
             return self.rules.public.then_some(PUBLIC);
         }
         let (chosen, mark) = name.parts();
-        let all = self.index.group_names.range((chosen.clone(), EARLIEST, GroupId([0; 16]))..);
-        let claims = all.take_while(|(n, ..)| *n == chosen).map(|(.., id)| *id);
+        let claims = self.groups_that_chose(&chosen);
         let mut living = claims.filter(|id| self.is_living(*id));
         let first = living.next()?;
         match mark {
@@ -192,25 +205,21 @@ impl State {
         user: UserId,
     ) -> impl Iterator<Item = &(UserId, Stamp, MembershipId)> {
         let group = self.index.groups.get(&group);
-        let from = (user, EARLIEST, MembershipId([0; 16]));
+        let from = (user, Stamp::EARLIEST, MembershipId([0; 16]));
         let all = group.into_iter().flat_map(move |group| group.members.range(from..));
         all.take_while(move |(of, ..)| *of == user)
     }
 
     /// A user's membership in `public`: another one after the account was disabled.
     pub fn public_membership(&self, user: UserId) -> MembershipId {
-        let since = self.facts.disabled.get(&user).map_or(EARLIEST, |said| said.stamp);
-        let at = since.at.0.to_le_bytes();
-        let seq = since.seq.to_le_bytes();
-        let parts: [&[u8]; 5] = [b"mtq public member\0", &user.0, &at, &since.origin.0, &seq];
-        MembershipId(derived(&parts))
+        self.facts.public_membership(user)
     }
 
     /// The owner of a group: whom it was last given to, else the nominee, else the
     /// longest-standing member. Nobody owns `public`, and nobody a group without members.
     pub fn owner(&self, group: GroupId) -> Option<UserId> {
         let assigned = self.facts.owners.get(&group);
-        let assigned = assigned.and_then(|last| self.user_in(group, last.value));
+        let assigned = assigned.and_then(|words| self.user_in(group, words.last().value));
         let longest = || {
             let first = self.members(group).min_by_key(|m| (m.since, m.membership))?;
             Some(first.user)
@@ -220,7 +229,7 @@ impl State {
 
     /// The owner's choice of who follows, if that one is a member.
     pub fn nominee(&self, group: GroupId) -> Option<UserId> {
-        self.user_in(group, self.facts.nominees.get(&group)?.value?)
+        self.user_in(group, self.facts.nominees.get(&group)?.last().value?)
     }
 
     /// Whose a membership in a group is, if it counts.
@@ -236,7 +245,7 @@ impl State {
         user: UserId,
     ) -> Option<(JoinRequestId, UnixMillis)> {
         let requests = &self.index.groups.get(&group)?.requests;
-        let mut mine = requests.range((user, EARLIEST, JoinRequestId([0; 16]))..);
+        let mut mine = requests.range((user, Stamp::EARLIEST, JoinRequestId([0; 16]))..);
         let (_, stamp, id) = mine.next().filter(|(of, ..)| *of == user)?;
         Some((*id, stamp.at))
     }
@@ -252,7 +261,7 @@ impl State {
     /// How long seeders cut off from all trackers go on with running transfers of a group.
     pub fn offline_grace(&self, group: GroupId) -> u32 {
         let default = OFFLINE_GRACE.as_secs() as u32;
-        self.facts.graces.get(&group).map_or(default, |said| said.value)
+        self.facts.graces.get(&group).map_or(default, |words| words.last().value)
     }
 
     /// The head of a content listed in a group.
@@ -274,10 +283,11 @@ impl State {
         all.filter_map(|(_, id)| self.share(*id))
     }
 
-    /// A share of somebody whose account may be used.
+    /// A share of somebody whose account may be used, if the membership it rests on is there.
     pub fn share(&self, id: ShareKey) -> Option<(ShareId, &First<Share>)> {
         let share = self.facts.shares.get(&id)?;
-        self.is_enabled(share.value.user).then_some((id.0, share))
+        (self.is_enabled(share.value.user) && self.facts.is_founded(&id, &share.value))
+            .then_some((id.0, share))
     }
 
     /// What was revoked at or after `since`, with the time of each.

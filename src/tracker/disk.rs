@@ -17,20 +17,21 @@ use redb::{
 use serde::{Deserialize, Serialize};
 
 use super::command::Outcome;
-use super::facts::Facts;
-use super::op::{BrokenChain, Chains, Op};
+use super::lattice::RequestKey;
+use super::ledger::Essence;
+use super::op::{BrokenChain, Op};
+use super::vector::{Knowledge, Vector};
 use crate::clock::UnixMillis;
 use crate::hash::{Blake3Hash, blake3};
-use crate::id::{RequestId, UserId};
+use crate::id::{OpId, OriginId, UserId};
 use crate::limits::STORE_CACHE;
-use crate::peer_id::PeerId;
 use crate::wire;
 
 /// Name of the file in a tracker's data directory.
 pub const FILE_NAME: &str = "tracker.redb";
 
 /// Version of what the tables mean.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 
 /// Bytes of one part of a snapshot.
 const PART_LEN: usize = 1024 * 1024;
@@ -123,19 +124,29 @@ impl From<BrokenChain> for DiskError {
     }
 }
 
+/// One op in the log.
+#[derive(Clone, Debug)]
+pub struct LogEntry {
+    /// Its place.
+    pub place: u64,
+    /// Which op.
+    pub op: OpId,
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+}
+
 /// Everything up to a place in the log.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Snapshot {
-    /// How many ops are in it.
+    /// The place in the log up to which ops are in it. Some before it may be in the log still, for
+    /// other trackers.
     pub position: u64,
-    /// Where each origin has come to.
-    pub chains: Chains,
-    /// Time of the latest op.
-    pub latest: UnixMillis,
+    /// What they amount to.
+    pub essence: Essence,
+    /// Ops that are in it and not in the log.
+    pub cut: Vector,
     /// What was answered to the latest granted requests.
-    pub granted: Vec<((PeerId, RequestId), Outcome)>,
-    /// What the ops established.
-    pub facts: Facts,
+    pub granted: Vec<(RequestKey, Outcome, OpId)>,
 }
 
 /// What one commit writes.
@@ -290,6 +301,65 @@ impl Disk {
         Ok(ops)
     }
 
+    /// The place of the first op in the log, if there is any.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub fn first_place(&self) -> Result<Option<u64>, DiskError> {
+        let transaction = self.database()?.begin_read()?;
+        let table = transaction.open_table(LOG)?;
+        let first = table.first()?.map(|(place, _)| place.value());
+        Ok(first)
+    }
+
+    /// Ops from the place `from` on, up to about `bytes` of them, and at least one if there is one.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub fn read_log(&self, from: u64, bytes: usize) -> Result<Vec<LogEntry>, DiskError> {
+        let transaction = self.database()?.begin_read()?;
+        let table = transaction.open_table(LOG)?;
+        let (mut entries, mut read) = (Vec::new(), 0);
+        for row in table.range(from..)? {
+            let (place, encoded) = row?;
+            let (place, encoded) = (place.value(), encoded.value().to_vec());
+            read += encoded.len();
+            let op = Op::decode(&encoded)
+                .map_err(|error| DiskError::Damaged(format!("op {place} of the log: {error}")))?;
+            entries.push(LogEntry { place, op: op.id(), bytes: encoded });
+            if read >= bytes {
+                break;
+            }
+        }
+        Ok(entries)
+    }
+
+    /// The place up to which the log, from its beginning and before `end`, has only ops that are
+    /// in `known`; and the last of each origin among them.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub fn known_prefix(
+        &self,
+        known: &Knowledge,
+        end: u64,
+    ) -> Result<(u64, BTreeMap<OriginId, u64>), DiskError> {
+        let transaction = self.database()?.begin_read()?;
+        let table = transaction.open_table(LOG)?;
+        let mut last = BTreeMap::new();
+        for row in table.range(..end)? {
+            let (place, encoded) = row?;
+            let place = place.value();
+            let op = Op::decode(encoded.value())
+                .map_err(|error| DiskError::Damaged(format!("op {place} of the log: {error}")))?;
+            if !known.covers(op.id()) {
+                return Ok((place, last));
+            }
+            last.insert(op.origin, op.seq);
+        }
+        Ok((end, last))
+    }
+
     /// When users were last online.
     ///
     /// # Errors
@@ -345,11 +415,11 @@ impl Disk {
         Ok(())
     }
 
-    /// Writes a snapshot and cuts the log below it.
+    /// Writes a snapshot and cuts the log below the place `cut`.
     ///
     /// # Errors
     /// [`DiskError`]; the old snapshot and the log stay then.
-    pub fn replace_snapshot(&self, snapshot: &Snapshot) -> Result<(), DiskError> {
+    pub fn replace_snapshot(&self, snapshot: &Snapshot, cut: u64) -> Result<(), DiskError> {
         let mut bytes = wire::encode(snapshot);
         let sum = blake3(&bytes);
         bytes.extend_from_slice(&sum.0);
@@ -361,23 +431,25 @@ impl Disk {
                 table.insert(number, part)?;
             }
             let mut log = transaction.open_table(LOG)?;
-            log.retain_in(..snapshot.position, |_, _| false)?;
+            log.retain_in(..cut.min(snapshot.position), |_, _| false)?;
         }
         transaction.commit()?;
         Ok(())
     }
 
-    /// Removes pages that `keep` does not name: what shares begun and never finished left.
+    /// Removes pages that `keep` does not name: what shares begun and never finished left. Returns
+    /// those that stay.
     ///
     /// # Errors
     /// [`DiskError`].
-    pub fn sweep_pages(&self, keep: &BTreeSet<Blake3Hash>) -> Result<usize, DiskError> {
+    pub fn sweep_pages(&self, keep: &BTreeSet<Blake3Hash>) -> Result<Vec<Blake3Hash>, DiskError> {
         let transaction = self.database()?.begin_read()?;
-        let mut strays = Vec::new();
+        let (mut stay, mut strays) = (Vec::new(), Vec::new());
         for row in transaction.open_table(PAGES)?.iter()? {
             let hash = Blake3Hash(row?.0.value());
-            if !keep.contains(&hash) {
-                strays.push(hash);
+            match keep.contains(&hash) {
+                true => stay.push(hash),
+                false => strays.push(hash),
             }
         }
         drop(transaction);
@@ -385,7 +457,7 @@ impl Disk {
             let pages = strays.iter().map(|hash| (*hash, None)).collect();
             self.commit(&Batch { pages, ..Batch::default() })?;
         }
-        Ok(strays.len())
+        Ok(stay)
     }
 
     /// Copies everything, as it is now, to a new file at `target`; the hash pages too with

@@ -18,7 +18,7 @@ use crate::peer_id::PeerId;
 pub struct Herald(pub Arc<Presence>);
 
 impl Listener for Herald {
-    fn committed(&self, state: &State, change: &Change, effects: &[Effect]) {
+    fn committed(&self, state: &State, change: Option<&Change>, effects: &[Effect]) {
         // First who may no longer: nothing that follows is for them.
         let mut gone = Vec::new();
         for effect in effects {
@@ -42,6 +42,7 @@ impl Listener for Herald {
                 _ => {}
             }
         }
+        let Some(change) = change else { return };
         match change {
             Change::JoinRequested { group, user, .. } => {
                 let Some((group_name, user)) = names(state, *group, *user) else { return };

@@ -6,9 +6,7 @@ use std::sync::Arc;
 use super::facts::{Account, Answer, Enrolment, Facts, Founded, Place, Share, ShareKey};
 use super::lattice::{First, Stamp};
 use crate::clock::UnixMillis;
-use crate::id::{
-    EnrolmentId, GroupId, InviteId, JoinRequestId, MembershipId, OriginId, ShareId, UserId,
-};
+use crate::id::{EnrolmentId, GroupId, InviteId, JoinRequestId, MembershipId, ShareId, UserId};
 use crate::manifest::{ContentId, ManifestHead};
 use crate::name::{FileName, GroupName, UserName};
 use crate::peer_id::PeerId;
@@ -18,9 +16,6 @@ pub const LEAST_SHARE: ShareKey = (ShareId([0; 16]), MembershipId([0; 16]));
 
 /// After every other key of a share.
 pub const GREATEST_SHARE: ShareKey = (ShareId([0xff; 16]), MembershipId([0xff; 16]));
-
-/// Before every other stamp.
-pub const EARLIEST: Stamp = Stamp { at: UnixMillis(0), origin: OriginId([0; 16]), seq: 0 };
 
 /// What makes tickets void.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

@@ -55,7 +55,7 @@ impl ClientSession {
         self.shared.throttle.login(self.address.ip())?;
         let known = self.shared.store.read(|state| {
             let id = state.user_named(user)?;
-            let password = state.facts().passwords.get(&id)?;
+            let password = state.facts().passwords.get(&id)?.last();
             Some((id, password.stamp, password.value.clone()))
         });
         let (known, phc) = match known {

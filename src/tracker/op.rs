@@ -9,12 +9,14 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::lattice::Stamp;
+use super::vector::{Knowledge, Vector};
 use crate::clock::UnixMillis;
 use crate::hash::{Blake3Hash, blake3};
 use crate::id::{
-    EnrolmentId, GroupId, InviteId, JoinRequestId, MembershipId, OriginId, RequestId, ShareId,
-    UserId,
+    EnrolmentId, GroupId, InviteId, JoinRequestId, MembershipId, OpId, OriginId, RequestId,
+    ShareId, UserId,
 };
+use crate::limits::MAX_SEALED;
 use crate::manifest::ContentId;
 use crate::name::{FileName, GroupName, UserName};
 use crate::peer_id::PeerId;
@@ -45,6 +47,11 @@ impl Op {
     /// When and where it was made.
     pub fn stamp(&self) -> Stamp {
         Stamp { at: self.clock, origin: self.origin, seq: self.seq }
+    }
+
+    /// Which it is.
+    pub fn id(&self) -> OpId {
+        self.stamp().op()
     }
 
     /// Its bytes in the log.
@@ -269,6 +276,19 @@ pub struct Tip {
     pub seq: u64,
     /// The hash of that op.
     pub hash: Blake3Hash,
+    /// The tracker that began it, if its first op says so.
+    pub tracker: Option<PeerId>,
+    /// When it began.
+    pub began: UnixMillis,
+}
+
+/// An origin that everybody has whole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Sealed {
+    /// The number of its last op.
+    seq: u64,
+    /// When that became known.
+    at: UnixMillis,
 }
 
 /// An op that does not follow what is known of its origin.
@@ -283,20 +303,57 @@ pub struct BrokenChain {
     pub known: u64,
 }
 
-/// The chains of all origins: a version vector, with the hash each number stands for.
+/// How an op stands to what is known of its origin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It is the next.
+    Next,
+    /// It is known already.
+    Known,
+    /// Ops before it are missing.
+    Early,
+    /// It has the next number and follows another op than the one that is known: two made it.
+    Forked,
+}
+
+/// The chains of all origins: which ops are known, with the hash each number stands for.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Chains(BTreeMap<OriginId, Tip>);
+pub struct Chains {
+    tips: BTreeMap<OriginId, Tip>,
+    sealed: BTreeMap<OriginId, Sealed>,
+}
 
 impl Chains {
     /// Where an origin has come to; number 0 and zeros for a new one.
     pub fn tip(&self, origin: OriginId) -> Tip {
-        let none = Tip { seq: 0, hash: Blake3Hash([0; 32]) };
-        self.0.get(&origin).copied().unwrap_or(none)
+        let hash = Blake3Hash([0; 32]);
+        let none = Tip { seq: 0, hash, tracker: None, began: UnixMillis(0) };
+        self.tips.get(&origin).copied().unwrap_or(none)
     }
 
-    /// The version vector.
-    pub fn vector(&self) -> Vec<(OriginId, u64)> {
-        self.0.iter().map(|(origin, tip)| (*origin, tip.seq)).collect()
+    /// The version vector: what is known of origins that are not sealed.
+    pub fn vector(&self) -> Vector {
+        self.tips.iter().map(|(origin, tip)| (*origin, tip.seq)).collect()
+    }
+
+    /// All that is known.
+    pub fn knowledge(&self) -> Knowledge {
+        let sealed = self.sealed.iter().map(|(origin, sealed)| (*origin, sealed.seq)).collect();
+        Knowledge { vector: self.vector(), sealed }
+    }
+
+    /// How an op stands to what is known.
+    pub fn standing(&self, op: &Op) -> Standing {
+        let tip = self.tip(op.origin);
+        if self.sealed.contains_key(&op.origin) || op.seq <= tip.seq {
+            Standing::Known
+        } else if op.seq > tip.seq + 1 {
+            Standing::Early
+        } else if op.previous == tip.hash {
+            Standing::Next
+        } else {
+            Standing::Forked
+        }
     }
 
     /// Adds an op, whose log bytes are `encoded`, to the chain of its origin.
@@ -304,17 +361,69 @@ impl Chains {
     /// # Errors
     /// [`BrokenChain`]; nothing changed then.
     pub fn extend(&mut self, op: &Op, encoded: &[u8]) -> Result<(), BrokenChain> {
-        let tip = self.tip(op.origin);
-        if op.seq != tip.seq + 1 || op.previous != tip.hash {
+        let mut tip = self.tip(op.origin);
+        if self.standing(op) != Standing::Next {
             return Err(BrokenChain { origin: op.origin, seq: op.seq, known: tip.seq });
         }
-        self.0.insert(op.origin, Tip { seq: op.seq, hash: blake3(encoded) });
+        if tip.seq == 0 {
+            tip.began = op.clock;
+            if let Some(Change::OriginBegan { tracker, .. }) = op.change() {
+                tip.tracker = Some(tracker);
+            }
+        }
+        self.tips.insert(op.origin, Tip { seq: op.seq, hash: blake3(encoded), ..tip });
         Ok(())
     }
 
-    /// Forgets origins that ended, which nobody else may still have to hear of.
-    pub fn seal_all_but(&mut self, origin: OriginId) {
-        self.0.retain(|known, _| *known == origin);
+    /// Takes over what somebody else knows beyond it.
+    pub fn absorb(&mut self, other: &Self) {
+        for (origin, sealed) in &other.sealed {
+            self.tips.remove(origin);
+            self.sealed.entry(*origin).or_insert(*sealed);
+        }
+        for (origin, tip) in &other.tips {
+            if !self.sealed.contains_key(origin) && tip.seq > self.tip(*origin).seq {
+                self.tips.insert(*origin, *tip);
+            }
+        }
+    }
+
+    /// Origins that have ended, of which everybody has what is known here, leave the vector: those
+    /// of trackers that began a later one, and of trackers that are `gone`.
+    pub fn seal(
+        &mut self,
+        everybody: &Knowledge,
+        own: OriginId,
+        gone: impl Fn(PeerId) -> bool,
+        now: UnixMillis,
+    ) {
+        let mut latest: BTreeMap<PeerId, (UnixMillis, OriginId)> = BTreeMap::new();
+        for (origin, tip) in &self.tips {
+            let Some(tracker) = tip.tracker else { continue };
+            let known = latest.entry(tracker).or_insert((tip.began, *origin));
+            *known = (tip.began, *origin).max(*known);
+        }
+        let ended = |origin: &OriginId, tip: &Tip| {
+            *origin != own
+                && tip.tracker.is_none_or(|tracker| {
+                    gone(tracker) || latest.get(&tracker).is_some_and(|(_, last)| last != origin)
+                })
+        };
+        let whole: Vec<_> = self
+            .tips
+            .iter()
+            .filter(|(origin, tip)| ended(origin, tip) && everybody.get(**origin) >= tip.seq)
+            .map(|(origin, tip)| (*origin, Sealed { seq: tip.seq, at: now }))
+            .collect();
+        for (origin, sealed) in whole {
+            self.tips.remove(&origin);
+            self.sealed.insert(origin, sealed);
+        }
+        while self.sealed.len() > MAX_SEALED {
+            let oldest = self.sealed.iter().min_by_key(|(origin, s)| (s.at, **origin));
+            let Some(oldest) = oldest.map(|(origin, _)| *origin) else { return };
+            self.sealed.remove(&oldest);
+        }
     }
 }
 
@@ -357,7 +466,36 @@ mod tests {
         let forged = op(2, Blake3Hash([7; 32]));
         assert!(chains.extend(&forged, &forged.encode()).is_err());
         chains.extend(&second, &second.encode()).expect("the second");
-        assert_eq!(chains.vector(), [(OriginId([1; 16]), 2)]);
+        assert_eq!(chains.vector(), [(OriginId([1; 16]), 2)].into_iter().collect());
+        assert_eq!(chains.standing(&first), Standing::Known);
+        assert_eq!(chains.standing(&op(4, blake3(b""))), Standing::Early);
+        assert_eq!(chains.standing(&op(3, blake3(b""))), Standing::Forked);
+    }
+
+    #[test]
+    fn an_origin_is_sealed_once_it_ended_and_everybody_has_it() {
+        let began = |origin: u8, tracker: u8, at: u64| {
+            let tracker = PeerId([tracker; 32]);
+            let (kind, body) = Change::OriginBegan { tracker, vector: Vec::new() }.encode();
+            let (origin, clock) = (OriginId([origin; 16]), UnixMillis(at));
+            Op { origin, clock, kind, body, ..op(1, Blake3Hash([0; 32])) }
+        };
+        let mut chains = Chains::default();
+        for op in [began(1, 7, 10), began(2, 7, 20), began(3, 8, 10)] {
+            chains.extend(&op, &op.encode()).expect("the first");
+        }
+        let nobody = |_| false;
+        let own = OriginId([3; 16]);
+        chains.seal(&Knowledge::default(), own, nobody, UnixMillis(30));
+        assert_eq!(chains.vector().iter().count(), 3, "nobody else has any");
+        let all = chains.knowledge();
+        chains.seal(&all, own, nobody, UnixMillis(30));
+        let left: Vec<_> = chains.vector().iter().map(|(origin, _)| origin.0[0]).collect();
+        assert_eq!(left, [2, 3], "the later one may go on");
+        assert!(chains.knowledge().covers_all(&all));
+        assert_eq!(chains.standing(&began(1, 7, 10)), Standing::Known);
+        chains.seal(&all, own, |tracker| tracker == PeerId([7; 32]), UnixMillis(30));
+        assert_eq!(chains.vector().iter().count(), 1, "its tracker is gone");
     }
 
     proptest! {

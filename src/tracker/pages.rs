@@ -17,17 +17,21 @@ use crate::manifest::{ManifestHead, PIECE_HASHES_LEN};
 struct Page {
     len: u64,
     holders: u32,
+    /// Whether its bytes are on the disk.
+    here: bool,
 }
 
 /// The pages of a tracker.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pages {
     by_hash: BTreeMap<Blake3Hash, Page>,
+    /// Named by a share that another tracker made, and not fetched yet.
+    missing: BTreeSet<Blake3Hash>,
     used: BTreeMap<UserId, u64>,
 }
 
 impl Pages {
-    /// The pages that `shares` name.
+    /// The pages that `shares` name; none of them here yet.
     pub fn of<'a>(shares: impl Iterator<Item = &'a Share>) -> Self {
         let mut pages = Self::default();
         shares.for_each(|share| pages.hold(share.user, &share.head));
@@ -36,17 +40,36 @@ impl Pages {
 
     /// Whether the page is here.
     pub fn contains(&self, hash: &Blake3Hash) -> bool {
-        self.by_hash.contains_key(hash)
+        self.by_hash.get(hash).is_some_and(|page| page.here)
     }
 
-    /// All pages that are here.
+    /// All pages that somebody holds, here or not.
     pub fn hashes(&self) -> BTreeSet<Blake3Hash> {
         self.by_hash.keys().copied().collect()
     }
 
+    /// A page is here now; returns whether anybody holds it.
+    pub fn arrive(&mut self, hash: &Blake3Hash) -> bool {
+        let Some(page) = self.by_hash.get_mut(hash) else { return false };
+        page.here = true;
+        self.missing.remove(hash);
+        true
+    }
+
+    /// Pages that somebody holds and that are not here, from `from` on.
+    pub fn missing(&self, from: Blake3Hash) -> impl Iterator<Item = Blake3Hash> {
+        self.missing.range(from..).copied()
+    }
+
+    /// How many pages are not here.
+    pub fn missing_count(&self) -> usize {
+        self.missing.len()
+    }
+
     /// How many pages are here, and their bytes.
     pub fn size(&self) -> (u64, u64) {
-        (self.by_hash.len() as u64, self.by_hash.values().map(|page| page.len).sum())
+        let here = self.by_hash.values().filter(|page| page.here);
+        here.fold((0, 0), |(count, bytes), page| (count + 1, bytes + page.len))
     }
 
     /// Whether `user` may put a page of `len` bytes.
@@ -60,9 +83,10 @@ impl Pages {
     /// Keeps a page for `user` until [`Self::release`]; returns whether it was not here yet.
     pub fn put(&mut self, user: UserId, hash: Blake3Hash, len: u64) -> bool {
         *self.used.entry(user).or_default() += len;
-        let new = !self.by_hash.contains_key(&hash);
-        self.by_hash.entry(hash).or_insert(Page { len, holders: 0 }).holders += 1;
-        new
+        let page = self.by_hash.entry(hash).or_insert(Page { len, holders: 0, here: false });
+        page.holders += 1;
+        self.missing.remove(&hash);
+        !std::mem::replace(&mut page.here, true)
     }
 
     /// Whether `user` may hold all pages of `head` for another share.
@@ -106,7 +130,11 @@ impl Pages {
         for (index, hash) in (0u64..).zip(head.page_hashes()) {
             let first = index * u64::from(PAGE_PIECES);
             let len = (pieces - first).min(u64::from(PAGE_PIECES)) * PIECE_HASHES_LEN as u64;
-            self.by_hash.entry(*hash).or_insert(Page { len, holders: 0 }).holders += 1;
+            let page = self.by_hash.entry(*hash).or_insert(Page { len, holders: 0, here: false });
+            page.holders += 1;
+            if !page.here {
+                self.missing.insert(*hash);
+            }
         }
         *self.used.entry(user).or_default() += weight(head);
     }
@@ -116,6 +144,7 @@ impl Pages {
         page.holders -= 1;
         if page.holders == 0 {
             self.by_hash.remove(hash);
+            self.missing.remove(hash);
             gone.push(*hash);
         }
     }
@@ -178,7 +207,11 @@ mod tests {
         let (alices, bobs) = (share(ALICE, &manifest), share(BOB, &manifest));
         assert!(pages.follow(&[Effect::ShareBegan(alices.clone())]).is_empty());
         assert!(pages.release(ALICE, &[hash]).is_empty());
-        assert_eq!(pages, Pages::of([&alices].into_iter()));
+        let mut others = Pages::of([&alices].into_iter());
+        assert!(!others.contains(&hash), "named, and not here");
+        assert_eq!(others.missing(Blake3Hash([0; 32])).collect::<Vec<_>>(), [hash]);
+        assert!(others.arrive(&hash));
+        assert_eq!(pages, others);
         assert!(pages.follow(&[Effect::ShareBegan(bobs.clone())]).is_empty());
         assert!(pages.follow(&[Effect::ShareEnded(alices)]).is_empty());
         assert!(pages.contains(&hash));

@@ -3,29 +3,36 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::command::Outcome;
-use crate::id::RequestId;
+use super::lattice::RequestKey;
+use crate::id::OpId;
 use crate::limits::MAX_REMEMBERED_REQUESTS;
-use crate::peer_id::PeerId;
 
 /// What was answered to the latest granted requests, so that a repeat changes nothing and gets the
 /// same answer.
 #[derive(Clone, Debug, Default)]
 pub struct Remembered {
-    outcomes: HashMap<(PeerId, RequestId), Outcome>,
-    order: VecDeque<(PeerId, RequestId)>,
+    outcomes: HashMap<RequestKey, (Outcome, OpId)>,
+    order: VecDeque<RequestKey>,
 }
 
 impl Remembered {
     /// What was answered to a request.
-    pub fn outcome(&self, request: &(PeerId, RequestId)) -> Option<&Outcome> {
-        self.outcomes.get(request)
+    pub fn outcome(&self, request: &RequestKey) -> Option<&Outcome> {
+        self.outcomes.get(request).map(|(outcome, _)| outcome)
     }
 
-    /// Keeps an answer; the oldest makes room.
-    pub fn keep(&mut self, request: (PeerId, RequestId), outcome: Outcome) {
-        if self.outcomes.insert(request, outcome).is_none() {
-            self.order.push_back(request);
+    /// The op that a granted request became.
+    pub fn op(&self, request: &RequestKey) -> Option<OpId> {
+        self.outcomes.get(request).map(|(_, op)| *op)
+    }
+
+    /// Keeps the first answer to a request; the oldest of all makes room.
+    pub fn keep(&mut self, request: RequestKey, outcome: Outcome, op: OpId) {
+        if self.outcomes.contains_key(&request) {
+            return;
         }
+        self.outcomes.insert(request, (outcome, op));
+        self.order.push_back(request);
         if self.order.len() > MAX_REMEMBERED_REQUESTS
             && let Some(oldest) = self.order.pop_front()
         {
@@ -34,8 +41,12 @@ impl Remembered {
     }
 
     /// All of them, the oldest first.
-    pub fn all(&self) -> Vec<((PeerId, RequestId), Outcome)> {
+    pub fn all(&self) -> Vec<(RequestKey, Outcome, OpId)> {
         let known = self.order.iter();
-        known.filter_map(|key| Some((*key, self.outcomes.get(key)?.clone()))).collect()
+        let all = known.filter_map(|key| {
+            let (outcome, op) = self.outcomes.get(key)?;
+            Some((*key, outcome.clone(), *op))
+        });
+        all.collect()
     }
 }

@@ -4,22 +4,22 @@
 //! order ops come, and how often, makes no difference to the facts.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
+pub use super::facts::PUBLIC;
 use super::facts::{Account, Answer, Enrolment, Facts, Founded, Place, Share, ShareKey};
 use super::index::Index;
-use super::lattice::{First, Last, Stamp};
+use super::lattice::{First, Last, RequestKey, Stamp, Word, Words};
 use super::op::{Change, Op, Unenrolled};
 use crate::clock::UnixMillis;
 use crate::hash::Blake3Hash;
 use crate::id::{EnrolmentId, GroupId, JoinRequestId, MembershipId, ShareId, UserId};
 use crate::manifest::ManifestHead;
+use crate::name::{GroupName, UserName};
 use crate::peer_id::PeerId;
 
 /// The name of the group everybody is a member of.
 pub const PUBLIC_NAME: &str = "public";
-
-/// Its id, on every tracker: the ASCII bytes `mtq public group`.
-pub const PUBLIC: GroupId = GroupId(*b"mtq public group");
 
 /// Who may make an account.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -97,6 +97,16 @@ pub enum Effect {
         /// Who now; nobody when it has no members.
         owner: Option<UserId>,
     },
+    /// An account is called something else than before.
+    UserRenamed {
+        /// Which.
+        user: UserId,
+    },
+    /// A group is called something else than before.
+    GroupRenamed {
+        /// Which.
+        group: GroupId,
+    },
 }
 
 /// Everything a tracker must never forget.
@@ -124,15 +134,9 @@ impl State {
         &self.facts
     }
 
-    /// What all trackers with the same ops agree on.
-    pub fn digest(&self) -> Blake3Hash {
-        self.facts.digest()
-    }
-
-    /// Forgets what ended long ago; see [`Facts::forget_removals`].
-    pub fn forget_removals(&mut self, latest: UnixMillis) {
-        self.facts.forget_removals(latest);
-        self.index = Index::of(&mut self.facts);
+    /// What all trackers with the same ops, the latest of the time `latest`, agree on.
+    pub fn digest(&self, latest: UnixMillis) -> Blake3Hash {
+        self.facts.digest(latest)
     }
 
     /// Applies one op; returns what it changed.
@@ -143,26 +147,139 @@ impl State {
         };
         let groups = groups_of(&change);
         let owners: Vec<_> = groups.iter().map(|group| self.owner(*group)).collect();
+        let contested = self.contested(&change, &groups);
+        let before = self.names(&contested);
+        let suspended = self.suspended(&change);
         let mut effects = Vec::new();
-        self.apply_change(op.stamp(), change, &mut effects);
+        let Op { actor, request, .. } = op;
+        self.apply_change(op.stamp(), (*actor, *request), change, &mut effects);
         for (group, before) in groups.into_iter().zip(owners) {
             let owner = self.owner(group);
             if before.is_some() && owner != before {
                 effects.push(Effect::OwnerChanged { group, owner });
             }
         }
+        effects.extend(self.renamed_since(before));
+        effects.extend(suspended.into_iter().flat_map(|user| self.suspend(user)));
         effects
     }
 
-    fn apply_change(&mut self, stamp: Stamp, change: Change, effects: &mut Vec<Effect>) {
+    /// What distinguishes this state from an earlier one, whatever made it so.
+    pub fn changes_since(&self, before: &Self) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        let (now, was) = (&self.facts, &before.facts);
+        for (id, place) in &was.memberships {
+            if !now.memberships.contains_key(id) {
+                let (group, user, membership) = (place.value.group, place.value.user, *id);
+                effects.push(Effect::MemberLeft { group, user: Some(user), membership });
+            }
+        }
+        for (id, enrolment) in &was.enrolments {
+            let Enrolment { user, device } = enrolment.value;
+            if !now.enrolments.contains_key(id) {
+                effects.push(Effect::DeviceGone { user, device });
+            }
+        }
+        for (key, share) in &was.shares {
+            if now.shares.get(key).is_none_or(|share_now| share_now.value != share.value) {
+                effects.push(Effect::ShareEnded(share.value.clone()));
+            }
+        }
+        for (id, place) in &now.memberships {
+            let Place { group, user } = place.value;
+            if !was.memberships.contains_key(id) {
+                effects.push(Effect::MemberJoined { group, user });
+            }
+        }
+        for (key, share) in &now.shares {
+            if was.shares.get(key).is_none_or(|share_was| share_was.value != share.value) {
+                effects.push(Effect::ShareBegan(share.value.clone()));
+            }
+        }
+        for group in was.groups.keys() {
+            let (owner, old) = (self.owner(*group), before.owner(*group));
+            if old.is_some() && owner != old {
+                effects.push(Effect::OwnerChanged { group: *group, owner });
+            }
+        }
+        let names = Names {
+            users: was.users.keys().map(|user| (*user, before.user_name(*user))).collect(),
+            groups: was.groups.keys().map(|group| (*group, before.group_name(*group))).collect(),
+        };
+        effects.extend(self.renamed_since(names));
+        let disabled = was.users.keys().filter(|user| before.is_enabled(**user));
+        let disabled: Vec<_> = disabled.filter(|user| !self.is_enabled(**user)).collect();
+        effects.extend(disabled.into_iter().flat_map(|user| self.suspend(*user)));
+        effects
+    }
+
+    /// Accounts and groups that a change may give another name: those that chose the same.
+    fn contested(&self, change: &Change, groups: &[GroupId]) -> (Vec<UserId>, Vec<GroupId>) {
+        let mut users = Vec::new();
+        let mut rivals = Vec::new();
+        if let Change::UserCreated { name, .. } = change {
+            users.extend(self.users_that_chose(name));
+        }
+        if let Change::GroupCreated { name, .. } = change {
+            rivals.extend(self.groups_that_chose(name));
+        }
+        for group in groups {
+            let Some(made) = self.facts.groups.get(group) else { continue };
+            let all: Vec<_> = self.groups_that_chose(&made.value.name).collect();
+            // Alone, its name is its own whatever happens.
+            rivals.extend(Some(all).filter(|all| all.len() > 1).into_iter().flatten());
+        }
+        (users, rivals)
+    }
+
+    fn names(&self, (users, groups): &(Vec<UserId>, Vec<GroupId>)) -> Names {
+        Names {
+            users: users.iter().map(|user| (*user, self.user_name(*user))).collect(),
+            groups: groups.iter().map(|group| (*group, self.group_name(*group))).collect(),
+        }
+    }
+
+    fn renamed_since(&self, before: Names) -> Vec<Effect> {
+        let users = before.users.into_iter().filter(|(user, name)| self.user_name(*user) != *name);
+        let users = users.map(|(user, _)| Effect::UserRenamed { user });
+        let groups = before.groups.into_iter();
+        let groups = groups
+            .filter(|(group, name)| self.is_living(*group) && self.group_name(*group) != *name);
+        users.chain(groups.map(|(group, _)| Effect::GroupRenamed { group })).collect()
+    }
+
+    /// The account that a change is about to disable: it used an invitation that another used
+    /// before it.
+    fn suspended(&self, change: &Change) -> Option<UserId> {
+        let Change::UserCreated { invite: Some(invite), .. } = change else { return None };
+        self.invited(*invite).filter(|user| self.is_enabled(*user))
+    }
+
+    /// What it means to a user's devices that the account may not be used any more.
+    fn suspend(&self, user: UserId) -> Vec<Effect> {
+        if self.is_enabled(user) {
+            return Vec::new();
+        }
+        let mine = self.user_index(user).into_iter().flat_map(|user| &user.enrolments);
+        let devices = mine.filter_map(|(_, id)| Some(self.facts.enrolments.get(id)?.value.device));
+        devices.map(|device| Effect::DeviceGone { user, device }).collect()
+    }
+
+    fn apply_change(
+        &mut self,
+        stamp: Stamp,
+        request: RequestKey,
+        change: Change,
+        effects: &mut Vec<Effect>,
+    ) {
         match change {
             Change::OriginBegan { .. } => {}
             Change::UserCreated { user, name, password, invite } => {
                 self.create_user(user, First { stamp, value: Account { name, invite } });
-                set(&mut self.facts.passwords, user, Last { stamp, value: password });
+                say(&mut self.facts.passwords, user, Word { request, stamp, value: password });
             }
             Change::PasswordChanged { user, password, unenrolled } => {
-                set(&mut self.facts.passwords, user, Last { stamp, value: password });
+                say(&mut self.facts.passwords, user, Word { request, stamp, value: password });
                 self.unenrol(stamp, unenrolled, effects);
             }
             Change::UserDisabled { user, memberships, unenrolled } => {
@@ -187,10 +304,10 @@ impl State {
                 self.create_group(group, First { stamp, value: Founded { name, hidden } });
                 let membership = MembershipId(group.0);
                 self.begin_membership(stamp, membership, Place { group, user }, effects);
-                set(&mut self.facts.owners, group, Last { stamp, value: membership });
+                say(&mut self.facts.owners, group, Word { request, stamp, value: membership });
             }
             Change::GroupSet { group, offline_grace } => {
-                set(&mut self.facts.graces, group, Last { stamp, value: offline_grace });
+                say(&mut self.facts.graces, group, Word { request, stamp, value: offline_grace });
             }
             Change::JoinRequested { request, group, user } => {
                 self.request(request, First { stamp, value: Place { group, user } });
@@ -211,11 +328,11 @@ impl State {
                 }
             }
             Change::NomineeSet { group, owner, nominee } => {
-                set(&mut self.facts.owners, group, Last { stamp, value: owner });
-                set(&mut self.facts.nominees, group, Last { stamp, value: nominee });
+                say(&mut self.facts.owners, group, Word { request, stamp, value: owner });
+                say(&mut self.facts.nominees, group, Word { request, stamp, value: nominee });
             }
             Change::OwnerAssigned { group, owner } => {
-                set(&mut self.facts.owners, group, Last { stamp, value: owner });
+                say(&mut self.facts.owners, group, Word { request, stamp, value: owner });
             }
             Change::ShareAdded { share, group, membership, user, name, head } => {
                 // What no manifest head is was never acknowledged to anybody.
@@ -225,7 +342,8 @@ impl State {
             }
             Change::SharesWithdrawn { group: _, content: _, shares, by_owner: _ } => {
                 for share in shares {
-                    self.facts.withdrawn.insert(share);
+                    let known = self.facts.withdrawn.entry(share).or_insert(stamp);
+                    *known = stamp.min(*known);
                     let first = (share, MembershipId([0; 16]));
                     let known = self.facts.shares.range(first..).map(|(key, _)| *key);
                     let gone: Vec<_> = known.take_while(|(id, _)| *id == share).collect();
@@ -327,7 +445,7 @@ impl State {
     }
 
     fn add_share(&mut self, id: ShareKey, mut share: First<Share>, effects: &mut Vec<Effect>) {
-        let gone = self.facts.withdrawn.contains(&id.0) || self.facts.ended.contains_key(&id.1);
+        let gone = self.facts.withdrawn.contains_key(&id.0) || self.facts.ended.contains_key(&id.1);
         if gone {
             return;
         }
@@ -352,12 +470,19 @@ impl State {
     }
 }
 
+/// What accounts and groups were called.
+struct Names {
+    users: Vec<(UserId, Option<UserName>)>,
+    groups: Vec<(GroupId, Option<GroupName>)>,
+}
+
 /// The groups whose owner a change may change.
 fn groups_of(change: &Change) -> Vec<GroupId> {
     match change {
         Change::MembershipEnded { group, .. }
         | Change::NomineeSet { group, .. }
         | Change::OwnerAssigned { group, .. } => vec![*group],
+        Change::JoinAccepted { group, .. } | Change::GroupArchived { group, .. } => vec![*group],
         Change::UserDisabled { memberships, .. } => {
             memberships.iter().map(|(_, group)| *group).collect()
         }
@@ -406,6 +531,13 @@ fn set<K: Ord, T>(map: &mut BTreeMap<K, Last<T>>, key: K, word: Last<T>) {
     }
 }
 
+fn say<K: Ord, T>(map: &mut BTreeMap<K, Words<T>>, key: K, word: Word<T>) {
+    match map.entry(key) {
+        Entry::Vacant(entry) => drop(entry.insert(Words::new(word))),
+        Entry::Occupied(mut entry) => entry.get_mut().say(word),
+    }
+}
+
 fn claim<K: Ord, T>(map: &mut BTreeMap<K, First<T>>, key: K, claim: First<T>) {
     if map.get(&key).is_none_or(|known| known.yields_to(claim.stamp)) {
         map.insert(key, claim);
@@ -420,6 +552,8 @@ mod tests {
     use crate::manifest::testing::manifest_of;
     use crate::wire;
     use proptest::prelude::*;
+
+    const LATEST: UnixMillis = UnixMillis(0);
 
     /// Ids out of a few, so that changes meet.
     fn id() -> impl Strategy<Value = [u8; 16]> {
@@ -618,7 +752,8 @@ mod tests {
             let mut shuffled: Vec<_> = ops.iter().chain(ops.iter().filter(|_| rng.bool())).collect();
             rng.shuffle(&mut shuffled);
             let other = fold(shuffled);
-            prop_assert_eq!(state.digest(), other.digest());
+            prop_assert_eq!(state.facts(), other.facts());
+            prop_assert_eq!(state.digest(LATEST), other.digest(LATEST));
             prop_assert_eq!(&state.index, &other.index);
             // Half of them by way of a snapshot.
             let half = fold(&ops[..ops.len() / 2]);
@@ -626,7 +761,7 @@ mod tests {
             let facts = wire::decode(&bytes).expect("own encoding decodes");
             let mut resumed = State::new(facts, Rules::default());
             ops[ops.len() / 2..].iter().for_each(|op| drop(resumed.apply(op)));
-            prop_assert_eq!(state.digest(), resumed.digest());
+            prop_assert_eq!(state.facts(), resumed.facts());
             resumed.check_invariants();
         }
 
@@ -647,7 +782,8 @@ mod tests {
             let state = fold(both.iter().copied());
             rng.shuffle(&mut both);
             let other = fold(both);
-            prop_assert_eq!(state.digest(), other.digest());
+            prop_assert_eq!(state.facts(), other.facts());
+            prop_assert_eq!(state.digest(LATEST), other.digest(LATEST));
             let once = fold(&ops);
             prop_assert_eq!(
                 state.facts().users.keys().collect::<Vec<_>>(),

@@ -4,32 +4,34 @@
 //! ops together, and only then lets readers see them, listeners hear of them, and callers have
 //! their answers, in log order. What a failed commit held is forgotten, and its callers are told.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::command::{Actor, Command, Outcome};
-use super::decide::{Decision, decide};
-use super::disk::{Batch, Disk, DiskError, Snapshot};
-use super::op::{Chains, Change, Op};
+use super::disk::{Batch, Disk, DiskError, LogEntry, Snapshot};
+use super::lattice::RequestKey;
+use super::ledger::{Entry, Essence, Ledger, Merged, Run};
+use super::op::{Change, Op};
 use super::pages::Pages;
 use super::refusal::Refusal;
 use super::remembered::Remembered;
 use super::state::{Effect, Rules, State};
+use super::vector::Knowledge;
 use crate::clock::UnixMillis;
 use crate::hash::Blake3Hash;
-use crate::id::{OriginId, RequestId, UserId};
+use crate::id::{OpId, OriginId, RequestId, UserId};
 use crate::limits::{PAGES_IN_FLIGHT, SNAPSHOT_AFTER, STORE_BATCH, STORE_QUEUE};
 use crate::peer_id::PeerId;
 
 /// Hears of changes once they are durable and visible, in log order. Must not wait.
 pub trait Listener: Send + 'static {
-    /// `change` was made; `state` has it.
-    fn committed(&self, state: &State, change: &Change, effects: &[Effect]);
+    /// `change` was made; `state` has it. Without one, the state of another tracker was taken over.
+    fn committed(&self, state: &State, change: Option<&Change>, effects: &[Effect]);
 }
 
 /// What a store is started with.
@@ -47,11 +49,22 @@ pub struct StoreConfig {
 /// Tracker time: the clock, or ahead of it where the log was when the run began.
 type Time = Arc<dyn Fn() -> UnixMillis + Send + Sync>;
 
+/// What every tracker of the roster is known to have, and which trackers those are.
+#[derive(Clone, Debug)]
+pub struct Horizon {
+    /// Ops that all of them have.
+    pub everybody: Knowledge,
+    /// All of them.
+    pub roster: Vec<PeerId>,
+}
+
 /// A tracker's durable state.
 pub struct Store {
     disk: Arc<Disk>,
     time: Time,
     published: Arc<RwLock<Published>>,
+    horizon: Arc<Mutex<Option<Horizon>>>,
+    places: watch::Receiver<u64>,
     jobs: mpsc::Sender<Job>,
     page_permits: Semaphore,
     writable: Arc<AtomicBool>,
@@ -67,23 +80,53 @@ impl std::fmt::Debug for Store {
 /// What readers see.
 #[derive(Debug, Default)]
 struct Published {
-    state: State,
+    ledger: Ledger,
     pages: Pages,
     granted: Remembered,
-    /// How many ops there are.
+    /// The place of the next op in the log.
     position: u64,
-    /// Time of the latest op.
-    latest: UnixMillis,
 }
 
 type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
 
 #[derive(Debug)]
 enum Job {
-    Propose { actor: Actor, request: RequestId, command: Box<Command>, answer: Answer<Outcome> },
-    PutPage { user: UserId, hash: Blake3Hash, bytes: Arc<[u8]>, answer: Answer<()> },
-    ReleasePages { user: UserId, hashes: Vec<Blake3Hash> },
-    Seen { user: UserId, at: UnixMillis },
+    Propose {
+        actor: Actor,
+        request: RequestId,
+        command: Box<Command>,
+        answer: Answer<Outcome>,
+    },
+    PutPage {
+        user: UserId,
+        hash: Blake3Hash,
+        bytes: Arc<[u8]>,
+        answer: Answer<()>,
+    },
+    ReleasePages {
+        user: UserId,
+        hashes: Vec<Blake3Hash>,
+    },
+    Seen {
+        user: UserId,
+        at: UnixMillis,
+    },
+    /// Ops of another tracker.
+    Merge {
+        ops: Vec<(Op, Vec<u8>)>,
+        answer: Answer<Merged>,
+    },
+    /// Everything another tracker knows.
+    Absorb {
+        essence: Box<Essence>,
+        answer: Answer<()>,
+    },
+    /// The bytes of a page that another tracker had.
+    KeepPage {
+        hash: Blake3Hash,
+        bytes: Arc<[u8]>,
+        answer: Answer<()>,
+    },
     Stop,
 }
 
@@ -98,18 +141,21 @@ impl Store {
         listener: impl Listener,
     ) -> Result<Self, DiskError> {
         let disk = Arc::new(disk);
-        let (published, chains, snapshot_at) = load(&disk, config.rules)?;
-        disk.sweep_pages(&published.pages.hashes())?;
+        let (mut published, snapshot_at) = load(&disk, config.rules)?;
+        for hash in disk.sweep_pages(&published.pages.hashes())? {
+            published.pages.arrive(&hash);
+        }
         let (jobs, queue) = mpsc::channel(STORE_QUEUE);
         let writable = Arc::new(AtomicBool::new(true));
         // After everything of former runs, even if the wall clock was set back meanwhile.
         let StoreConfig { tracker, rules: _, origin, clock } = config;
-        let ahead = published.latest.plus(Duration::from_millis(1)).since(clock());
+        let ahead = published.ledger.latest.plus(Duration::from_millis(1)).since(clock());
         let time: Time = Arc::new(move || clock().plus(ahead));
+        let horizon = Arc::new(Mutex::new(None));
+        let (place, places) = watch::channel(published.position);
         let work = Work {
-            pending: published.state.clone(),
+            pending: published.ledger.clone(),
             pending_pages: published.pages.clone(),
-            chains,
             snapshot_at,
             failed: false,
             stale: false,
@@ -117,8 +163,9 @@ impl Store {
             unreleased: Vec::new(),
             disk: disk.clone(),
             published: Arc::new(RwLock::new(published)),
-            tracker,
-            origin,
+            run: Run { tracker, origin },
+            horizon: horizon.clone(),
+            place,
             time: time.clone(),
             listener: Box::new(listener),
         };
@@ -129,7 +176,7 @@ impl Store {
             .map_err(DiskError::Io)?;
         let page_permits = Semaphore::new(PAGES_IN_FLIGHT);
         let thread = Mutex::new(Some(thread));
-        Ok(Self { disk, time, published, jobs, page_permits, writable, thread })
+        Ok(Self { disk, time, published, horizon, places, jobs, page_permits, writable, thread })
     }
 
     /// Writes what waits and ends; later commands fail.
@@ -158,6 +205,82 @@ impl Store {
         answered.await.unwrap_or(Err(Refusal::Internal))
     }
 
+    /// Takes over ops of another tracker; what was new is durable when this returns.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing changed then, except perhaps with [`Refusal::StorageFailed`].
+    pub async fn merge(&self, ops: Vec<(Op, Vec<u8>)>) -> Result<Merged, Refusal> {
+        let (answer, answered) = oneshot::channel();
+        self.jobs.send(Job::Merge { ops, answer }).await.map_err(|_| Refusal::Internal)?;
+        answered.await.unwrap_or(Err(Refusal::Internal))
+    }
+
+    /// Takes over everything another tracker knows; durable when this returns.
+    ///
+    /// # Errors
+    /// [`Refusal`], as with [`Self::merge`].
+    pub async fn absorb(&self, essence: Essence) -> Result<(), Refusal> {
+        let (answer, answered) = oneshot::channel();
+        let job = Job::Absorb { essence: Box::new(essence), answer };
+        self.jobs.send(job).await.map_err(|_| Refusal::Internal)?;
+        answered.await.unwrap_or(Err(Refusal::Internal))
+    }
+
+    /// Keeps the bytes of a page that a share names.
+    ///
+    /// # Errors
+    /// Storage refusals.
+    pub async fn keep_page(&self, hash: Blake3Hash, bytes: Vec<u8>) -> Result<(), Refusal> {
+        let _permit = self.page_permits.acquire().await.map_err(|_| Refusal::Internal)?;
+        let (answer, answered) = oneshot::channel();
+        let job = Job::KeepPage { hash, bytes: bytes.into(), answer };
+        self.jobs.send(job).await.map_err(|_| Refusal::Internal)?;
+        answered.await.unwrap_or(Err(Refusal::Internal))
+    }
+
+    /// Says what all trackers of the roster have; nothing when there is only this one.
+    pub fn set_horizon(&self, horizon: Option<Horizon>) {
+        *self.horizon.lock().unwrap_or_else(PoisonError::into_inner) = horizon;
+    }
+
+    /// The place of the next op in the log, whenever it changes.
+    pub fn places(&self) -> watch::Receiver<u64> {
+        self.places.clone()
+    }
+
+    /// Reads everything that ops made.
+    pub fn read_ledger<R>(&self, view: impl FnOnce(&Ledger) -> R) -> R {
+        self.published(|published| view(&published.ledger))
+    }
+
+    /// Ops in the log from the place `from` on, about `bytes` of them.
+    ///
+    /// # Errors
+    /// [`Refusal::StorageFailed`].
+    pub async fn read_log(&self, from: u64, bytes: usize) -> Result<Vec<LogEntry>, Refusal> {
+        let disk = self.disk.clone();
+        let read = tokio::task::spawn_blocking(move || disk.read_log(from, bytes)).await;
+        read.map_err(|_| Refusal::Internal)?.map_err(|error| {
+            tracing::error!(%error, "cannot read the log");
+            Refusal::StorageFailed
+        })
+    }
+
+    /// The op that a granted request became.
+    pub fn op_of(&self, actor: PeerId, request: RequestId) -> Option<OpId> {
+        self.published(|published| published.granted.op(&(actor, request)))
+    }
+
+    /// Pages that shares name and that are not here, from `from` on, at most `most`.
+    pub fn missing_pages(&self, from: Blake3Hash, most: usize) -> Vec<Blake3Hash> {
+        self.published(|published| published.pages.missing(from).take(most).collect())
+    }
+
+    /// How many pages are named and not here.
+    pub fn missing_page_count(&self) -> usize {
+        self.published(|published| published.pages.missing_count())
+    }
+
     /// Whether this device was granted this request before.
     pub fn has_granted(&self, actor: PeerId, request: RequestId) -> bool {
         self.published(|published| published.granted.outcome(&(actor, request)).is_some())
@@ -165,12 +288,12 @@ impl Store {
 
     /// Reads the state.
     pub fn read<R>(&self, view: impl FnOnce(&State) -> R) -> R {
-        self.published(|published| view(&published.state))
+        self.published(|published| view(&published.ledger.state))
     }
 
     /// Reads the state, with the time of the latest op in it.
     pub fn read_as_of<R>(&self, view: impl FnOnce(&State, UnixMillis) -> R) -> R {
-        self.published(|published| view(&published.state, published.latest))
+        self.published(|published| view(&published.ledger.state, published.ledger.latest))
     }
 
     /// Tracker time: never before that of any op.
@@ -186,7 +309,7 @@ impl Store {
 
     /// How many ops there are, and the time of the latest.
     pub fn position(&self) -> (u64, UnixMillis) {
-        self.published(|published| (published.position, published.latest))
+        self.published(|published| (published.position, published.ledger.latest))
     }
 
     /// How many hash pages there are, and their bytes.
@@ -252,51 +375,46 @@ impl Store {
 /// [`DiskError`].
 pub fn stored(disk: &Disk) -> Result<(State, u64), DiskError> {
     let (published, ..) = load(disk, Rules::default())?;
-    Ok((published.state, published.position))
+    Ok((published.ledger.state, published.position))
 }
 
 /// Snapshot and tail as one state; and the place of the snapshot.
-fn load(disk: &Disk, rules: Rules) -> Result<(Published, Chains, u64), DiskError> {
-    let snapshot = disk.snapshot()?;
-    let snapshot_at = snapshot.position;
-    let mut chains = snapshot.chains;
+fn load(disk: &Disk, rules: Rules) -> Result<(Published, u64), DiskError> {
+    let Snapshot { position: snapshot_at, essence, cut, granted } = disk.snapshot()?;
     let mut published = Published {
-        state: State::new(snapshot.facts, rules),
+        ledger: Ledger::new(essence, cut, rules),
         pages: Pages::default(),
         granted: Remembered::default(),
-        position: snapshot.position,
-        latest: snapshot.latest,
+        position: snapshot_at,
     };
-    for (request, outcome) in snapshot.granted {
-        published.granted.keep(request, outcome);
+    for (request, outcome, op) in granted {
+        published.granted.keep(request, outcome, op);
     }
     for (op, bytes) in disk.ops(snapshot_at)? {
-        chains.extend(&op, &bytes)?;
-        published.fold(&op);
+        published.fold(&op, &bytes)?;
     }
-    published.pages = Pages::of(published.state.facts().shares.values().map(|share| &share.value));
-    Ok((published, chains, snapshot_at))
+    let shares = published.ledger.state.facts().shares.values();
+    published.pages = Pages::of(shares.map(|share| &share.value));
+    Ok((published, snapshot_at))
 }
 
 impl Published {
-    fn fold(&mut self, op: &Op) -> Vec<Effect> {
-        let effects = self.state.apply(op);
+    fn fold(&mut self, op: &Op, bytes: &[u8]) -> Result<Vec<Effect>, DiskError> {
+        let effects = self.ledger.follow(op, bytes)?;
         self.position += 1;
-        self.latest = self.latest.max(op.clock);
         if let Some(change) = op.change() {
-            let outcome = Outcome::of(&change, op.actor, &self.state);
-            self.granted.keep((op.actor, op.request), outcome);
+            let outcome = Outcome::of(&change, op.actor, &self.ledger.state);
+            self.granted.keep((op.actor, op.request), outcome, op.id());
         }
-        effects
+        Ok(effects)
     }
 }
 
 /// What the writing thread works on.
 struct Work {
-    /// The published state and the ops of the batch under way.
-    pending: State,
+    /// What is published and the ops of the batch under way.
+    pending: Ledger,
     pending_pages: Pages,
-    chains: Chains,
     /// Place of the latest snapshot.
     snapshot_at: u64,
     /// The last commit failed: nothing is judged before the disk works again.
@@ -309,8 +427,10 @@ struct Work {
     unreleased: Vec<(UserId, Vec<Blake3Hash>)>,
     disk: Arc<Disk>,
     published: Arc<RwLock<Published>>,
-    tracker: PeerId,
-    origin: OriginId,
+    run: Run,
+    horizon: Arc<Mutex<Option<Horizon>>>,
+    /// Tells of the place of the next op.
+    place: watch::Sender<u64>,
     time: Time,
     listener: Box<dyn Listener>,
 }
@@ -319,9 +439,7 @@ struct Work {
 struct Round {
     batch: Batch,
     ops: Vec<Op>,
-    chains: Chains,
-    latest: UnixMillis,
-    granted: HashMap<(PeerId, RequestId), Outcome>,
+    granted: HashMap<RequestKey, Outcome>,
     /// Pages put and let go, in order, to be repeated once they are durable.
     page_moves: Vec<PageMove>,
     answers: Vec<Pending>,
@@ -330,12 +448,14 @@ struct Round {
 enum PageMove {
     Put(UserId, Blake3Hash, u64),
     Release(UserId, Vec<Blake3Hash>),
+    Arrive(Blake3Hash),
 }
 
 /// Somebody's answer, held back until the batch is durable.
 enum Pending {
     Outcome(Answer<Outcome>, Result<Outcome, Refusal>),
     Page(Answer<()>, Result<(), Refusal>),
+    Merged(Answer<Merged>, Result<Merged, Refusal>),
 }
 
 impl Pending {
@@ -344,6 +464,7 @@ impl Pending {
         match self {
             Self::Outcome(answer, outcome) => drop(answer.send(outcome)),
             Self::Page(answer, outcome) => drop(answer.send(outcome)),
+            Self::Merged(answer, outcome) => drop(answer.send(outcome)),
         }
     }
 
@@ -351,6 +472,7 @@ impl Pending {
         match self {
             Self::Outcome(answer, _) => drop(answer.send(Err(refusal))),
             Self::Page(answer, _) => drop(answer.send(Err(refusal))),
+            Self::Merged(answer, _) => drop(answer.send(Err(refusal))),
         }
     }
 }
@@ -361,7 +483,16 @@ impl Work {
         while queue.blocking_recv_many(&mut jobs, STORE_BATCH) > 0 {
             let stop = jobs.iter().position(|job| matches!(job, Job::Stop));
             jobs.truncate(stop.unwrap_or(jobs.len()));
-            self.round(std::mem::take(&mut jobs));
+            let mut left = std::mem::take(&mut jobs);
+            while let Some(at) = left.iter().position(|job| matches!(job, Job::Absorb { .. })) {
+                let after = left.split_off(at + 1);
+                let absorb = left.pop();
+                self.round(std::mem::replace(&mut left, after));
+                if let Some(Job::Absorb { essence, answer }) = absorb {
+                    drop(answer.send(self.absorb(*essence)));
+                }
+            }
+            self.round(left);
             self.writable.store(!self.failed, Ordering::Relaxed);
             if stop.is_some() {
                 return;
@@ -372,27 +503,29 @@ impl Work {
 
     /// Judges `jobs`, commits what they change, and answers them.
     fn round(&mut self, jobs: Vec<Job>) {
+        if jobs.is_empty() && self.unreleased.is_empty() {
+            return;
+        }
         if self.failed
             && let Err(error) = self.recover()
         {
             let refusal = refusal_of(&error);
             jobs.into_iter().for_each(|job| match job {
                 Job::Propose { answer, .. } => drop(answer.send(Err(refusal.clone()))),
-                Job::PutPage { answer, .. } => drop(answer.send(Err(refusal.clone()))),
+                Job::PutPage { answer, .. } | Job::KeepPage { answer, .. } => {
+                    drop(answer.send(Err(refusal.clone())));
+                }
+                Job::Absorb { answer, .. } => drop(answer.send(Err(refusal.clone()))),
+                Job::Merge { answer, .. } => drop(answer.send(Err(refusal.clone()))),
                 Job::ReleasePages { user, hashes } => self.unreleased.push((user, hashes)),
                 Job::Seen { .. } | Job::Stop => {}
             });
             return;
         }
-        let (position, latest) = {
-            let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
-            (published.position, published.latest)
-        };
+        let position = self.published.read().unwrap_or_else(PoisonError::into_inner).position;
         let mut round = Round {
             batch: Batch { position, ..Batch::default() },
             ops: Vec::new(),
-            chains: self.chains.clone(),
-            latest,
             granted: HashMap::new(),
             page_moves: Vec::new(),
             answers: Vec::new(),
@@ -401,7 +534,7 @@ impl Work {
             self.take(&mut round, Job::ReleasePages { user, hashes });
         }
         jobs.into_iter().for_each(|job| self.take(&mut round, job));
-        let Round { batch, ops, chains, page_moves, answers, .. } = round;
+        let Round { batch, ops, page_moves, answers, .. } = round;
         if !batch.is_empty()
             && let Err(error) = self.disk.commit(&batch)
         {
@@ -411,7 +544,7 @@ impl Work {
             self.unreleased.extend(page_moves.into_iter().filter_map(
                 |page_move| match page_move {
                     PageMove::Release(user, hashes) => Some((user, hashes)),
-                    PageMove::Put(..) => None,
+                    PageMove::Put(..) | PageMove::Arrive(_) => None,
                 },
             ));
             let refusal = refusal_of(&error);
@@ -419,8 +552,8 @@ impl Work {
             self.try_reopen();
             return;
         }
-        self.chains = chains;
-        self.publish(&ops, page_moves);
+        let bytes = batch.ops;
+        self.publish(ops.iter().zip(&bytes), page_moves);
         answers.into_iter().for_each(Pending::give);
     }
 
@@ -447,7 +580,21 @@ impl Work {
                 round.page_moves.push(PageMove::Release(user, hashes));
             }
             Job::Seen { user, at } => drop(round.batch.seen.insert(user, at)),
-            Job::Stop => {}
+            Job::Merge { ops, answer } => {
+                let (merged, entries) = self.pending.merge(ops);
+                entries.into_iter().for_each(|entry| self.add(round, entry));
+                round.answers.push(Pending::Merged(answer, Ok(merged)));
+            }
+            Job::KeepPage { hash, bytes, answer } => {
+                // Nobody may want it any more.
+                if self.pending_pages.arrive(&hash) {
+                    round.batch.pages.insert(hash, Some(bytes));
+                    round.page_moves.push(PageMove::Arrive(hash));
+                }
+                round.answers.push(Pending::Page(answer, Ok(())));
+            }
+            // Between rounds, and after them.
+            Job::Absorb { .. } | Job::Stop => {}
         }
     }
 
@@ -468,41 +615,18 @@ impl Work {
                 return Ok(outcome.clone());
             }
         }
-        let now = (self.time)().max(round.latest);
-        let decision = decide(&self.pending, actor, request, command, now, &self.pending_pages)?;
-        let change = match decision {
-            Decision::Change(change) => change,
-            Decision::Nothing(outcome) => return Ok(outcome),
-        };
-        if round.chains.tip(self.origin).seq == 0 {
-            let tracker = self.tracker;
-            let began = Change::OriginBegan { tracker, vector: round.chains.vector() };
-            // After every op of other origins; within one, the number tells which came first.
-            round.latest = round.latest.plus(Duration::from_millis(1));
-            self.add(round, tracker, RequestId(self.origin.0), &began);
+        let (now, asked) = ((self.time)(), (actor, request));
+        let judged = self.pending.judge(&self.run, asked, command, now, &self.pending_pages);
+        let (outcome, entries) = judged?;
+        if !entries.is_empty() {
+            round.granted.insert(key, outcome.clone());
         }
-        if matches!(change, Change::DeviceEnrolled { .. }) {
-            // After what was revoked before: its tickets are told from older ones by the time.
-            round.latest = round.latest.plus(Duration::from_millis(1));
-        }
-        self.add(round, key.0, key.1, &change);
-        let outcome = Outcome::of(&change, key.0, &self.pending);
-        round.granted.insert(key, outcome.clone());
+        entries.into_iter().for_each(|entry| self.add(round, entry));
         Ok(outcome)
     }
 
-    /// Makes an op of `change` and folds it into the pending state.
-    fn add(&mut self, round: &mut Round, actor: PeerId, request: RequestId, change: &Change) {
-        let origin = self.origin;
-        let tip = round.chains.tip(origin);
-        let clock = (self.time)().max(round.latest);
-        let (kind, body) = change.encode();
-        let (seq, previous) = (tip.seq + 1, tip.hash);
-        let op = Op { origin, seq, previous, clock, actor, request, kind, body };
-        let bytes = op.encode();
-        round.chains.extend(&op, &bytes).expect("invariant: it was made to follow the tip");
-        round.latest = clock;
-        let effects = self.pending.apply(&op);
+    /// Takes an op of the pending state into the batch.
+    fn add(&mut self, round: &mut Round, Entry { op, bytes, effects }: Entry) {
         let gone = self.pending_pages.follow(&effects);
         round.batch.pages.extend(gone.into_iter().map(|hash| (hash, None)));
         round.batch.ops.push(bytes);
@@ -510,12 +634,19 @@ impl Work {
     }
 
     /// Lets readers see durable ops and listeners hear of them.
-    fn publish(&mut self, ops: &[Op], page_moves: Vec<PageMove>) {
-        if ops.is_empty() && page_moves.is_empty() {
+    fn publish<'a>(
+        &mut self,
+        ops: impl Iterator<Item = (&'a Op, &'a Vec<u8>)> + Clone,
+        page_moves: Vec<PageMove>,
+    ) {
+        if ops.clone().next().is_none() && page_moves.is_empty() {
             return;
         }
         let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
-        let effects: Vec<_> = ops.iter().map(|op| published.fold(op)).collect();
+        let fold = |(op, bytes): (&Op, &Vec<u8>)| {
+            published.fold(op, bytes).expect("invariant: the pending chains took it")
+        };
+        let effects: Vec<_> = ops.clone().map(fold).collect();
         for effects in &effects {
             published.pages.follow(effects);
         }
@@ -523,30 +654,35 @@ impl Work {
             match page_move {
                 PageMove::Put(user, hash, len) => drop(published.pages.put(user, hash, len)),
                 PageMove::Release(user, hashes) => drop(published.pages.release(user, &hashes)),
+                PageMove::Arrive(hash) => drop(published.pages.arrive(&hash)),
             }
         }
         drop(published);
         let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
-        for (op, effects) in ops.iter().zip(&effects) {
+        for ((op, _), effects) in ops.zip(&effects) {
             if let Some(change) = op.change() {
-                self.listener.committed(&published.state, &change, effects);
+                self.listener.committed(&published.ledger.state, Some(&change), effects);
             }
         }
+        self.place.send_replace(published.position);
     }
 
     /// Opens the file anew. What a failed commit left in it after all, counts.
     fn reopen(&mut self) -> Result<(), DiskError> {
         self.disk.reopen()?;
-        let position = self.published.read().unwrap_or_else(PoisonError::into_inner).position;
-        let mut ops = Vec::new();
-        for (op, bytes) in self.disk.ops(position)? {
-            self.chains.extend(&op, &bytes)?;
-            ops.push(op);
+        let (position, mut ledger) = {
+            let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
+            (published.position, published.ledger.clone())
+        };
+        let (ops, bytes): (Vec<_>, Vec<_>) = self.disk.ops(position)?.into_iter().unzip();
+        // Nothing is published of what does not follow.
+        for (op, bytes) in ops.iter().zip(&bytes) {
+            ledger.follow(op, bytes)?;
         }
-        self.publish(&ops, Vec::new());
+        self.publish(ops.iter().zip(&bytes), Vec::new());
         if self.stale || !ops.is_empty() {
             let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
-            self.pending = published.state.clone();
+            self.pending = ledger;
             self.pending_pages = published.pages.clone();
             self.stale = false;
         }
@@ -578,7 +714,7 @@ impl Work {
     fn snapshot_if_due(&mut self) {
         let due = {
             let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
-            let things = published.state.facts().len().max(SNAPSHOT_AFTER);
+            let things = published.ledger.state.facts().len().max(SNAPSHOT_AFTER);
             published.position - self.snapshot_at >= things as u64
         };
         if due && !self.failed {
@@ -586,40 +722,92 @@ impl Work {
         }
     }
 
+    /// Writes a snapshot, cuts the log below what everybody has, and forgets what only mattered to
+    /// those who had not.
     fn snapshot(&mut self) {
-        let (mut facts, rules, mut snapshot) = {
+        let (mut ledger, position, granted) = {
             let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
-            let snapshot = Snapshot {
-                position: published.position,
-                latest: published.latest,
-                granted: published.granted.all(),
-                ..Snapshot::default()
-            };
-            (published.state.facts().clone(), published.state.rules, snapshot)
+            (published.ledger.clone(), published.position, published.granted.all())
         };
-        // Nobody else has these ops, so nobody can still be missing a removal.
-        facts.forget_removals(snapshot.latest);
-        self.chains.seal_all_but(self.origin);
-        let state = State::new(facts, rules);
-        snapshot.facts = state.facts().clone();
-        snapshot.chains = self.chains.clone();
-        self.pending = state.clone();
-        {
-            let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
-            let old = std::mem::replace(&mut published.state, state);
-            drop(published);
-            // Large, and readers need not wait for its end.
-            drop(old);
-        }
-        self.snapshot_at = snapshot.position;
-        match self.disk.replace_snapshot(&snapshot) {
-            Ok(()) => tracing::debug!(position = snapshot.position, "snapshot written"),
+        let horizon = self.horizon.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let everybody = match &horizon {
+            Some(horizon) => horizon.everybody.meet(&ledger.chains.knowledge()),
+            None => ledger.chains.knowledge(),
+        };
+        let cut = self.disk.known_prefix(&everybody, position);
+        let (cut_at, cut) = cut.unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot read the log; it is not cut");
+            (0, BTreeMap::new())
+        });
+        let gone = |tracker: PeerId| {
+            horizon.as_ref().is_some_and(|horizon| !horizon.roster.contains(&tracker))
+        };
+        let dropped = ledger.condense(&cut, &everybody, self.run.origin, gone);
+        let (essence, cut) = (ledger.essence(), ledger.cut.clone());
+        let snapshot = Snapshot { position, essence, cut, granted };
+        // Before it is written: nothing is lost, since the log is cut with it only.
+        let pages = self.adopt(ledger, &dropped);
+        let written = self.disk.replace_snapshot(&snapshot, cut_at);
+        match written.and_then(|()| self.disk.commit(&pages)) {
+            Ok(()) => {
+                self.snapshot_at = position;
+                tracing::debug!(position, cut_at, "snapshot written");
+            }
             Err(error) => {
                 tracing::error!(%error, "cannot write a snapshot; the log stays");
+                self.snapshot_at = position;
                 self.failed = true;
                 self.try_reopen();
             }
         }
+    }
+
+    /// Takes over everything another tracker knows.
+    fn absorb(&mut self, essence: Essence) -> Result<(), Refusal> {
+        if self.failed {
+            self.recover().map_err(|error| refusal_of(&error))?;
+        }
+        let (mut ledger, position, granted) = {
+            let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
+            (published.ledger.clone(), published.position, published.granted.all())
+        };
+        let effects = ledger.absorb(essence);
+        let (essence, cut) = (ledger.essence(), ledger.cut.clone());
+        let snapshot = Snapshot { position, essence, cut, granted };
+        if let Err(error) = self.disk.replace_snapshot(&snapshot, 0) {
+            tracing::error!(%error, "cannot store the state of another tracker");
+            self.failed = true;
+            self.stale = true;
+            self.try_reopen();
+            return Err(refusal_of(&error));
+        }
+        self.snapshot_at = position;
+        let pages = self.adopt(ledger, &effects);
+        if !pages.is_empty()
+            && let Err(error) = self.disk.commit(&pages)
+        {
+            tracing::error!(%error, "pages that nobody needs stay until the next start");
+            self.failed = true;
+            self.try_reopen();
+        }
+        let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
+        self.listener.committed(&published.ledger.state, None, &effects);
+        self.place.send_replace(published.position);
+        Ok(())
+    }
+
+    /// What is published and pending becomes `ledger`; returns the pages that are not needed then.
+    fn adopt(&mut self, ledger: Ledger, effects: &[Effect]) -> Batch {
+        let gone = self.pending_pages.follow(effects);
+        self.pending = ledger.clone();
+        let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
+        published.pages.follow(effects);
+        let old = std::mem::replace(&mut published.ledger, ledger);
+        drop(published);
+        // Large, and readers need not wait for its end.
+        drop(old);
+        let pages = gone.into_iter().map(|hash| (hash, None)).collect();
+        Batch { pages, ..Batch::default() }
     }
 }
 
@@ -644,7 +832,7 @@ mod tests {
     struct Nobody;
 
     impl Listener for Nobody {
-        fn committed(&self, _: &State, _: &Change, _: &[Effect]) {}
+        fn committed(&self, _: &State, _: Option<&Change>, _: &[Effect]) {}
     }
 
     fn clock() -> UnixMillis {
@@ -682,7 +870,7 @@ mod tests {
         store.propose(actor, request(1_000_001), create).await?;
         let known = store.read(|state| {
             let user = state.user_named(&name).expect("created");
-            (user, state.facts().passwords[&user].stamp)
+            (user, state.facts().passwords[&user].last().stamp)
         });
         let enrol = Command::EnrolDevice { user: known.0, verified: known.1 };
         store.propose(actor, request(1_000_002), enrol).await?;
@@ -733,12 +921,12 @@ mod tests {
         let (position, latest) = store.position();
         assert_eq!(position, 24);
         assert_eq!(latest, UnixMillis(1_001), "a millisecond for the enrolment");
-        let digest = store.read(State::digest);
+        let digest = store.read_ledger(Ledger::digest);
         store.close().await;
         drop(store);
 
         let store = start(disk.open().expect("opened")).expect("started");
-        assert_eq!(store.read(State::digest), digest);
+        assert_eq!(store.read_ledger(Ledger::digest), digest);
         let seen = store.disk().seen().expect("readable");
         assert_eq!(seen.get(&user), Some(&UnixMillis(77)));
         assert_eq!(groups(&store, user).len(), 20);
@@ -770,7 +958,7 @@ mod tests {
                 propose(device, Command::CreateUser { user, password, invite: None }).await;
                 let (user, verified) = store.read(|state| {
                     let user = state.user_named(name).expect("created");
-                    (user, state.facts().passwords[&user].stamp)
+                    (user, state.facts().passwords[&user].last().stamp)
                 });
                 propose(device, Command::EnrolDevice { user, verified }).await;
             }
@@ -812,7 +1000,7 @@ mod tests {
         }
         futures_join(waiting).await;
         create_group(&store, user, 999_999).await.expect("created");
-        let (digest, (position, _)) = (store.read(State::digest), store.position());
+        let (digest, (position, _)) = (store.read_ledger(Ledger::digest), store.position());
         let kept = store.disk().ops(0).map(|ops| ops.len());
         assert!(kept.is_err(), "the log begins later");
         let snapshot = store.disk().snapshot().expect("readable");
@@ -822,7 +1010,7 @@ mod tests {
         store.close().await;
         drop(store);
         let store = start(disk.open().expect("opened")).expect("started");
-        assert_eq!(store.read(State::digest), digest);
+        assert_eq!(store.read_ledger(Ledger::digest), digest);
         assert_eq!(groups(&store, user), ["g0", "g999999"]);
         // Requests of before the snapshot are still known.
         create_group(&store, user, 3).await.expect("granted before");

@@ -139,7 +139,7 @@ async fn grow_old(world: &World) {
     store.propose(stranger, request_id(), create).await.expect("granted");
     let (user, verified) = store.read(|state| {
         let id = state.user_named(&user).expect("created");
-        (id, state.facts().passwords[&id].stamp)
+        (id, state.facts().passwords[&id].last().stamp)
     });
     let enrol = Command::EnrolDevice { user, verified };
     store.propose(stranger, request_id(), enrol).await.expect("granted");
@@ -162,7 +162,7 @@ async fn grow_old(world: &World) {
 struct Nobody;
 
 impl Listener for Nobody {
-    fn committed(&self, _: &State, _: &Change, _: &[Effect]) {}
+    fn committed(&self, _: &State, _: Option<&Change>, _: &[Effect]) {}
 }
 
 /// A tracker killed while it starts.

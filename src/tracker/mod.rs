@@ -39,3 +39,5 @@ pub mod stub;
 
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod sim_tests;

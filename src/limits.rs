@@ -103,7 +103,7 @@ pub const MAX_REQUESTS_PER_USER: usize = 100;
 /// trackers have it whole.
 pub const MAX_ORIGINS: usize = 4_096;
 
-/// Origins that are complete everywhere and remembered as such, 24 bytes each; the oldest go first.
+/// Origins that are complete everywhere and remembered as such, about 100 bytes each; the oldest go first.
 pub const MAX_SEALED: usize = 16_384;
 
 /// Ops in one batch to another tracker, and their bytes: a batch is one frame and one commit.

@@ -94,6 +94,12 @@ impl Feed {
         let (mut ops, mut bytes, mut from) = (Vec::new(), 0, None);
         let mut next = wanted.start;
         let mut whole = sweeping;
+        if sweeping && !entries.iter().any(|entry| wanted.contains(&entry.place)) {
+            // Cut meanwhile: everybody has it.
+            self.floor = self.floor.max(wanted.end);
+            self.sweep = None;
+            return None;
+        }
         for entry in entries.iter().filter(|entry| wanted.contains(&entry.place)) {
             if ops.len() >= SYNC_BATCH_OPS || bytes >= SYNC_BATCH_BYTES {
                 break;
@@ -115,7 +121,7 @@ impl Feed {
         match self.sweep {
             None => self.cursor = next,
             // Once around: what was sent again is looked at after the next tick.
-            Some(end) if !ops.is_empty() || next >= end || entries.is_empty() => self.sweep = None,
+            Some(end) if !ops.is_empty() || next >= end => self.sweep = None,
             Some(_) if !whole => self.sweep = None,
             Some(_) => {}
         }

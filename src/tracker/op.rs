@@ -282,11 +282,11 @@ pub struct Tip {
     pub began: UnixMillis,
 }
 
-/// An origin that everybody has whole.
+/// An origin that everybody has whole, as far as anybody knows. Should somebody who was away have
+/// had more of it after all, it is opened again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Sealed {
-    /// The number of its last op.
-    seq: u64,
+    tip: Tip,
     /// When that became known.
     at: UnixMillis,
 }
@@ -328,7 +328,8 @@ impl Chains {
     pub fn tip(&self, origin: OriginId) -> Tip {
         let hash = Blake3Hash([0; 32]);
         let none = Tip { seq: 0, hash, tracker: None, began: UnixMillis(0) };
-        self.tips.get(&origin).copied().unwrap_or(none)
+        let sealed = self.sealed.get(&origin).map(|sealed| sealed.tip);
+        self.tips.get(&origin).copied().or(sealed).unwrap_or(none)
     }
 
     /// The version vector: what is known of origins that are not sealed.
@@ -338,14 +339,14 @@ impl Chains {
 
     /// All that is known.
     pub fn knowledge(&self) -> Knowledge {
-        let sealed = self.sealed.iter().map(|(origin, sealed)| (*origin, sealed.seq)).collect();
+        let sealed = self.sealed.iter().map(|(origin, sealed)| (*origin, sealed.tip.seq)).collect();
         Knowledge { vector: self.vector(), sealed }
     }
 
     /// How an op stands to what is known.
     pub fn standing(&self, op: &Op) -> Standing {
         let tip = self.tip(op.origin);
-        if self.sealed.contains_key(&op.origin) || op.seq <= tip.seq {
+        if op.seq <= tip.seq {
             Standing::Known
         } else if op.seq > tip.seq + 1 {
             Standing::Early
@@ -371,6 +372,7 @@ impl Chains {
                 tip.tracker = Some(tracker);
             }
         }
+        self.sealed.remove(&op.origin);
         self.tips.insert(op.origin, Tip { seq: op.seq, hash: blake3(encoded), ..tip });
         Ok(())
     }
@@ -378,11 +380,14 @@ impl Chains {
     /// Takes over what somebody else knows beyond it.
     pub fn absorb(&mut self, other: &Self) {
         for (origin, sealed) in &other.sealed {
-            self.tips.remove(origin);
-            self.sealed.entry(*origin).or_insert(*sealed);
+            if sealed.tip.seq >= self.tip(*origin).seq {
+                self.tips.remove(origin);
+                self.sealed.insert(*origin, *sealed);
+            }
         }
         for (origin, tip) in &other.tips {
-            if !self.sealed.contains_key(origin) && tip.seq > self.tip(*origin).seq {
+            if tip.seq > self.tip(*origin).seq {
+                self.sealed.remove(origin);
                 self.tips.insert(*origin, *tip);
             }
         }
@@ -413,7 +418,7 @@ impl Chains {
             .tips
             .iter()
             .filter(|(origin, tip)| ended(origin, tip) && everybody.get(**origin) >= tip.seq)
-            .map(|(origin, tip)| (*origin, Sealed { seq: tip.seq, at: now }))
+            .map(|(origin, tip)| (*origin, Sealed { tip: *tip, at: now }))
             .collect();
         for (origin, sealed) in whole {
             self.tips.remove(&origin);

@@ -752,6 +752,14 @@ impl World {
         for (n, ledger) in all.iter().enumerate() {
             ledger.state.check_invariants();
             let theirs = ledger.chains.knowledge();
+            self.say(|| {
+                format!(
+                    "{n} has {:?}, cut {:?}, log from {}",
+                    theirs,
+                    ledger.cut,
+                    self.disks[n].start()
+                )
+            });
             assert!(theirs.covers_all(&known) && known.covers_all(&theirs), "{n} has the same ops");
             for (origin, _) in known.vector.iter().filter(|(o, _)| theirs.vector.get(*o) > 0) {
                 assert_eq!(ledger.chains.tip(origin).hash, first.chains.tip(origin).hash);

@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use mtq::clock;
 use mtq::limits::MAX_TRACKERS;
 use mtq::peer_id::PeerId;
-use mtq::roster::RosterBook;
+use mtq::roster::{Roster, RosterBook, RosterEntry};
 use mtq::tracker::message::{Hello, Reply, Request};
 use mtq::tracker::push::Push;
 use mtq::tracker::stub::{PushQueue, TrackerConnection};
@@ -96,6 +96,35 @@ fn an_edited_file_makes_the_next_roster() {
     world.start_tracker();
     assert_eq!(world.operated("roster")["number"], 1);
     assert!(log(&world).contains("left aside"), "{}", log(&world));
+}
+
+#[test]
+fn a_later_roster_stays_whatever_the_file_says_and_the_log_tells() {
+    let mut world = World::without_tracker();
+    let sibling = Identity::generate();
+    let b = TrackerLink::new(([127, 0, 0, 1], 4001).into(), sibling.peer_id());
+    let (own, c) = (world.link(), other(0xc1, 4002));
+    let file = TrackerInfo::new(vec![own.clone(), b.clone(), c.clone()]).expect("valid");
+    fs::write(world.trackers(), file.to_string()).expect("written");
+    world.start_tracker();
+    assert_eq!(world.operated("roster")["number"], 1);
+    world.stop_tracker();
+
+    // The sibling took the third one out meanwhile.
+    let path = world.path("tracker/roster");
+    let (mut book, _) = RosterBook::new(file, Some(&fs::read(&path).expect("kept")));
+    let entries = [own, b].map(RosterEntry::new).to_vec();
+    let sign = |message: &[u8]| sibling.sign(message);
+    let later = Roster::sign(9, entries, sibling.public_key(), &sign);
+    assert_eq!(book.offer(&later, clock::now()), Ok(true));
+    fs::write(&path, book.encode()).expect("written");
+    world.start_tracker();
+    let roster = world.operated("roster");
+    assert_eq!((&roster["number"], links(&roster).len()), (&json!(9), 2));
+    let warned = format!(
+        "a tracker of tracker_info.txt is not in the roster, which is a later one number=9 link={c}"
+    );
+    assert!(log(&world).contains(&warned), "{}", log(&world));
 }
 
 #[test]

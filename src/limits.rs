@@ -36,6 +36,13 @@ pub const MAX_TRACKER_INFO_LEN: u64 = 64 * 1024;
 /// Trackers in one network. Every one syncs with every other.
 pub const MAX_TRACKERS: usize = 16;
 
+/// Bytes of a signed roster: 16 trackers with 8 links of at most 330 B are 42 KiB.
+pub const MAX_ROSTER_LEN: usize = 64 * 1024;
+
+/// Former trackers whose last tickets are still honoured: every tracker replaced four times within
+/// the life of a ticket.
+pub const MAX_RETIRED_TRACKERS: usize = 4 * MAX_TRACKERS;
+
 /// Addresses a roster entry or a peer may carry (DESIGN: at most 8).
 pub const MAX_ADDRESSES: usize = 8;
 

@@ -8,6 +8,7 @@ use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::name::{FileName, GroupName, Selector, UserName};
+use crate::tracker_link::TrackerLink;
 
 /// Move large files inside a group, over encrypted QUIC, with every member a source.
 #[derive(Debug, Parser)]
@@ -155,6 +156,8 @@ pub enum OperatorVerb {
     /// See to groups.
     #[command(subcommand)]
     Group(GroupVerb),
+    /// See to the roster: the trackers that all trackers and clients of the network count on.
+    Roster(RosterArgs),
     /// Copy the store to a new file, also while the tracker runs.
     ///
     /// The copy is whole and consistent: put it as tracker.redb into a new data directory and
@@ -230,6 +233,56 @@ pub enum GroupVerb {
         place: Place,
         /// The group.
         group: GroupName,
+    },
+}
+
+/// `mtq tracker roster`: with a command, changes it; without, shows it.
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    override_usage = "mtq tracker roster --data-dir <DIR> [--json]\n       mtq tracker roster <COMMAND>"
+)]
+pub struct RosterArgs {
+    /// What to do with it.
+    #[command(subcommand)]
+    pub verb: Option<RosterVerb>,
+    /// Which tracker, to show its roster.
+    #[command(flatten)]
+    pub place: Option<Place>,
+}
+
+/// What an operator can do with the roster. The tracker signs it, and the others and all clients
+/// learn of it by themselves.
+#[derive(Debug, Subcommand)]
+pub enum RosterVerb {
+    /// Add a tracker.
+    Add {
+        /// Which tracker to tell.
+        #[command(flatten)]
+        place: Place,
+        /// The new one: mtq://HOST:PORT#PEERID.
+        link: TrackerLink,
+    },
+    /// Remove a tracker; tickets it made are honoured until they have ended.
+    Remove {
+        /// Which tracker to tell.
+        #[command(flatten)]
+        place: Place,
+        /// Its peer id, or the first 8 or more digits of it.
+        #[arg(value_name = "PEERID")]
+        tracker: String,
+    },
+    /// Give a tracker another key, or with the same peer id another address.
+    Replace {
+        /// Which tracker to tell.
+        #[command(flatten)]
+        place: Place,
+        /// Its peer id so far, or the first 8 or more digits of it.
+        #[arg(value_name = "PEERID")]
+        tracker: String,
+        /// What it has now: mtq://HOST:PORT#PEERID.
+        link: TrackerLink,
     },
 }
 

@@ -85,9 +85,8 @@ fn status_of(code: &str) -> u8 {
     match code {
         "no-tracker" | "wrong-tracker" | "tracker-lost" => status::NO_TRACKER,
         "no-such-group" | "no-such-user" | "no-such-member" | "no-such-device" | "no-such-file"
-        | "no-such-request" | "not-shared" | "ambiguous" | "not-found" | "no-destination" => {
-            status::NOT_FOUND
-        }
+        | "no-such-request" | "no-such-tracker" | "not-shared" | "ambiguous" | "not-found"
+        | "no-destination" => status::NOT_FOUND,
         "bad-metafile" | "false-manifest" | "changed" | "store" => status::INTEGRITY,
         "disk" | "no-space" | "in-use" | "exists" | "permission-denied" | "locked" | "identity" => {
             status::DISK
@@ -112,6 +111,10 @@ fn status_of(code: &str) -> u8 {
         | "invite-needed"
         | "bad-invite"
         | "everybodys-group"
+        | "tracker-exists"
+        | "last-tracker"
+        | "not-in-roster"
+        | "no-address"
         | "yourself" => status::REFUSED,
         "usage" | "bad-name" | "bad-pattern" => status::USAGE,
         _ => status::FAILED,

@@ -1,4 +1,4 @@
-//! `mtq tracker status`, `invite`, `user`, `group`, `backup` and `export`: the operator's verbs.
+//! `mtq tracker status`, `invite`, `user`, `group`, `roster`, `backup` and `export`: the operator's verbs.
 //!
 //! They speak to the running tracker through the socket in its data directory. Only a copy or an
 //! export can be had of a tracker that does not run: then its store is opened here, under the
@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::args::{GroupVerb, OperatorVerb, Place, UserVerb};
+use super::args::{GroupVerb, OperatorVerb, Place, RosterArgs, RosterVerb, UserVerb};
 use super::exit::Failure;
 use super::output::{self, Answer};
 use super::text;
@@ -52,6 +52,7 @@ pub fn run(verb: OperatorVerb) -> Result<(), Failure> {
         }
         OperatorVerb::User(verb) => user(verb),
         OperatorVerb::Group(verb) => group(verb),
+        OperatorVerb::Roster(args) => roster(args),
         OperatorVerb::Backup { place, file } => backup(&place, &file),
         OperatorVerb::Export { place } => export(&place),
     }
@@ -117,6 +118,60 @@ fn group(verb: GroupVerb) -> Result<(), Failure> {
             )
         }),
     }
+}
+
+fn roster(args: RosterArgs) -> Result<(), Failure> {
+    match (args.verb, args.place) {
+        (Some(RosterVerb::Add { place, link }), _) => {
+            let what = format!("tracker {} is added", link.peer_id().short());
+            ask(&place, Order::RosterAdd { link }, |roster| format!("{what}; {}", listed(roster)))
+        }
+        (Some(RosterVerb::Remove { place, tracker }), _) => {
+            amended(&place, Order::RosterRemove { tracker }, "removed")
+        }
+        (Some(RosterVerb::Replace { place, tracker, link }), _) => {
+            amended(&place, Order::RosterReplace { tracker, link }, "replaced")
+        }
+        (None, Some(place)) => ask(&place, Order::Roster, listed),
+        (None, None) => Err(Failure::usage("--data-dir is missing")),
+    }
+}
+
+/// Has the tracker take somebody out of the roster, perhaps itself.
+fn amended(place: &Place, order: Order, what: &str) -> Result<(), Failure> {
+    let result = call(place, &order).map(|roster| {
+        if roster["listed"] == false {
+            eprintln!(
+                "warning: this tracker itself is no longer in the roster; end it once all others \
+                 have the new one"
+            );
+        }
+        let tracker: String = word(&roster, "peer_id").chars().take(8).collect();
+        let text = format!("tracker {tracker} is {what}; {}", listed(&roster));
+        Answer::new(roster, text)
+    });
+    say(place, order.name(), result)
+}
+
+/// A roster for people: its number, and a line for each address.
+fn listed(roster: &Value) -> String {
+    let trackers = roster["trackers"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let rows = trackers.iter().flat_map(|tracker| {
+        let id: String = word(tracker, "peer_id").chars().take(8).collect();
+        let own = if tracker["own"] == true { "this tracker" } else { "" };
+        let links = tracker["links"].as_array().map(Vec::as_slice).unwrap_or_default();
+        links.iter().enumerate().map(move |(place, link)| {
+            let first = place == 0;
+            let link = text::printable(link.as_str().unwrap_or_default());
+            let cells = [if first { &id } else { "" }, &link, if first { own } else { "" }];
+            cells.map(str::to_owned).to_vec()
+        })
+    });
+    let number = match roster["number"].as_u64() {
+        Some(0) | None => "no roster yet".to_owned(),
+        Some(number) => format!("roster {number}"),
+    };
+    format!("{number}\n{}", text::table(&rows.collect::<Vec<_>>()))
 }
 
 fn backup(place: &Place, file: &Path) -> Result<(), Failure> {

@@ -32,14 +32,12 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     let identity = Arc::new(identity.map_err(identity_failure)?);
     let info = args.trackers.as_deref().map(load_trackers).transpose()?;
     let link = info.as_ref().and_then(|info| info.find(identity.peer_id())).cloned();
-    if info.as_ref().is_some_and(|info| info.links().len() > 1) {
-        tracing::warn!("this version's trackers do not share accounts, groups or listings yet");
-    }
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new("internal", error.to_string()))?;
     let mut config = TrackerConfig::new(identity.clone(), any_address(0));
+    config.trackers = info;
     config.rules = rules(args);
     config.metrics = args.metrics;
     if let Some(most) = args.max_connections_per_address {
@@ -112,6 +110,7 @@ async fn start(
 fn start_failure(error: StartError) -> Failure {
     match error {
         StartError::Disk(error) => disk_failure(&error),
+        StartError::Roster(error) => Failure::new("disk", error.to_string()),
         StartError::Control { .. } => Failure::new("disk", error.to_string())
             .hint("the data directory must be on a file system that has sockets"),
         error => Failure::new("bind", error.to_string()),

@@ -16,6 +16,8 @@ const MAX_REMEMBERED: usize = 100_000;
 #[derive(Debug, Default)]
 pub struct Trust {
     trackers: HashSet<PeerId>,
+    /// Former trackers, and until when by our own clock their tickets are honoured.
+    retired: HashMap<PeerId, UnixMillis>,
     clock_offset: i64,
     memberships: Lately<MembershipId, ()>,
     /// Devices whose tickets as of that tracker time and before are void.
@@ -66,6 +68,23 @@ impl Trust {
         Self { trackers: trackers.into_iter().collect(), ..Self::default() }
     }
 
+    /// Honours tickets of other trackers from now on: of the `current` ones, and of each `retired`
+    /// one until our own clock says its time. Tickets verified before are not touched.
+    pub fn set_trackers(
+        &mut self,
+        current: impl IntoIterator<Item = PeerId>,
+        retired: impl IntoIterator<Item = (PeerId, UnixMillis)>,
+    ) {
+        self.trackers = current.into_iter().collect();
+        self.retired = retired.into_iter().collect();
+    }
+
+    /// Whether tickets of this tracker are honoured when it is `at` in tracker time.
+    fn trusts(&self, tracker: PeerId, at: UnixMillis) -> bool {
+        let until = self.retired.get(&tracker).map(|until| self.tracker_time(*until));
+        self.trackers.contains(&tracker) || until.is_some_and(|until| at < until)
+    }
+
     /// A tracker is reached; learns tracker time less our own, in milliseconds.
     pub fn reached(&mut self, clock_offset: i64) {
         self.clock_offset = clock_offset;
@@ -111,14 +130,15 @@ impl Trust {
         shown_by: PeerId,
         now: UnixMillis,
     ) -> Result<Ticket, TicketError> {
-        let trusted = |id| self.trackers.contains(&id);
         let now = self.tracker_time(now);
-        let ticket = match (Ticket::verify(bytes, shown_by, now, trusted), self.cut_off) {
-            (Err(TicketError::Expired(at)), Some(since)) => {
-                let old = Ticket::verify(bytes, shown_by, since, trusted)?;
+        let verify = |at| Ticket::verify(bytes, shown_by, at, |tracker| self.trusts(tracker, at));
+        let ticket = match (verify(now), self.cut_off) {
+            // By the time its ticket has expired, a retired tracker is no longer trusted.
+            (Err(error @ (TicketError::Expired(_) | TicketError::Untrusted(_))), Some(since)) => {
+                let old = verify(since)?;
                 let known = (shown_by, old.holder().membership);
                 if !self.honoured.contains(&known) || !in_grace(&old, since, now) {
-                    return Err(TicketError::Expired(at));
+                    return Err(error);
                 }
                 old
             }
@@ -217,6 +237,33 @@ mod tests {
         assert!(trust.verify(&bytes, PEER, lost.plus(HOUR)).is_err());
         trust.reached(0);
         assert!(!trust.still_holds(&ticket, almost), "a tracker could have renewed it");
+    }
+
+    #[test]
+    fn trackers_come_and_go_and_the_tickets_of_a_retired_one_are_honoured_for_a_while() {
+        let (bytes, mut trust) = ticket(HOUR);
+        let tracker = key(1).0.peer_id();
+        let other = key(2).0.peer_id();
+        let untrusted = Err(TicketError::Untrusted(tracker));
+        // Our clock is an hour behind; the end is by that clock.
+        trust.reached(3_600_000);
+        let now = NOW.shifted(-3_600_000);
+        let end = now.plus(Duration::from_secs(300));
+        let before = end.minus(Duration::from_millis(1));
+        trust.set_trackers([other], [(tracker, end)]);
+        let ticket = trust.verify(&bytes, PEER, before).expect("valid");
+        assert_eq!(trust.verify(&bytes, PEER, end), untrusted);
+        assert!(trust.still_holds(&ticket, end), "what was verified stays so until it expires");
+        trust.set_trackers([other, tracker], []);
+        assert!(trust.verify(&bytes, PEER, end).is_ok());
+
+        // The grace of the group is also for the tickets of one that was retired before the end.
+        trust.set_trackers([other], [(tracker, end)]);
+        trust.cut_off(before);
+        assert!(trust.verify(&bytes, PEER, end).is_ok());
+        assert!(trust.verify(&bytes, PEER, before.plus(HOUR)).is_err());
+        trust.set_trackers([other], []);
+        assert_eq!(trust.verify(&bytes, PEER, before), untrusted);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::refusal::Refusal;
 use crate::id::{GroupId, UserId};
 use crate::name::{GroupName, UserName};
+use crate::tracker_link::TrackerLink;
 
 /// What an operator can ask of a running tracker.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -52,6 +53,25 @@ pub enum Order {
         /// Which.
         group: GroupName,
     },
+    /// The trackers there are.
+    Roster,
+    /// Add a tracker.
+    RosterAdd {
+        /// Which, and where.
+        link: TrackerLink,
+    },
+    /// Remove a tracker.
+    RosterRemove {
+        /// Its peer id, or how that begins.
+        tracker: String,
+    },
+    /// Give a tracker another key or address.
+    RosterReplace {
+        /// Its peer id so far, or how that begins.
+        tracker: String,
+        /// What it has now.
+        link: TrackerLink,
+    },
     /// Copy the store.
     Backup {
         /// To which new file; an absolute path.
@@ -78,6 +98,10 @@ impl Order {
             Self::UserResetPassword { .. } => "user-reset-password",
             Self::GroupList { .. } => "group-list",
             Self::GroupArchive { .. } => "group-archive",
+            Self::Roster => "roster",
+            Self::RosterAdd { .. } => "roster-add",
+            Self::RosterRemove { .. } => "roster-remove",
+            Self::RosterReplace { .. } => "roster-replace",
             Self::Backup { .. } => "backup",
         }
     }
@@ -164,6 +188,8 @@ mod tests {
     fn orders_are_written_and_read_back() {
         let user: UserName = "bob".parse().expect("a name");
         let group: GroupName = "lab".parse().expect("a name");
+        let id = crate::peer_id::PeerId([7; 32]);
+        let link = TrackerLink::new(([127, 0, 0, 1], 4000).into(), id);
         for order in [
             Order::Status,
             Order::Invite { expires_secs: 5 },
@@ -173,6 +199,10 @@ mod tests {
             Order::UserResetPassword { user },
             Order::GroupList { after: None },
             Order::GroupArchive { group },
+            Order::Roster,
+            Order::RosterAdd { link: link.clone() },
+            Order::RosterRemove { tracker: "0707070707".to_owned() },
+            Order::RosterReplace { tracker: "07070707".to_owned(), link },
             Order::Backup { path: "/a\nb".into(), pages: false },
         ] {
             let line = order.line().expect("written");
@@ -198,6 +228,7 @@ mod tests {
             (r#"{"command":"user-disable"}"#, "user-disable"),
             (r#"{"command":"user-disable","user":"No Such!"}"#, "user-disable"),
             (r#"{"command":"user-list","after":"12"}"#, "user-list"),
+            (r#"{"command":"roster-add","link":"mtq://here:1"}"#, "roster-add"),
         ] {
             let (named, fault) = Order::parse(line.as_bytes()).expect_err(line);
             assert_eq!((named.as_str(), fault.code.as_str()), (command, "usage"), "{line}");

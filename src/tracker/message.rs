@@ -29,8 +29,8 @@ pub struct Hello {
     pub session: u64,
     /// Where the client believes to be reachable; private addresses only are of use.
     pub addresses: Vec<SocketAddr>,
-    /// BLAKE3 of the wire bytes of the roster the client knows; it is sent the tracker's if that
-    /// is another.
+    /// BLAKE3 of the number and entries of the roster the client knows; it is sent the tracker's
+    /// if that is another.
     pub roster: Option<Blake3Hash>,
     /// Fields of later versions.
     pub extensions: Vec<Extension>,

@@ -28,6 +28,7 @@ pub mod herald;
 pub mod counters;
 pub mod throttle;
 pub mod password;
+pub mod rosters;
 pub mod session;
 mod login;
 pub mod status;

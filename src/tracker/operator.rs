@@ -25,12 +25,14 @@ use super::control::{self, Fault, Order};
 use super::disk::DiskError;
 use super::message::Password;
 use super::refusal::Refusal;
+use super::rosters::{Known, Rosters, RostersError};
 use super::session::{Shared, invite_id};
 use super::state::Registration;
 use super::status::Status;
 use crate::id::RequestId;
 use crate::limits;
 use crate::name::{GroupName, UserName};
+use crate::peer_id::PeerId;
 
 /// Name of the socket in a tracker's data directory.
 const SOCKET_NAME: &str = "control.sock";
@@ -217,6 +219,7 @@ impl Operator {
 
     async fn obey(&self, order: Order) -> Result<Value, Fault> {
         let shared = &self.shared;
+        let own = shared.endpoint.identity().peer_id();
         match order {
             Order::Status => serde_json::to_value(Status::of(shared))
                 .map_err(|error| Fault::new("internal", error.to_string())),
@@ -246,6 +249,22 @@ impl Operator {
                 Ok(json!({"groups": groups, "more": more}))
             }
             Order::GroupArchive { group } => self.archive(group).await,
+            Order::Roster => Ok(roster(&shared.rosters.known(), own)),
+            Order::RosterAdd { link } => {
+                let tracker = link.peer_id();
+                tracing::info!(%link, "the operator adds a tracker");
+                self.amend(tracker, move |rosters| rosters.add(link)).await
+            }
+            Order::RosterRemove { tracker } => {
+                let tracker = self.tracker(&tracker)?;
+                tracing::info!(%tracker, "the operator removes a tracker");
+                self.amend(tracker, move |rosters| rosters.remove(tracker)).await
+            }
+            Order::RosterReplace { tracker, link } => {
+                let tracker = self.tracker(&tracker)?;
+                tracing::info!(%tracker, %link, "the operator replaces a tracker");
+                self.amend(tracker, move |rosters| rosters.replace(tracker, link)).await
+            }
             Order::Backup { path, pages } => self.backup(path, pages).await,
         }
     }
@@ -309,6 +328,44 @@ impl Operator {
         Ok(json!({"path": path, "bytes": bytes}))
     }
 
+    /// Changes the roster; answers with it and the tracker that was meant.
+    async fn amend(
+        &self,
+        tracker: PeerId,
+        change: impl FnOnce(&Rosters) -> Result<Arc<Known>, RostersError> + Send + 'static,
+    ) -> Result<Value, Fault> {
+        let rosters = self.shared.rosters.clone();
+        let changed = tokio::task::spawn_blocking(move || change(&rosters)).await;
+        let known =
+            changed.map_err(|_| Refusal::Internal)?.map_err(|error| roster_fault(&error))?;
+        let mut answer = roster(&known, self.shared.endpoint.identity().peer_id());
+        answer["peer_id"] = json!(tracker);
+        Ok(answer)
+    }
+
+    /// The tracker of the roster whose peer id begins like this.
+    fn tracker(&self, beginning: &str) -> Result<PeerId, Fault> {
+        let hex = |digit: u8| matches!(digit, b'0'..=b'9' | b'a'..=b'f');
+        if !(8..=2 * PeerId::LEN).contains(&beginning.len()) || !beginning.bytes().all(hex) {
+            let message = "a tracker is named by at least 8 hex digits of its peer id";
+            return Err(hinted(Fault::new("usage", message), ROSTER_HINT));
+        }
+        let known = self.shared.rosters.known();
+        let mut named = known.book().peer_ids();
+        named.retain(|id| id.to_string().starts_with(beginning));
+        match named[..] {
+            [one] => Ok(one),
+            [] => {
+                let message = format!("there is no tracker {beginning} in the roster");
+                Err(hinted(Fault::new("no-such-tracker", message), ROSTER_HINT))
+            }
+            _ => {
+                let message = format!("{} trackers are called {beginning}", named.len());
+                Err(hinted(Fault::new("ambiguous", message), "say more of the peer id"))
+            }
+        }
+    }
+
     /// An account as it is now.
     fn user(&self, name: &UserName) -> Result<UserRow, Refusal> {
         let row = self.seen(|seen| {
@@ -330,6 +387,44 @@ impl Operator {
         let request = RequestId::random(&mut fastrand::Rng::new());
         self.shared.store.propose(actor, request, command).await.map(drop)
     }
+}
+
+const ROSTER_HINT: &str = "mtq tracker roster shows those there are";
+
+fn hinted(fault: Fault, hint: &str) -> Fault {
+    Fault { hint: Some(hint.to_owned()), ..fault }
+}
+
+/// The roster as an answer, on the tracker `own`.
+fn roster(known: &Known, own: PeerId) -> Value {
+    let trackers = known.book().entries().iter().map(|entry| {
+        let id = entry.peer_id();
+        json!({"peer_id": id, "links": entry.links, "own": id == own})
+    });
+    json!({
+        "number": known.book().number(), "hash": known.hash(), "listed": known.is_listed(),
+        "trackers": trackers.collect::<Vec<_>>(),
+    })
+}
+
+/// What a change of the roster that was not made means to whoever asked for it.
+fn roster_fault(error: &RostersError) -> Fault {
+    let (code, hint) = match error {
+        RostersError::Listed(_) => {
+            ("tracker-exists", "mtq tracker roster replace gives it another address")
+        }
+        RostersError::NoSuchTracker(_) => ("no-such-tracker", ROSTER_HINT),
+        RostersError::Last(_) => ("last-tracker", "add or replace: a network has a tracker"),
+        RostersError::Full => ("limit", "remove one first"),
+        RostersError::Outside(_) => ("not-in-roster", "do this on a tracker that is in it"),
+        RostersError::NoAddress(_) => (
+            "no-address",
+            "mtq tracker roster replace PEERID mtq://HOST:PORT#PEERID says where it is reached",
+        ),
+        RostersError::File { .. } => ("disk", "make the data directory writable, with room in it"),
+        RostersError::Roster(_) => ("internal", "see the tracker's log"),
+    };
+    hinted(Fault::new(code, error.to_string()), hint)
 }
 
 /// What a copy that could not be made means to whoever asked for it.

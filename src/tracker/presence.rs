@@ -372,6 +372,13 @@ impl Presence {
         }
     }
 
+    /// Sends a push to every connection, whether somebody is logged in or not.
+    pub fn push_to_every(&self, push: &Push) {
+        for client in &self.clients {
+            client.outlet.send(push.clone());
+        }
+    }
+
     /// Sends a push to every connection that takes part in a group: has a ticket for it, or has
     /// announced something in it.
     pub fn push_to_active(&self, group: GroupId, push: &Push) {

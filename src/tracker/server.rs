@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -19,6 +19,7 @@ use super::operator::{self, ControlSocket};
 use super::password::Passwords;
 use super::presence::{Client, ConnectionNumber, Outlet, Presence};
 use super::push::Push;
+use super::rosters::{Known, Rosters, RostersError};
 use super::session::{ClientSession, Shared};
 use super::state::Rules;
 use super::store::{Store, StoreConfig};
@@ -27,6 +28,7 @@ use crate::clock::{self, UnixMillis};
 use crate::error_code::ErrorCode;
 use crate::id::OriginId;
 use crate::limits::{self, MAX_TRACKER_CONNECTIONS};
+use crate::tracker_link::TrackerInfo;
 use crate::transport::code::quic_code;
 use crate::transport::connection::{Connection, RecvStream, SendStream};
 use crate::transport::endpoint::{BindError, Endpoint, Incoming};
@@ -41,6 +43,8 @@ pub struct TrackerConfig {
     pub identity: Arc<Identity>,
     /// The UDP address it serves.
     pub address: SocketAddr,
+    /// The trackers the operator names; without, it is alone until told otherwise.
+    pub trackers: Option<TrackerInfo>,
     /// What the operator decided.
     pub rules: Rules,
     /// Connections it takes from one address.
@@ -50,10 +54,11 @@ pub struct TrackerConfig {
 }
 
 impl TrackerConfig {
-    /// A tracker as most operators want it.
+    /// A tracker as most operators want it, alone.
     pub fn new(identity: Arc<Identity>, address: SocketAddr) -> Self {
         let connections_per_address = limits::CONNECTIONS_PER_ADDRESS;
-        Self { identity, address, rules: Rules::default(), connections_per_address, metrics: None }
+        let rules = Rules::default();
+        Self { identity, address, trackers: None, rules, connections_per_address, metrics: None }
     }
 }
 
@@ -67,6 +72,9 @@ pub enum StartError {
     /// The store.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// The roster.
+    #[error(transparent)]
+    Roster(#[from] RostersError),
     /// The socket for the operator.
     #[error("cannot make the control socket in {directory}: {error}")]
     Control {
@@ -108,6 +116,10 @@ impl Tracker {
             metrics::bind(address).map_err(|error| StartError::Metrics { address, error })
         };
         let scraped = config.metrics.map(bind).transpose()?;
+        let address = endpoint.local_address().unwrap_or(config.address);
+        let identity = endpoint.identity().clone();
+        let rosters = Rosters::open(data_dir, identity, config.trackers, address)?;
+        let changes = rosters.watch();
         let seen = disk.seen()?;
         let presence = Arc::new(Presence::new(seen));
         let store = StoreConfig {
@@ -123,6 +135,7 @@ impl Tracker {
             endpoint,
             store,
             presence,
+            rosters: Arc::new(rosters),
             passwords: Passwords::new(),
             throttle: Arc::new(throttle),
             counters,
@@ -136,6 +149,7 @@ impl Tracker {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(accept(shared.clone(), stop.clone(), tasks.clone()));
         tasks.spawn(tidy(shared.clone(), stop.clone()));
+        tasks.spawn(proclaim(shared.clone(), changes, stop.clone()));
         tasks.spawn(operator::serve(shared.clone(), control, stop.clone(), tasks.clone()));
         if let Some((listener, address)) = scraped {
             tracing::info!(%address, "metrics are served");
@@ -188,6 +202,24 @@ async fn tidy(shared: Arc<Shared>, stop: CancellationToken) {
         tokio::select! {
             () = stop.cancelled() => return,
             () = tokio::time::sleep(limits::FAILURES_FORGOTTEN) => shared.throttle.tidy(),
+        }
+    }
+}
+
+/// Tells every client of a changed roster.
+async fn proclaim(
+    shared: Arc<Shared>,
+    mut changes: watch::Receiver<Arc<Known>>,
+    stop: CancellationToken,
+) {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            changed = changes.changed() => if changed.is_err() { return },
+        }
+        let known = changes.borrow_and_update().clone();
+        if let Some(bytes) = known.bytes() {
+            shared.presence.push_to_every(&Push::Roster { bytes: bytes.to_vec() });
         }
     }
 }
@@ -269,7 +301,8 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, stop: CancellationToken)
     tracing::debug!(%address, device = %connection.remote().short(), "disconnected");
 }
 
-/// Reads the hello, sends the welcome, enters the client into presence.
+/// Reads the hello, enters the client into presence, sends the welcome and the roster if the
+/// client knows another.
 async fn greet(
     shared: &Shared,
     connection: &Connection,
@@ -295,6 +328,11 @@ async fn greet(
     let client = Client::new(connection.remote(), observed, hello.addresses, hello.session, outlet);
     shared.presence.enter(number, client);
     write_frame(&mut control, &welcome).await?;
+    // A change from here on is pushed to it as to everybody present.
+    let known = shared.rosters.known();
+    if let Some(bytes) = known.bytes().filter(|_| known.hash() != hello.roster) {
+        write_frame(&mut control, &Push::Roster { bytes: bytes.to_vec() }).await?;
+    }
     Ok((control, stream))
 }
 

@@ -15,16 +15,18 @@ use tokio::sync::Semaphore;
 
 use super::command::{Actor, Command, Outcome};
 use super::counters::{Counters, Limit};
-use super::message::{Answer, FileCursor, Matching, Reply, Request};
+use super::message::{Answer, FileCursor, Matching, Reply, Request, TrackerRow};
 use super::password::Passwords;
 use super::presence::{ConnectionNumber, Presence};
 use super::refusal::Refusal;
+use super::rosters::Rosters;
 use super::state::{PUBLIC, State};
 use super::store::Store;
 use super::throttle::{ConnectionThrottle, Throttle};
 use super::view::{self, Live};
+use crate::clock::UnixMillis;
 use crate::hash::Blake3Hash;
-use crate::id::{GroupId, InviteId, RequestId, UserId, derived};
+use crate::id::{GroupId, InviteId, OpId, RequestId, UserId, derived};
 use crate::limits;
 use crate::manifest::{ContentId, ManifestHead};
 use crate::name::{FileName, GroupName};
@@ -41,6 +43,8 @@ pub struct Shared {
     pub store: Store,
     /// Who is online.
     pub presence: Arc<Presence>,
+    /// Which trackers there are.
+    pub rosters: Arc<Rosters>,
     /// Computes password hashes.
     pub passwords: Passwords,
     /// How often anybody may ask.
@@ -59,6 +63,42 @@ pub struct Shared {
     pub store_file: PathBuf,
     /// Where metrics are served, if they are.
     pub metrics: Option<SocketAddr>,
+}
+
+/// The trackers there are, and which of them have `op`.
+pub fn tracker_rows(shared: &Shared, op: Option<OpId>) -> Vec<TrackerRow> {
+    let own = shared.endpoint.identity().peer_id();
+    let known = shared.rosters.known();
+    let rows = known.book().entries().iter().map(|entry| {
+        let peer_id = entry.peer_id();
+        let standing = standing(shared, peer_id, op);
+        TrackerRow {
+            peer_id,
+            links: entry.links.clone(),
+            own: peer_id == own,
+            connected: standing.connected,
+            behind: standing.behind,
+            behind_ms: standing.behind_ms,
+            heard: standing.heard,
+            has_op: standing.has_op,
+        }
+    });
+    rows.collect()
+}
+
+/// How far another tracker has come, as this one knows.
+#[derive(Debug, Default)]
+struct Standing {
+    connected: bool,
+    behind: u64,
+    behind_ms: u64,
+    heard: Option<UnixMillis>,
+    has_op: Option<bool>,
+}
+
+/// How far a tracker has come; trackers have no connection to each other yet.
+fn standing(_shared: &Shared, _tracker: PeerId, _op: Option<OpId>) -> Standing {
+    Standing::default()
 }
 
 /// The id of the invitation with this code, however a person wrote it: in which case, with or
@@ -214,6 +254,9 @@ impl ClientSession {
                 Ok(Reply::Peers { peers })
             }
             Request::Ticket { group } => self.ticket(&group),
+            Request::Trackers { op } => {
+                Ok(Reply::Trackers { rows: tracker_rows(&self.shared, op) })
+            }
             list => self.read(|state, user| self.list(state, user, list)),
         }
     }

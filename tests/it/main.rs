@@ -10,6 +10,7 @@ mod crash;
 mod durable;
 mod evil;
 mod revoked;
+mod roster;
 mod flood;
 mod listings;
 mod demo;

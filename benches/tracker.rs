@@ -673,7 +673,7 @@ struct Client {
 impl Client {
     async fn open(identity: Arc<Identity>, address: Ipv4Addr, link: &TrackerLink) -> Self {
         let address = SocketAddr::new(IpAddr::V4(address), 0);
-        let endpoint = Endpoint::bind(identity, address, Alpn::Peer).expect("bound");
+        let endpoint = Endpoint::bind(identity, address, &[Alpn::Peer]).expect("bound");
         let (agent, addresses, extensions) = ("bench".to_owned(), Vec::new(), Vec::new());
         let hello = Hello { features: 0, agent, session: 1, addresses, roster: None, extensions };
         let opened = TrackerConnection::open(&endpoint, link, &hello).await;

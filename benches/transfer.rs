@@ -40,7 +40,7 @@ fn runtime() -> Runtime {
 }
 
 fn endpoint() -> Endpoint {
-    Endpoint::bind(Arc::new(Identity::generate()), loopback(), Alpn::Peer).expect("bound")
+    Endpoint::bind(Arc::new(Identity::generate()), loopback(), &[Alpn::Peer]).expect("bound")
 }
 
 /// A connection of two endpoints, each on its own runtime.

@@ -51,6 +51,7 @@ codes! {
     Banned = 13, "this user sent false pieces";
     LimitReached = 14, "a limit of the receiver is reached";
     LoggedOut = 15, "the user logged out";
+    NotATracker = 16, "the other side is no tracker of the roster";
 }
 
 impl fmt::Display for ErrorCode {

@@ -81,7 +81,7 @@ impl Core {
         let lock = data_dir::lock(&config.data_dir)?;
         let identity = Identity::load_or_create(&config.data_dir.join(IDENTITY_FILE))?;
         let listen = config.listen.unwrap_or_else(|| any_address(0));
-        let endpoint = Endpoint::bind(Arc::new(identity), listen, Alpn::Peer)?;
+        let endpoint = Endpoint::bind(Arc::new(identity), listen, &[Alpn::Peer])?;
         let trackers = config.trackers;
         let trust = Trust::new(trackers.links().iter().map(|link| link.peer_id()));
         let registry = Arc::new(Registry::new(trust));

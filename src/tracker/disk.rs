@@ -25,6 +25,7 @@ use crate::clock::UnixMillis;
 use crate::hash::{Blake3Hash, blake3};
 use crate::id::{OpId, OriginId, UserId};
 use crate::limits::STORE_CACHE;
+use crate::peer_id::PeerId;
 use crate::wire;
 
 /// Name of the file in a tracker's data directory.
@@ -45,6 +46,8 @@ const SNAPSHOT: TableDefinition<'_, u32, &[u8]> = TableDefinition::new("snapshot
 const PAGES: TableDefinition<'_, [u8; 32], &[u8]> = TableDefinition::new("pages");
 /// When each user was last online; soft, but better than nothing after a restart.
 const SEEN: TableDefinition<'_, [u8; 16], u64> = TableDefinition::new("seen");
+/// When each other tracker was last heard.
+const HEARD: TableDefinition<'_, [u8; 32], u64> = TableDefinition::new("heard");
 
 /// A tracker file that cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -160,12 +163,17 @@ pub struct Batch {
     pub pages: BTreeMap<Blake3Hash, Option<Arc<[u8]>>>,
     /// When users were last online.
     pub seen: BTreeMap<UserId, UnixMillis>,
+    /// When other trackers were last heard.
+    pub heard: BTreeMap<PeerId, UnixMillis>,
 }
 
 impl Batch {
     /// Whether there is nothing to write.
     pub fn is_empty(&self) -> bool {
-        self.ops.is_empty() && self.pages.is_empty() && self.seen.is_empty()
+        self.ops.is_empty()
+            && self.pages.is_empty()
+            && self.seen.is_empty()
+            && self.heard.is_empty()
     }
 }
 
@@ -374,6 +382,20 @@ impl Disk {
         Ok(seen)
     }
 
+    /// When other trackers were last heard.
+    ///
+    /// # Errors
+    /// [`DiskError`].
+    pub fn heard(&self) -> Result<BTreeMap<PeerId, UnixMillis>, DiskError> {
+        let transaction = self.database()?.begin_read()?;
+        let mut heard = BTreeMap::new();
+        for row in transaction.open_table(HEARD)?.iter()? {
+            let (tracker, at) = row?;
+            heard.insert(PeerId(tracker.value()), UnixMillis(at.value()));
+        }
+        Ok(heard)
+    }
+
     /// A hash page.
     ///
     /// # Errors
@@ -408,6 +430,12 @@ impl Disk {
                 let mut seen = transaction.open_table(SEEN)?;
                 for (user, at) in &batch.seen {
                     seen.insert(user.0, at.0)?;
+                }
+            }
+            if !batch.heard.is_empty() {
+                let mut heard = transaction.open_table(HEARD)?;
+                for (tracker, at) in &batch.heard {
+                    heard.insert(tracker.0, at.0)?;
                 }
             }
         }
@@ -483,6 +511,7 @@ impl Disk {
             copy(&from, &to, LOG, stopped)?;
             copy(&from, &to, SNAPSHOT, stopped)?;
             copy(&from, &to, SEEN, stopped)?;
+            copy(&from, &to, HEARD, stopped)?;
             match pages {
                 true => copy(&from, &to, PAGES, stopped)?,
                 false => drop(to.open_table(PAGES)?),
@@ -546,6 +575,7 @@ fn prepare(database: &Database) -> Result<(), DiskError> {
         transaction.open_table(SNAPSHOT)?;
         transaction.open_table(PAGES)?;
         transaction.open_table(SEEN)?;
+        transaction.open_table(HEARD)?;
     }
     transaction.commit()?;
     Ok(())

@@ -107,7 +107,8 @@ impl Tracker {
     /// # Errors
     /// [`StartError`].
     pub fn start(config: TrackerConfig, data_dir: &Path) -> Result<Self, StartError> {
-        let endpoint = Endpoint::bind(config.identity, config.address, Alpn::Tracker)?;
+        let endpoint =
+            Endpoint::bind(config.identity, config.address, &[Alpn::Tracker, Alpn::Sync])?;
         let disk = Disk::open(data_dir)?;
         // Whoever has the store has the directory: what is in the socket's place is stale.
         let control = ControlSocket::bind(data_dir)

@@ -110,7 +110,6 @@ impl SimDisk {
 struct Link {
     feed: Option<Feed>,
     heard: u64,
-    asked: bool,
 }
 
 struct Running {
@@ -144,9 +143,9 @@ struct Order {
 
 #[derive(Clone)]
 enum Message {
-    Hello { knowledge: Knowledge, cut: Vector },
+    Hello { knowledge: Knowledge },
     Ops(OpBatch),
-    Have { heard: u64, vector: Vector },
+    Have { heard: u64, vector: Vector, behind: bool },
     AskEssence,
     Essence(Box<Essence>),
     Reserve { name: WantedName, claim: Claim },
@@ -282,10 +281,10 @@ impl World {
         *self.epochs.entry(pair(a, b)).or_default() += 1;
         for (from, to) in [(a, b), (b, a)] {
             let Some(me) = &mut self.running[from] else { continue };
-            me.links.insert(to, Link { feed: None, heard: 0, asked: false });
-            let (knowledge, cut) = (me.ledger.chains.knowledge(), me.ledger.cut.clone());
+            me.links.insert(to, Link { feed: None, heard: 0 });
+            let knowledge = me.ledger.chains.knowledge();
             // The first thing said on a connection, before anything else.
-            self.send_at(0, from, to, Message::Hello { knowledge, cut });
+            self.send_at(0, from, to, Message::Hello { knowledge });
         }
     }
 
@@ -352,11 +351,13 @@ impl World {
         for (to, link) in &mut me.links {
             if let Some(feed) = &mut link.feed {
                 feed.tick(end);
-                haves.push((*to, link.heard));
+                let behind = me.ledger.is_behind_cut(feed.known());
+                haves.push((*to, link.heard, behind));
             }
         }
-        for (to, heard) in haves {
-            self.send(n, to, Message::Have { heard, vector: ours.vector.clone() });
+        for (to, heard, behind) in haves {
+            let vector = ours.vector.clone();
+            self.send(n, to, Message::Have { heard, vector, behind });
         }
         if self.rng.u8(..8) == 0 {
             self.snapshot(n);
@@ -439,19 +440,13 @@ impl World {
         let Some(me) = &mut self.running[to] else { return };
         let Some(link) = me.links.get_mut(&from) else { return };
         match message {
-            Message::Hello { knowledge, cut } => {
-                let ours = me.ledger.chains.knowledge();
+            Message::Hello { knowledge } => {
                 me.siblings.connected(tracker(from), knowledge.clone(), clock_ahead, wall);
-                let mut gone = cut.iter().chain(knowledge.sealed.iter());
-                let behind = gone.any(|(origin, seq)| ours.get(origin) < seq);
-                drop(gone);
+                let behind = me.ledger.is_behind_cut(&knowledge);
                 link.feed = Some(Feed::new(me.run.origin, knowledge, log));
-                if behind {
-                    link.asked = true;
-                    self.send_at(1, to, from, Message::AskEssence);
-                } else {
-                    me.names_from = me.names_from.min(now + 1_000);
-                }
+                me.names_from = me.names_from.min(now + 1_000);
+                let vector = me.ledger.chains.vector();
+                self.send(to, from, Message::Have { heard: 0, vector, behind });
             }
             Message::AskEssence => {
                 let essence = me.ledger.essence();
@@ -466,7 +461,7 @@ impl World {
                 disk.snapshot = (disk.position, me.ledger.essence(), me.ledger.cut.clone());
                 let (heard, vector) = (link.heard, me.ledger.chains.vector());
                 self.say(|| format!("{to} takes over what {from} knows"));
-                self.send(to, from, Message::Have { heard, vector });
+                self.send(to, from, Message::Have { heard, vector, behind: false });
             }
             Message::Ops(batch) => {
                 let ops = batch.ops.into_iter();
@@ -485,12 +480,15 @@ impl World {
                     }
                 }
                 let (heard, vector) = (link.heard, me.ledger.chains.vector());
-                self.send(to, from, Message::Have { heard, vector });
+                self.send(to, from, Message::Have { heard, vector, behind: false });
             }
-            Message::Have { heard, vector } => {
+            Message::Have { heard, vector, behind } => {
                 me.siblings.said(tracker(from), &vector, clock_ahead, wall);
                 if let Some(feed) = &mut link.feed {
                     feed.heard(heard, &vector);
+                }
+                if behind {
+                    self.send(to, from, Message::AskEssence);
                 }
             }
             Message::Reserve { name, claim } => {

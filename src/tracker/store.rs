@@ -111,6 +111,10 @@ enum Job {
         user: UserId,
         at: UnixMillis,
     },
+    Heard {
+        tracker: PeerId,
+        at: UnixMillis,
+    },
     /// Ops of another tracker.
     Merge {
         ops: Vec<(Op, Vec<u8>)>,
@@ -351,6 +355,11 @@ impl Store {
         let _ = self.jobs.try_send(Job::Seen { user, at });
     }
 
+    /// Notes when another tracker was last heard. Soft, too.
+    pub fn note_heard(&self, tracker: PeerId, at: UnixMillis) {
+        let _ = self.jobs.try_send(Job::Heard { tracker, at });
+    }
+
     /// The bytes of a page.
     pub async fn page(&self, hash: Blake3Hash) -> Result<Option<Vec<u8>>, Refusal> {
         let disk = self.disk.clone();
@@ -518,7 +527,7 @@ impl Work {
                 Job::Absorb { answer, .. } => drop(answer.send(Err(refusal.clone()))),
                 Job::Merge { answer, .. } => drop(answer.send(Err(refusal.clone()))),
                 Job::ReleasePages { user, hashes } => self.unreleased.push((user, hashes)),
-                Job::Seen { .. } | Job::Stop => {}
+                Job::Seen { .. } | Job::Heard { .. } | Job::Stop => {}
             });
             return;
         }
@@ -580,6 +589,7 @@ impl Work {
                 round.page_moves.push(PageMove::Release(user, hashes));
             }
             Job::Seen { user, at } => drop(round.batch.seen.insert(user, at)),
+            Job::Heard { tracker, at } => drop(round.batch.heard.insert(tracker, at)),
             Job::Merge { ops, answer } => {
                 let (merged, entries) = self.pending.merge(ops);
                 entries.into_iter().for_each(|entry| self.add(round, entry));

@@ -7,7 +7,7 @@ pub use quinn::{ConnectionError, RecvStream, SendStream};
 
 use super::code::quic_code;
 use super::config;
-use super::tls::public_key_of;
+use super::tls::{Alpn, public_key_of};
 use crate::error_code::ErrorCode;
 use crate::peer_id::{PeerId, PublicKey};
 
@@ -20,18 +20,22 @@ pub struct Connection {
     quic: quinn::Connection,
     remote_key: PublicKey,
     remote: PeerId,
+    alpn: Alpn,
     dialled: bool,
 }
 
 impl Connection {
-    /// Wraps a finished handshake; nothing when it carries no Ed25519 certificate.
+    /// Wraps a finished handshake; nothing when it carries no Ed25519 certificate or protocol.
     pub(super) fn new(quic: quinn::Connection, dialled: bool) -> Option<Self> {
         let certificates = quic
             .peer_identity()?
             .downcast::<Vec<rustls::pki_types::CertificateDer<'static>>>()
             .ok()?;
         let remote_key = public_key_of(certificates.first()?)?;
-        Some(Self { quic, remote: remote_key.peer_id(), remote_key, dialled })
+        let handshake = quic.handshake_data()?;
+        let handshake = handshake.downcast::<quinn::crypto::rustls::HandshakeData>().ok()?;
+        let alpn = Alpn::named(&handshake.protocol?)?;
+        Some(Self { quic, remote: remote_key.peer_id(), remote_key, alpn, dialled })
     }
 
     /// The device at the other end.
@@ -52,6 +56,11 @@ impl Connection {
     /// Our own address on this connection's path, where the system tells.
     pub fn local_ip(&self) -> Option<IpAddr> {
         self.quic.local_ip().map(|ip| ip.to_canonical())
+    }
+
+    /// The protocol spoken on it.
+    pub fn alpn(&self) -> Alpn {
+        self.alpn
     }
 
     /// Whether this side began the connection.

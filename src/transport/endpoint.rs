@@ -1,4 +1,4 @@
-//! One UDP socket: dials trackers and peers, and accepts connections of one protocol.
+//! One UDP socket: dials trackers and peers, and accepts connections.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -75,15 +75,15 @@ pub struct Endpoint {
 }
 
 impl Endpoint {
-    /// Binds `address` and accepts `alpn` there. Must be called inside the runtime that shall
-    /// carry the traffic.
+    /// Binds `address` and accepts the protocols `alpns` there, which are all of peers or all of
+    /// trackers. Must be called inside the runtime that shall carry the traffic.
     ///
     /// # Errors
     /// [`BindError`].
     pub fn bind(
         identity: Arc<Identity>,
         address: SocketAddr,
-        alpn: Alpn,
+        alpns: &[Alpn],
     ) -> Result<Self, BindError> {
         let socket_error = |error| BindError::Socket { address, error };
         let socket = open_socket(address).map_err(socket_error)?;
@@ -99,11 +99,11 @@ impl Endpoint {
             Box::new(quinn_proto::HashedConnectionIdGenerator::from_key(cid_key))
         });
 
-        let crypto = QuicServerConfig::try_from(tls::server_config(&identity, alpn)?)
+        let crypto = QuicServerConfig::try_from(tls::server_config(&identity, alpns)?)
             .expect("invariant: the provider has the initial cipher suite");
         let mut server_config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         server_config
-            .transport_config(config::transport(alpn, true))
+            .transport_config(config::transport(alpns[0], true))
             .max_incoming(limits::MAX_INCOMING)
             .incoming_buffer_size(limits::INCOMING_BUFFER)
             .incoming_buffer_size_total(limits::INCOMING_BUFFER_TOTAL);

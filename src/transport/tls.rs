@@ -26,7 +26,7 @@ pub enum Alpn {
     Tracker,
     /// Peer to peer.
     Peer,
-    /// Tracker to tracker. Reserved: nothing answers to it yet.
+    /// Tracker to tracker.
     Sync,
 }
 
@@ -38,6 +38,11 @@ impl Alpn {
             Self::Peer => b"mtq-peer/1",
             Self::Sync => b"mtq-sync/1",
         }
+    }
+
+    /// The protocol of this name.
+    pub(super) fn named(name: &[u8]) -> Option<Self> {
+        [Self::Tracker, Self::Peer, Self::Sync].into_iter().find(|alpn| alpn.name() == name)
     }
 }
 
@@ -62,7 +67,7 @@ fn provider() -> Arc<CryptoProvider> {
 /// afterwards.
 pub(super) fn server_config(
     identity: &Identity,
-    alpn: Alpn,
+    alpns: &[Alpn],
 ) -> Result<rustls::ServerConfig, Error> {
     let provider = provider();
     let verifier = Arc::new(AnyDevice(provider.clone()));
@@ -70,7 +75,7 @@ pub(super) fn server_config(
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(verifier)
         .with_single_cert(vec![identity.certificate()], identity.private_key().into())?;
-    config.alpn_protocols = vec![alpn.name().to_vec()];
+    config.alpn_protocols = alpns.iter().map(|alpn| alpn.name().to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;

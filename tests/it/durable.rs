@@ -456,7 +456,7 @@ impl Client {
         up: watch::Receiver<Option<Run>>,
     ) -> Arc<Self> {
         let identity = Arc::new(Identity::generate());
-        let endpoint = Endpoint::bind(identity, loopback(), Alpn::Peer).expect("bound");
+        let endpoint = Endpoint::bind(identity, loopback(), &[Alpn::Peer]).expect("bound");
         let (line, tasks) = (Mutex::new(None), TaskTracker::new());
         let client = Self { number, endpoint, link, up, line, tasks };
         let first = client.dial().await.expect("the tracker is up");

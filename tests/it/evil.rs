@@ -74,7 +74,7 @@ async fn without_a_valid_ticket_a_seeder_gives_nothing() {
 
     // Stolen: a good ticket shown by another device ends the connection.
     let thief =
-        Endpoint::bind(Arc::new(Identity::generate()), loopback(), Alpn::Peer).expect("bound");
+        Endpoint::bind(Arc::new(Identity::generate()), loopback(), &[Alpn::Peer]).expect("bound");
     let mut peer = RawPeer::dial(&thief, at).await;
     peer.say(&Control::Ticket { ticket: good.clone() }).await;
     assert_eq!(peer.close_code().await, Some(ErrorCode::NoTicket));

@@ -153,7 +153,8 @@ pub async fn intruder_at(
     from: &str,
 ) -> Result<(Endpoint, TrackerConnection, PushQueue), ConnectError> {
     let from = from.parse().expect("an address");
-    let endpoint = Endpoint::bind(Arc::new(Identity::generate()), from, Alpn::Peer).expect("bound");
+    let endpoint =
+        Endpoint::bind(Arc::new(Identity::generate()), from, &[Alpn::Peer]).expect("bound");
     let (line, pushes) = TrackerConnection::open(&endpoint, link, &hello(1)).await?;
     Ok((endpoint, line, pushes))
 }

@@ -18,7 +18,10 @@ pub mod decide;
 pub mod remembered;
 pub mod disk;
 pub mod store;
+pub mod seats;
+pub mod gossip;
 pub mod presence;
+mod remote;
 pub mod herald;
 pub mod counters;
 pub mod throttle;
@@ -34,3 +37,5 @@ pub mod stub;
 
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod presence_tests;

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -17,8 +17,9 @@ use super::message::{Hello, Welcome};
 use super::metrics;
 use super::operator::{self, ControlSocket};
 use super::password::Passwords;
-use super::presence::{Client, ConnectionNumber, Outlet, Presence};
+use super::presence::{Client, Outlet, Presence};
 use super::push::Push;
+use super::seats::ConnectionNumber;
 use super::session::{ClientSession, Shared};
 use super::state::Rules;
 use super::store::{Store, StoreConfig};
@@ -128,7 +129,6 @@ impl Tracker {
             counters,
             searches: Semaphore::new(limits::SEARCHES_AT_ONCE),
             search_queue: Semaphore::new(limits::SEARCH_QUEUE),
-            next_connection: AtomicU64::new(1),
             started: clock::monotonic(),
             store_file: data_dir.join(disk::FILE_NAME),
             metrics: scraped.as_ref().map(|(_, address)| *address),
@@ -228,7 +228,7 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, stop: CancellationToken)
         connection.close(ErrorCode::LimitReached);
         return;
     };
-    let number = shared.next_connection.fetch_add(1, Ordering::Relaxed);
+    let number = shared.presence.next_number();
     let (outlet, queue) = Outlet::new();
     let greeting = greet(&shared, &connection, number, outlet.clone());
     let greeted = tokio::time::timeout(limits::FIRST_FRAME_DEADLINE, greeting).await;

@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -17,8 +16,9 @@ use super::command::{Actor, Command, Outcome};
 use super::counters::{Counters, Limit};
 use super::message::{Answer, FileCursor, Matching, Reply, Request};
 use super::password::Passwords;
-use super::presence::{ConnectionNumber, Presence};
+use super::presence::Presence;
 use super::refusal::Refusal;
+use super::seats::ConnectionNumber;
 use super::state::{PUBLIC, State};
 use super::store::Store;
 use super::throttle::{ConnectionThrottle, Throttle};
@@ -51,8 +51,6 @@ pub struct Shared {
     pub searches: Semaphore,
     /// Searches under way and waiting.
     pub search_queue: Semaphore,
-    /// The number of the next connection.
-    pub next_connection: AtomicU64,
     /// When the tracker began.
     pub started: Instant,
     /// The file of the store.

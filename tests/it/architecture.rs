@@ -39,6 +39,8 @@ const PURE: &[&str] = &[
     "tracker/census.rs",
     "tracker/control.rs",
     "tracker/pages.rs",
+    "tracker/seats.rs",
+    "tracker/gossip.rs",
     "swarm/message.rs",
     "swarm/picker.rs",
     "swarm/scheduler.rs",

@@ -591,6 +591,37 @@ impl Here for Presence {
 }
 
 #[cfg(test)]
+impl Presence {
+    /// What is kept in several places is the same in all of them.
+    pub(super) fn check_invariants(&self) {
+        let (mut claims, mut logins, mut locals) = (0, 0, 0);
+        for client in &self.clients {
+            assert!(client.login.is_some() || client.announced.is_empty());
+            let Some(login) = &client.login else { continue };
+            assert_eq!((login.connection, login.device), (*client.key(), client.device));
+            assert_eq!(login.is_local(), client.outlet.is_some());
+            for (swarm, held) in &client.announced {
+                let swarm = self.swarms.get(swarm).expect("a swarm");
+                let mut all = swarm.claims();
+                let claim = all.find(|claim| claim.login.connection == login.connection);
+                let claim = claim.expect("a claim");
+                assert!(Arc::ptr_eq(&claim.login, login) && claim.complete == held.complete);
+                claims += 1;
+            }
+            assert!(self.users.get(&login.user).is_some_and(|it| it.contains(client.key())));
+            logins += 1;
+            locals += usize::from(login.is_local());
+        }
+        assert_eq!(self.swarms.iter().map(|swarm| swarm.claims().count()).sum::<usize>(), claims);
+        assert!(self.swarms.iter().all(|swarm| !swarm.is_empty()));
+        assert_eq!(self.users.iter().map(|user| user.len()).sum::<usize>(), logins);
+        assert_eq!(self.locals.iter().map(|local| local.len()).sum::<usize>(), locals);
+        assert!(self.users.iter().all(|user| !user.is_empty()));
+        assert!(self.locals.iter().all(|local| !local.is_empty()));
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::limits::{MAX_DEVICES_PER_USER_IN_SAMPLE, MAX_PEERS_PER_ANSWER};

@@ -335,3 +335,223 @@ pub struct Heard {
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::wire::testing::round_trip;
+
+    const DEVICE: PeerId = PeerId([1; 32]);
+    const OTHER: PeerId = PeerId([2; 32]);
+
+    fn swarm(content: u8) -> SwarmId {
+        (GroupId([9; 16]), ContentId([content; 32]))
+    }
+
+    /// Devices, their sessions, and what they hold.
+    #[derive(Default)]
+    struct Table(RefCell<BTreeMap<PeerId, (u64, BTreeMap<SwarmId, bool>)>>);
+
+    impl Table {
+        fn enter(&self, device: PeerId, session: u64, contents: &[u8]) {
+            let held = contents.iter().map(|content| (swarm(*content), true)).collect();
+            self.0.borrow_mut().insert(device, (session, held));
+        }
+
+        fn leave(&self, device: PeerId) {
+            self.0.borrow_mut().remove(&device);
+        }
+    }
+
+    impl Here for Table {
+        fn devices(&self) -> Vec<PeerId> {
+            self.0.borrow().keys().copied().collect()
+        }
+
+        fn login(&self, device: PeerId) -> Option<Arc<Login>> {
+            let session = self.0.borrow().get(&device)?.0;
+            Some(Arc::new(Login {
+                connection: 1,
+                device,
+                session,
+                user: UserId([3; 16]),
+                name: "bob".parse().expect("name"),
+                observed: "203.0.113.7:9".parse().expect("address"),
+                declared: Vec::new(),
+                via: None,
+                doubtful: false,
+            }))
+        }
+
+        fn contents(&self, device: PeerId, _session: u64) -> Vec<SwarmId> {
+            let table = self.0.borrow();
+            table.get(&device).into_iter().flat_map(|(_, held)| held.keys().copied()).collect()
+        }
+
+        fn held(&self, device: PeerId, swarm: SwarmId) -> Option<(u64, bool)> {
+            let table = self.0.borrow();
+            let (session, held) = table.get(&device)?;
+            Some((*session, *held.get(&swarm)?))
+        }
+    }
+
+    /// News in short: `[`, `1+7` online in session 7, `1-7` offline, `1=5` holds, `1~5` lets, `]`.
+    fn short(news: &[News]) -> String {
+        let words = news.iter().map(|news| match news {
+            News::Begin => "[".to_owned(),
+            News::Online { device, session, .. } => format!("{}+{session}", device.0[0]),
+            News::Offline { device, session } => format!("{}-{session}", device.0[0]),
+            News::Holds { device, content, .. } => format!("{}={}", device.0[0], content.0[0]),
+            News::Lets { device, content, .. } => format!("{}~{}", device.0[0], content.0[0]),
+            News::End => "]".to_owned(),
+        });
+        words.collect::<Vec<_>>().join(" ")
+    }
+
+    fn told(journal: &Journal, table: &Table) -> String {
+        short(&journal.take(table, 100))
+    }
+
+    #[test]
+    fn first_everything_then_what_changed_each_thing_once() {
+        let (table, journals) = (Table::default(), Journals::default());
+        let journal = journals.open(10);
+        table.enter(DEVICE, 7, &[5]);
+        // Before anything is told, nothing need be noted.
+        journals.note_device(DEVICE, false);
+        assert_eq!(told(&journal, &table), "[ 1+7 1=5 ]");
+        assert_eq!(told(&journal, &table), "");
+        table.enter(DEVICE, 7, &[5, 6]);
+        (0..9).for_each(|_| journals.note_content(DEVICE, swarm(6)));
+        assert_eq!(told(&journal, &table), "1=6");
+        // Come and gone between two takes: as if it had not been.
+        journals.note_content(DEVICE, swarm(8));
+        table.enter(OTHER, 1, &[5]);
+        journals.note_device(OTHER, false);
+        table.leave(OTHER);
+        journals.note_device(OTHER, true);
+        assert_eq!(told(&journal, &table), "1~8");
+        table.leave(DEVICE);
+        journals.note_device(DEVICE, true);
+        assert_eq!(told(&journal, &table), "1-7");
+    }
+
+    #[test]
+    fn a_new_session_is_told_with_all_it_holds_and_an_old_one_that_is_back_too() {
+        let (table, journals) = (Table::default(), Journals::default());
+        let journal = journals.open(10);
+        table.enter(DEVICE, 7, &[5]);
+        told(&journal, &table);
+        table.enter(DEVICE, 8, &[6]);
+        // Noted before the device is: it comes with the device.
+        journals.note_content(DEVICE, swarm(6));
+        assert_eq!(told(&journal, &table), "");
+        journals.note_device(DEVICE, false);
+        assert_eq!(told(&journal, &table), "1+8 1=6");
+        table.enter(DEVICE, 7, &[5]);
+        journals.note_device(DEVICE, false);
+        assert_eq!(told(&journal, &table), "1+7 1=5");
+        // Described anew, it keeps what it holds; gone and back, it is told afresh.
+        journals.note_device(DEVICE, false);
+        assert_eq!(told(&journal, &table), "1+7");
+        journals.note_device(DEVICE, true);
+        assert_eq!(told(&journal, &table), "1-7 1+7 1=5");
+    }
+
+    #[test]
+    fn a_journal_that_overflows_tells_everything_again() {
+        let (table, journals) = (Table::default(), Journals::default());
+        let journal = journals.open(3);
+        told(&journal, &table);
+        table.enter(DEVICE, 7, &[5, 6]);
+        journals.note_device(DEVICE, false);
+        (1..=2).for_each(|content| journals.note_content(DEVICE, swarm(content)));
+        assert_eq!(lock(&journal.noted).contents.len(), 2, "just full");
+        journals.note_content(DEVICE, swarm(3));
+        assert!(lock(&journal.noted).contents.is_empty());
+        assert_eq!(told(&journal, &table), "[ 1+7 1=6 1=5 ]");
+        assert_eq!(told(&journal, &table), "");
+    }
+
+    #[test]
+    fn a_long_list_comes_in_lots_with_changes_between() {
+        let (table, journals) = (Table::default(), Journals::default());
+        let journal = journals.open(100);
+        (1..=4).for_each(|id| table.enter(PeerId([id; 32]), 1, &[5, 6, 7]));
+        let mut all = Vec::new();
+        for lot in 0.. {
+            let news = journal.take(&table, 3);
+            assert!(news.len() <= 3);
+            if news.is_empty() {
+                break;
+            }
+            all.extend(news);
+            if lot == 0 {
+                table.leave(PeerId([1; 32]));
+                journals.note_device(PeerId([1; 32]), true);
+            }
+        }
+        let text = short(&all);
+        assert!(text.starts_with("[ 1+1") && text.ends_with(']'), "{text}");
+        let gone = text.find("1-1").expect("told");
+        assert!(gone < text.find("4+1").expect("told"), "changes do not wait: {text}");
+        assert_eq!(text.matches('=').count(), 9, "{text}");
+    }
+
+    #[test]
+    fn without_subscribers_nothing_is_noted_and_dropped_ones_are_forgotten() {
+        let journals = Journals::default();
+        journals.note_device(DEVICE, false);
+        let (one, two) = (journals.open(10), journals.open(10));
+        assert_eq!(journals.count.load(Ordering::Relaxed), 2);
+        drop(one);
+        journals.note_device(DEVICE, false);
+        assert_eq!(journals.count.load(Ordering::Relaxed), 1);
+        drop(two);
+        journals.note_device(DEVICE, false);
+        assert_eq!(journals.count.load(Ordering::Relaxed), 0);
+    }
+
+    #[test]
+    fn news_round_trip_and_keep_their_bytes() {
+        let (device, (group, content)) = (DEVICE, swarm(5));
+        let online = News::Online {
+            device,
+            session: 300,
+            user: UserId([3; 16]),
+            name: "bob".parse().expect("name"),
+            observed: "203.0.113.7:4000".parse().expect("address"),
+            declared: vec!["[fe80::1]:3".parse().expect("address")],
+        };
+        let holds = News::Holds { device, session: 1, group, content, complete: true };
+        let all = [
+            News::Begin,
+            online,
+            News::Offline { device, session: 1 },
+            holds.clone(),
+            News::Lets { device, session: 1, group, content },
+            News::End,
+        ];
+        for (variant, news) in all.iter().enumerate() {
+            round_trip(news);
+            assert_eq!(usize::from(crate::wire::encode(news)[0]), variant);
+        }
+        let hex = hex::encode(crate::wire::encode(&holds));
+        let ids = [("01", 32), ("", 0), ("09", 16), ("05", 32)];
+        let [device, _, group, content] = ids.map(|(byte, count)| byte.repeat(count));
+        assert_eq!(hex, format!("03{device}01{group}{content}01"));
+    }
+
+    proptest! {
+        #[test]
+        fn junk_never_panics(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
+            let _ = crate::wire::decode::<News>(&bytes);
+            let _ = crate::wire::decode::<Vec<News>>(&bytes);
+        }
+    }
+}

@@ -173,3 +173,375 @@ impl Presence {
         dropped.filter_map(|(_, known)| self.leave(known.connection, now)).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::id::GroupId;
+    use crate::limits::MAX_SHARES_PER_USER;
+    use crate::manifest::ContentId;
+    use crate::name::UserName;
+    use crate::tracker::presence::Outlet;
+    use crate::tracker::push::Push;
+
+    const GROUP: GroupId = GroupId([1; 16]);
+    const CONTENT: ContentId = ContentId([2; 32]);
+    const NOW: UnixMillis = UnixMillis(77);
+    /// Two other trackers.
+    const B: PeerId = PeerId([0xb; 32]);
+    const C: PeerId = PeerId([0xc; 32]);
+
+    fn name(text: &str) -> UserName {
+        text.parse().expect("name")
+    }
+
+    fn id_of(user: &str) -> UserId {
+        UserId(crate::id::derived(&[user.as_bytes()]))
+    }
+
+    fn peer(device: u8) -> PeerId {
+        PeerId([device; 32])
+    }
+
+    /// A client connected here, in session 5, seen at port 1.
+    fn enter(presence: &Presence, device: u8, user: &str) -> (u64, mpsc::Receiver<Push>) {
+        let (outlet, queue) = Outlet::new();
+        let observed = format!("203.0.113.{device}:1").parse().expect("address");
+        let number = presence.next_number();
+        presence.enter(number, Client::new(peer(device), observed, Vec::new(), 5, outlet));
+        presence.log_in(number, id_of(user), &name(user));
+        (number, queue)
+    }
+
+    /// A tracker's word that a device is connected to it, seen at `port`.
+    fn online(device: u8, session: u64, user: &str, port: u16) -> News {
+        News::Online {
+            device: peer(device),
+            session,
+            user: id_of(user),
+            name: name(user),
+            observed: ([203, 0, 113, device], port).into(),
+            declared: Vec::new(),
+        }
+    }
+
+    fn offline(device: u8, session: u64) -> News {
+        News::Offline { device: peer(device), session }
+    }
+
+    fn holds(device: u8, session: u64, complete: bool) -> News {
+        let device = peer(device);
+        News::Holds { device, session, group: GROUP, content: CONTENT, complete }
+    }
+
+    fn lets(device: u8, session: u64) -> News {
+        News::Lets { device: peer(device), session, group: GROUP, content: CONTENT }
+    }
+
+    fn hear(presence: &Presence, from: PeerId, all: impl IntoIterator<Item = News>) -> Vec<UserId> {
+        let gone = all.into_iter().flat_map(|news| presence.hear(from, news, NOW)).collect();
+        presence.check_invariants();
+        gone
+    }
+
+    /// Who holds the content, as a client connected for that sees it: `2# 3. 4#?` is a complete
+    /// holder, one in part, and a doubtful complete one; each with the port it is seen at.
+    fn picture(presence: &Presence) -> String {
+        let (viewer, _queue) = enter(presence, 99, "viewer");
+        let mut rng = fastrand::Rng::with_seed(1);
+        let peers = presence.sample(GROUP, CONTENT, viewer, &mut rng);
+        presence.leave(viewer, NOW);
+        let (complete, partial) = presence.holders(GROUP, CONTENT);
+        assert_eq!((complete + partial) as usize, peers.len());
+        let mut peers: Vec<_> = peers
+            .iter()
+            .map(|peer| {
+                let (id, port) = (peer.peer_id.0[0], peer.addresses[0].port());
+                let complete = if peer.complete { '#' } else { '.' };
+                let doubtful = if peer.doubtful { "?" } else { "" };
+                (peer.doubtful, id, format!("{id}{complete}{doubtful}:{port}"))
+            })
+            .collect();
+        assert!(peers.is_sorted_by_key(|(doubtful, ..)| *doubtful), "doubtful ones last");
+        peers.sort();
+        peers.into_iter().map(|(.., text)| text).collect::<Vec<_>>().join(" ")
+    }
+
+    /// What a leecher was told since: `+2:7` who came, seen at which port, `-2` who left.
+    fn pushed(queue: &mut mpsc::Receiver<Push>) -> String {
+        let mut words = Vec::new();
+        while let Ok(push) = queue.try_recv() {
+            words.push(match push {
+                Push::SwarmJoined { peer, .. } => {
+                    format!("+{}:{}", peer.peer_id.0[0], peer.addresses[0].port())
+                }
+                Push::SwarmLeft { peer_id, .. } => format!("-{}", peer_id.0[0]),
+                other => format!("{other:?}"),
+            });
+        }
+        words.join(" ")
+    }
+
+    #[test]
+    fn a_client_of_another_tracker_is_a_holder_like_any_other() {
+        let presence = Presence::default();
+        let (leecher, mut queue) = enter(&presence, 1, "a");
+        presence.announce(leecher, GROUP, CONTENT, false);
+        hear(&presence, B, [online(2, 5, "b", 7), holds(2, 5, true)]);
+        assert_eq!(picture(&presence), "1.:1 2#:7");
+        assert_eq!(pushed(&mut queue), "+2:7");
+        assert!(presence.is_online(id_of("b")) && presence.devices(id_of("b")).contains(&peer(2)));
+        assert_eq!((presence.user_count(), presence.connection_count()), (2, 1));
+        // Nobody says anything to it from here.
+        presence.push_to_users([id_of("b")], &Push::SignedOut);
+        presence.push_to_all(&Push::Lagged);
+        presence.push_to_active(GROUP, &Push::Lagged);
+        presence.push_to_swarm(GROUP, CONTENT, &Push::Lagged);
+        assert_eq!(pushed(&mut queue), "Lagged Lagged Lagged");
+        hear(&presence, B, [lets(2, 5)]);
+        assert_eq!((picture(&presence), pushed(&mut queue)), ("1.:1".into(), "-2".into()));
+        assert_eq!(hear(&presence, B, [offline(2, 5)]), [id_of("b")]);
+        assert_eq!(presence.last_seen(id_of("b")), Some(NOW));
+        assert!(presence.clients.iter().all(|client| client.login.as_ref().unwrap().is_local()));
+    }
+
+    #[test]
+    fn a_device_at_several_trackers_has_one_seat_and_leaves_when_the_last_lets_go() {
+        let presence = Presence::default();
+        let (leecher, mut queue) = enter(&presence, 1, "a");
+        presence.announce(leecher, GROUP, CONTENT, false);
+        hear(&presence, B, [online(2, 5, "b", 7), holds(2, 5, false)]);
+        let (here, _queue) = enter(&presence, 2, "b");
+        // Of one session, what is said here counts.
+        presence.announce(here, GROUP, CONTENT, true);
+        hear(&presence, C, [online(2, 5, "b", 8), holds(2, 5, false)]);
+        assert_eq!(picture(&presence), "1.:1 2#:1");
+        assert_eq!(presence.leave(here, NOW), None, "still online elsewhere");
+        assert_eq!(picture(&presence), "1.:1 2.:8");
+        assert_eq!(hear(&presence, C, [offline(2, 5)]), []);
+        assert_eq!(picture(&presence), "1.:1 2.:7");
+        assert_eq!(hear(&presence, B, [offline(2, 5)]), [id_of("b")]);
+        assert_eq!(pushed(&mut queue), "+2:7 +2:1 +2:8 +2:7 -2");
+    }
+
+    #[test]
+    fn the_newest_session_counts_wherever_it_is_and_the_older_one_when_it_is_gone() {
+        let presence = Presence::default();
+        let (here, _queue) = enter(&presence, 2, "b");
+        presence.announce(here, GROUP, CONTENT, true);
+        hear(&presence, B, [online(2, 6, "b", 7), holds(2, 6, false)]);
+        hear(&presence, C, [online(2, 4, "b", 8), holds(2, 4, true)]);
+        assert_eq!(picture(&presence), "2.:7");
+        // A doubtful one of a newer session still counts before older ones.
+        presence.tracker_lost(B, NOW);
+        assert_eq!(picture(&presence), "2.?:7");
+        hear(&presence, B, [offline(2, 6)]);
+        assert_eq!(picture(&presence), "2#:1");
+        presence.leave(here, NOW);
+        assert_eq!(picture(&presence), "2#:8");
+    }
+
+    #[test]
+    fn of_two_connections_here_in_one_session_the_later_counts() {
+        let presence = Presence::default();
+        let (old, _old) = enter(&presence, 2, "b");
+        let (new, _new) = enter(&presence, 2, "b");
+        presence.announce(new, GROUP, CONTENT, true);
+        presence.announce(old, GROUP, CONTENT, false);
+        assert_eq!(picture(&presence), "2#:1");
+        presence.leave(new, NOW);
+        assert_eq!(picture(&presence), "2.:1");
+    }
+
+    #[test]
+    fn clients_of_a_lost_tracker_are_doubtful_come_last_and_end_after_the_grace() {
+        let presence = Presence::default();
+        let (leecher, mut queue) = enter(&presence, 1, "a");
+        presence.announce(leecher, GROUP, CONTENT, false);
+        let two =
+            [online(2, 5, "b", 7), holds(2, 5, true), online(3, 5, "c", 7), holds(3, 5, true)];
+        hear(&presence, B, two);
+        hear(&presence, C, [online(3, 5, "c", 8), holds(3, 5, true)]);
+        assert_eq!(pushed(&mut queue), "+2:7 +3:7 +3:8");
+        presence.tracker_lost(B, NOW);
+        presence.tracker_lost(B, NOW.plus(PRESENCE_GRACE));
+        assert_eq!(picture(&presence), "1.:1 3#:8 2#?:7");
+        assert_eq!(pushed(&mut queue), "", "they may be there still");
+        let over = NOW.plus(PRESENCE_GRACE);
+        assert_eq!(presence.expire(UnixMillis(over.0 - 1)), []);
+        assert_eq!(presence.expire(over), [id_of("b")]);
+        assert_eq!(picture(&presence), "1.:1 3#:8");
+        assert_eq!(pushed(&mut queue), "-2");
+        assert_eq!(presence.last_seen(id_of("b")), Some(over));
+        presence.check_invariants();
+    }
+
+    #[test]
+    fn doubt_moves_a_seat_to_who_is_sure() {
+        let presence = Presence::default();
+        let (leecher, mut queue) = enter(&presence, 1, "a");
+        presence.announce(leecher, GROUP, CONTENT, false);
+        hear(&presence, B, [online(2, 5, "b", 7), holds(2, 5, true)]);
+        hear(&presence, C, [online(2, 5, "b", 8), holds(2, 5, true)]);
+        presence.tracker_lost(C, NOW);
+        assert_eq!(picture(&presence), "1.:1 2#:7");
+        hear(&presence, C, [News::Begin, online(2, 5, "b", 8), holds(2, 5, true), News::End]);
+        assert_eq!(picture(&presence), "1.:1 2#:8");
+        assert_eq!(pushed(&mut queue), "+2:7 +2:8 +2:7 +2:8");
+    }
+
+    #[test]
+    fn a_list_clears_the_doubt_of_what_it_repeats_and_ends_the_rest() {
+        let presence = Presence::default();
+        hear(&presence, B, [online(2, 5, "b", 7), holds(2, 5, true), online(3, 5, "c", 7)]);
+        hear(&presence, B, [holds(3, 5, true), online(4, 5, "d", 7), holds(4, 5, true)]);
+        presence.tracker_lost(B, NOW);
+        assert_eq!(picture(&presence), "2#?:7 3#?:7 4#?:7");
+        // The third is not repeated, the second not with what it held.
+        hear(&presence, B, [News::Begin, online(2, 5, "b", 7), online(3, 5, "c", 7)]);
+        hear(&presence, B, [holds(2, 5, true)]);
+        assert_eq!(picture(&presence), "2#:7 3#:7 4#?:7");
+        assert_eq!(hear(&presence, B, [News::End]), [id_of("d")]);
+        assert_eq!(picture(&presence), "2#:7");
+        assert!(presence.is_online(id_of("c")));
+        assert_eq!(presence.expire(UnixMillis(u64::MAX)), []);
+        // Begun and broken off, a list ends nothing; nor does an end without a beginning.
+        hear(&presence, B, [News::Begin]);
+        presence.tracker_lost(B, NOW);
+        hear(&presence, B, [News::End]);
+        assert_eq!(picture(&presence), "2#?:7");
+        hear(&presence, B, [News::Begin, News::Begin, online(2, 5, "b", 7), News::End]);
+        assert_eq!(picture(&presence), "");
+    }
+
+    #[test]
+    fn what_fits_nothing_is_ignored() {
+        let presence = Presence::default();
+        hear(&presence, B, [holds(2, 5, true), lets(2, 5), offline(2, 5), News::End]);
+        assert!(presence.clients.is_empty());
+        hear(&presence, B, [online(2, 5, "b", 7), holds(2, 5, true)]);
+        // Others' words, and words of other sessions.
+        hear(&presence, C, [lets(2, 5), offline(2, 5), holds(2, 5, false)]);
+        hear(&presence, B, [lets(2, 4), holds(2, 6, false), offline(2, 4)]);
+        assert_eq!(picture(&presence), "2#:7");
+        presence.tracker_lost(C, NOW);
+        assert_eq!(picture(&presence), "2#:7");
+        hear(&presence, B, [offline(2, 6)]);
+        assert!(presence.clients.is_empty());
+    }
+
+    #[test]
+    fn another_session_holds_nothing_yet_and_the_same_keeps_what_it_holds() {
+        let presence = Presence::default();
+        let (leecher, mut queue) = enter(&presence, 1, "a");
+        presence.announce(leecher, GROUP, CONTENT, false);
+        hear(&presence, B, [online(2, 5, "b", 7), holds(2, 5, true), online(2, 5, "b", 8)]);
+        assert_eq!(picture(&presence), "1.:1 2#:8");
+        assert_eq!(hear(&presence, B, [online(2, 6, "b", 8)]), [], "its user was there all along");
+        assert_eq!(picture(&presence), "1.:1");
+        hear(&presence, B, [holds(2, 6, false)]);
+        assert_eq!(pushed(&mut queue), "+2:7 +2:8 -2 +2:8");
+        // Another user is another login, whatever the session.
+        assert_eq!(hear(&presence, B, [online(2, 6, "c", 8)]), [id_of("b")]);
+        assert_eq!(picture(&presence), "1.:1");
+    }
+
+    #[test]
+    fn what_is_decided_here_ends_what_is_here_and_what_is_doubtful() {
+        let presence = Presence::default();
+        let ends: [(&str, fn(&Presence)); 3] = [
+            ("expel", |presence| presence.expel(id_of("b"), GROUP)),
+            ("sign out", |presence| presence.sign_out(id_of("b"), peer(2), NOW)),
+            ("end swarm", |presence| presence.end_swarm(GROUP, CONTENT)),
+        ];
+        for (what, end) in ends {
+            let (here, _queue) = enter(&presence, 2, "b");
+            presence.announce(here, GROUP, CONTENT, true);
+            hear(&presence, B, [News::Begin, online(2, 5, "b", 7), holds(2, 5, false), News::End]);
+            end(&presence);
+            // Its own tracker decides the same and says so.
+            assert_eq!(picture(&presence), "2.:7", "{what}");
+            presence.tracker_lost(B, NOW);
+            end(&presence);
+            assert_eq!(picture(&presence), "", "{what}");
+            presence.leave(here, NOW);
+            // Unless it says otherwise.
+            hear(&presence, B, [News::Begin, online(2, 5, "b", 7), holds(2, 5, true), News::End]);
+            assert_eq!(picture(&presence), "2#:7", "{what}");
+        }
+        hear(&presence, B, [offline(2, 5)]);
+        assert!(presence.clients.is_empty());
+    }
+
+    #[test]
+    fn a_renamed_user_is_called_so_at_once_and_told_so() {
+        let presence = Presence::default();
+        let (here, _queue) = enter(&presence, 2, "b");
+        presence.announce(here, GROUP, CONTENT, true);
+        hear(&presence, B, [online(3, 5, "b", 7), holds(3, 5, true)]);
+        let journal = presence.subscribe();
+        assert_eq!(journal.take(&presence, 10).len(), 4);
+        presence.rename(id_of("b"), &name("bee"));
+        let (viewer, _queue) = enter(&presence, 9, "viewer");
+        let peers = presence.sample(GROUP, CONTENT, viewer, &mut fastrand::Rng::with_seed(1));
+        assert_eq!(peers.len(), 2);
+        assert!(peers.iter().all(|peer| peer.user == name("bee")));
+        let told = journal.take(&presence, 10);
+        let of_b = |news: &&News| matches!(news, News::Online { device, .. } if *device == peer(2));
+        let Some(News::Online { name: now, .. }) = told.iter().find(of_b) else { panic!() };
+        assert_eq!(*now, name("bee"));
+    }
+
+    #[test]
+    fn only_own_clients_that_are_logged_in_are_told() {
+        let presence = Presence::default();
+        hear(&presence, B, [online(2, 5, "b", 7), holds(2, 5, true)]);
+        let (nobody, _queue) = enter(&presence, 3, "c");
+        presence.log_out(nobody, NOW);
+        let journal = presence.subscribe();
+        assert_eq!(journal.take(&presence, 10), [News::Begin, News::End]);
+        hear(&presence, B, [lets(2, 5), holds(2, 5, false), online(2, 6, "b", 9)]);
+        presence.rename(id_of("b"), &name("bee"));
+        presence.tracker_lost(B, NOW);
+        presence.forget_tracker(B, NOW);
+        assert_eq!(journal.take(&presence, 10), []);
+    }
+
+    #[test]
+    fn who_is_no_tracker_any_more_told_nothing() {
+        let presence = Presence::default();
+        hear(&presence, B, [online(2, 5, "b", 7), holds(2, 5, true)]);
+        assert_eq!(presence.forget_tracker(B, NOW), [id_of("b")]);
+        assert_eq!(presence.forget_tracker(B, NOW), []);
+        assert!(presence.clients.is_empty() && picture(&presence).is_empty());
+    }
+
+    #[test]
+    fn how_much_a_tracker_may_tell_is_bounded() {
+        let presence = Presence::default();
+        let mut first = online(2, 5, "b", 7);
+        if let News::Online { declared, .. } = &mut first {
+            declared.extend((0..99).map(|i| std::net::SocketAddr::from(([10, 0, 0, i], 1))));
+        }
+        presence.hear(B, first, NOW);
+        let login = |client: &Client| client.login.clone().expect("in");
+        let declared = presence.clients.iter().map(|client| login(&client).declared.len()).max();
+        assert_eq!(declared, Some(MAX_ADDRESSES));
+        let device = peer(2);
+        let content = |i: usize| ContentId(crate::hash::blake3(&i.to_le_bytes()).0);
+        for content in (0..=MAX_SHARES_PER_USER).map(content) {
+            let (session, group, complete) = (5, GROUP, true);
+            presence.hear(B, News::Holds { device, session, group, content, complete }, NOW);
+        }
+        assert_eq!(presence.swarm_count(), MAX_SHARES_PER_USER);
+        for i in 0..=MAX_TRACKER_CONNECTIONS {
+            let mut news = online(3, 5, "c", 7);
+            let News::Online { device, .. } = &mut news else { panic!() };
+            device.0[..8].copy_from_slice(&(i as u64).to_le_bytes());
+            presence.hear(B, news, NOW);
+        }
+        assert_eq!(presence.clients.len(), MAX_TRACKER_CONNECTIONS);
+    }
+}

@@ -234,3 +234,71 @@ fn both_kinds(seats: Vec<&Claim>, max: usize) -> Vec<Claim> {
     let rest = max - take.min(complete.len());
     complete.into_iter().take(take).chain(partial.into_iter().take(rest)).cloned().collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Claims as `device/session/connection` and signs: `h` here, `?` doubtful, `#` complete.
+    fn swarm(claims: &[&str]) -> Swarm {
+        let mut swarm = Swarm::default();
+        for text in claims {
+            let end = text.find(|c: char| !c.is_ascii_digit() && c != '/').unwrap_or(text.len());
+            let numbers: Vec<u64> = text[..end].split('/').map(|n| n.parse().unwrap()).collect();
+            let [device, session, connection] = numbers[..] else { panic!("{text}") };
+            let login = Login {
+                connection,
+                device: PeerId([device as u8; 32]),
+                session,
+                user: UserId([device as u8; 16]),
+                name: "bob".parse().expect("name"),
+                observed: ([203, 0, 113, 1], connection as u16).into(),
+                declared: Vec::new(),
+                via: (!text.contains('h')).then_some(PeerId([0xb; 32])),
+                doubtful: text.contains('?'),
+            };
+            swarm.claim(&Arc::new(login), text.contains('#'));
+        }
+        swarm
+    }
+
+    /// The connection whose claim counts.
+    fn best(claims: &[&str]) -> ConnectionNumber {
+        let there = swarm(claims);
+        let best = there.best(PeerId([1; 32])).expect("claimed").login.connection;
+        assert_eq!(there.seats().next().expect("a seat").login.connection, best);
+        best
+    }
+
+    #[test]
+    fn session_then_nearness_then_certainty_then_number_decide() {
+        assert_eq!(best(&["1/5/1h#", "1/6/2?"]), 2);
+        assert_eq!(best(&["1/5/1h", "1/5/2"]), 1);
+        assert_eq!(best(&["1/5/1", "1/5/2?"]), 1);
+        assert_eq!(best(&["1/5/1h", "1/5/2h"]), 2);
+        assert_eq!(best(&["1/5/1", "1/5/2", "2/9/3"]), 2);
+    }
+
+    #[test]
+    fn devices_are_counted_by_the_claim_that_counts() {
+        let there = swarm(&["1/5/1h#", "1/6/2", "2/1/3#", "3/1/4", "3/1/5#"]);
+        assert_eq!(there.holders(), (2, 1));
+        assert_eq!(there.local(PeerId([1; 32])), Some((5, true)));
+        assert_eq!(there.local(PeerId([2; 32])), None);
+    }
+
+    #[test]
+    fn doubtful_ones_are_sampled_last_and_only_where_others_are_few() {
+        let sure = (1..=30).map(|i| format!("{i}/1/{i}{}", if i % 2 == 0 { "#" } else { "" }));
+        let doubtful = (31..=130).map(|i| format!("{i}/1/{i}?{}", if i < 40 { "#" } else { "" }));
+        let all: Vec<_> = sure.chain(doubtful).collect();
+        let all: Vec<_> = all.iter().map(String::as_str).collect();
+        let mut rng = fastrand::Rng::with_seed(1);
+        let sample = swarm(&all).sample(PeerId([1; 32]), &mut rng);
+        assert_eq!(sample.len(), MAX_PEERS_PER_ANSWER);
+        assert!(sample.is_sorted_by_key(|claim| claim.login.doubtful));
+        let doubtful: Vec<_> = sample.iter().filter(|claim| claim.login.doubtful).collect();
+        assert_eq!(doubtful.len(), MAX_PEERS_PER_ANSWER - 29, "not the asker itself");
+        assert_eq!(doubtful.iter().filter(|claim| claim.complete).count(), 9);
+    }
+}

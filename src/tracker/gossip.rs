@@ -355,7 +355,9 @@ mod tests {
 
     /// Devices, their sessions, and what they hold.
     #[derive(Default)]
-    struct Table(RefCell<BTreeMap<PeerId, (u64, BTreeMap<SwarmId, bool>)>>);
+    struct Table(RefCell<BTreeMap<PeerId, (u64, Contents)>>);
+
+    type Contents = BTreeMap<SwarmId, bool>;
 
     impl Table {
         fn enter(&self, device: PeerId, session: u64, contents: &[u8]) {

@@ -20,6 +20,7 @@ pub mod disk;
 pub mod store;
 pub mod seats;
 pub mod gossip;
+pub mod outlet;
 pub mod presence;
 mod remote;
 pub mod herald;

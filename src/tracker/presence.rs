@@ -10,54 +10,22 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use dashmap::{DashMap, Entry};
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
 
 use super::gossip::{Heard, Here, Journals, SwarmId};
 use super::message::PeerRecord;
+use super::outlet::Outlet;
 use super::push::Push;
 use super::seats::{ConnectionNumber, Login, SeatChange, SeatNews, Swarm};
 use crate::clock::UnixMillis;
 use crate::id::{GroupId, UserId};
-use crate::limits::{MAX_SHARES_PER_USER, PUSH_QUEUE};
+use crate::limits::MAX_SHARES_PER_USER;
 use crate::manifest::ContentId;
 use crate::name::UserName;
 use crate::peer_id::PeerId;
-
-/// The way to a client.
-#[derive(Clone, Debug)]
-pub struct Outlet {
-    /// Pushes wait here.
-    pub pushes: mpsc::Sender<Push>,
-    /// News were left out because the client reads too slowly; it is told once it reads again.
-    pub lagging: Arc<AtomicBool>,
-    /// Cancelled for a client that leaves too many unread.
-    pub cut_off: CancellationToken,
-}
-
-impl Outlet {
-    /// A way to a client, and the queue to be written to it.
-    pub fn new() -> (Self, mpsc::Receiver<Push>) {
-        let (pushes, queue) = mpsc::channel(PUSH_QUEUE);
-        let outlet = Self { pushes, lagging: Arc::default(), cut_off: CancellationToken::new() };
-        (outlet, queue)
-    }
-
-    /// Queues a push. What can be asked for as well is left out when the queue is half full; who
-    /// leaves no room for the rest either is cut off.
-    fn send(&self, push: Push) {
-        if push.is_news() && self.pushes.capacity() < self.pushes.max_capacity() / 2 {
-            self.lagging.store(true, Ordering::Relaxed);
-        } else if self.pushes.try_send(push).is_err() {
-            tracing::debug!("client does not read its pushes");
-            self.cut_off.cancel();
-        }
-    }
-}
 
 /// What a connection says of a content.
 #[derive(Clone, Copy, Debug)]
@@ -624,7 +592,8 @@ impl Presence {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::{MAX_DEVICES_PER_USER_IN_SAMPLE, MAX_PEERS_PER_ANSWER};
+    use crate::limits::{MAX_DEVICES_PER_USER_IN_SAMPLE, MAX_PEERS_PER_ANSWER, PUSH_QUEUE};
+    use tokio::sync::mpsc;
 
     const GROUP: GroupId = GroupId([1; 16]);
     const CONTENT: ContentId = ContentId([2; 32]);

@@ -13,7 +13,8 @@ use tokio::sync::mpsc;
 
 use super::gossip::{Journal, News, SwarmId};
 use super::message::PeerRecord;
-use super::presence::{Client, Outlet, Presence};
+use super::outlet::Outlet;
+use super::presence::{Client, Presence};
 use super::push::Push;
 use super::seats::ConnectionNumber;
 use crate::clock::UnixMillis;
@@ -546,80 +547,5 @@ fn when_it_is_quiet_every_tracker_sees_what_the_clients_are() {
         if std::panic::catch_unwind(|| run(seed)).is_err() {
             panic!("seed {seed}");
         }
-    }
-}
-
-/// Connections that come, announce, withdraw and go on several threads, while what they do is told:
-/// in the end all of it was.
-#[test]
-fn what_changes_while_it_is_told_is_told_after_it() {
-    const THREADS: u64 = 3;
-    let here = Arc::new(Presence::default());
-    let there = Presence::default();
-    let journal = here.journals.open(50);
-    let hear = |all: Vec<News>| {
-        let some = !all.is_empty();
-        all.into_iter().for_each(|news| drop(there.hear(tracker_id(0), news, UnixMillis(1))));
-        some
-    };
-    let work = |thread: u64| {
-        let here = here.clone();
-        move || {
-            let mut rng = fastrand::Rng::with_seed(thread);
-            let mut mine = Vec::new();
-            for _ in 0..3_000 {
-                let swarm = swarms().nth(rng.usize(..6)).expect("there");
-                let at = rng.usize(..=mine.len());
-                match (rng.u8(..12), mine.get(at).copied()) {
-                    (_, None) => {
-                        let (device, session) = (rng.u8(..3), rng.u64(1..3));
-                        let observed = SocketAddr::from(([203, 0, 113, device], 1));
-                        // Its pushes are of no interest.
-                        let (outlet, _) = Outlet::new();
-                        let client =
-                            Client::new(peer(device), observed, Vec::new(), session, outlet);
-                        let number = here.next_number();
-                        here.enter(number, client);
-                        here.log_in(number, user_id(device), &called(device, 0));
-                        mine.push(number);
-                    }
-                    (0..7, Some(number)) => {
-                        here.announce(number, swarm.0, swarm.1, rng.bool());
-                    }
-                    (7..9, Some(number)) => here.withdraw(number, swarm.0, swarm.1),
-                    (9, Some(_)) => here.expel(user_id(rng.u8(..3)), swarm.0),
-                    (10, Some(_)) => here.end_swarm(swarm.0, swarm.1),
-                    (_, Some(number)) => {
-                        here.leave(number, UnixMillis(1));
-                        mine.swap_remove(at);
-                    }
-                }
-            }
-            // What superseded sessions hold is not told.
-            for number in mine {
-                let client = here.clients.get(&number).expect("there");
-                let old = client.login.as_ref().is_some_and(|login| login.session == 1);
-                drop(client);
-                if old {
-                    here.leave(number, UnixMillis(1));
-                }
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(work(thread))).collect();
-        while threads.iter().any(|thread| !thread.is_finished()) {
-            hear(journal.take(&*here, 20));
-        }
-    });
-    while hear(journal.take(&*here, 20)) {}
-    here.check_invariants();
-    there.check_invariants();
-    for swarm in swarms() {
-        let holders = |presence: &Presence| presence.holders(swarm.0, swarm.1);
-        assert_eq!(holders(&here), holders(&there));
-    }
-    for user in (0..3).map(user_id) {
-        assert_eq!(here.devices(user), there.devices(user));
     }
 }

@@ -183,7 +183,7 @@ mod tests {
     use crate::limits::MAX_SHARES_PER_USER;
     use crate::manifest::ContentId;
     use crate::name::UserName;
-    use crate::tracker::presence::Outlet;
+    use crate::tracker::outlet::Outlet;
     use crate::tracker::push::Push;
 
     const GROUP: GroupId = GroupId([1; 16]);
@@ -451,7 +451,8 @@ mod tests {
     #[test]
     fn what_is_decided_here_ends_what_is_here_and_what_is_doubtful() {
         let presence = Presence::default();
-        let ends: [(&str, fn(&Presence)); 3] = [
+        type End = fn(&Presence);
+        let ends: [(&str, End); 3] = [
             ("expel", |presence| presence.expel(id_of("b"), GROUP)),
             ("sign out", |presence| presence.sign_out(id_of("b"), peer(2), NOW)),
             ("end swarm", |presence| presence.end_swarm(GROUP, CONTENT)),
@@ -543,5 +544,82 @@ mod tests {
             presence.hear(B, news, NOW);
         }
         assert_eq!(presence.clients.len(), MAX_TRACKER_CONNECTIONS);
+    }
+
+    /// Connections that come, announce, withdraw and go on several threads, while what they do is told:
+    /// in the end all of it was.
+    #[test]
+    fn what_changes_while_it_is_told_is_told_after_it() {
+        const THREADS: u64 = 3;
+        const USERS: [&str; 3] = ["a", "b", "c"];
+        let here = Arc::new(Presence::default());
+        let there = Presence::default();
+        let journal = here.journals.open(50);
+        let hear = |all: Vec<News>| {
+            let some = !all.is_empty();
+            all.into_iter().for_each(|news| drop(there.hear(B, news, UnixMillis(1))));
+            some
+        };
+        let work = |thread: u64| {
+            let here = here.clone();
+            move || {
+                let mut rng = fastrand::Rng::with_seed(thread);
+                let mut mine = Vec::new();
+                for _ in 0..10_000 {
+                    let swarm = (GROUP, ContentId([rng.u8(..6); 32]));
+                    let at = rng.usize(..=mine.len());
+                    match (rng.u8(..12), mine.get(at).copied()) {
+                        (_, None) => {
+                            let (device, session) = (rng.u8(..3), rng.u64(1..3));
+                            let user = USERS[usize::from(device)];
+                            let observed = std::net::SocketAddr::from(([203, 0, 113, device], 1));
+                            // Its pushes are of no interest.
+                            let (outlet, _) = Outlet::new();
+                            let client =
+                                Client::new(peer(device), observed, Vec::new(), session, outlet);
+                            let number = here.next_number();
+                            here.enter(number, client);
+                            here.log_in(number, id_of(user), &name(user));
+                            mine.push(number);
+                        }
+                        (0..7, Some(number)) => {
+                            here.announce(number, swarm.0, swarm.1, rng.bool());
+                        }
+                        (7..9, Some(number)) => here.withdraw(number, swarm.0, swarm.1),
+                        (9, Some(_)) => here.expel(id_of(USERS[rng.usize(..3)]), swarm.0),
+                        (10, Some(_)) => here.end_swarm(swarm.0, swarm.1),
+                        (_, Some(number)) => {
+                            here.leave(number, UnixMillis(1));
+                            mine.swap_remove(at);
+                        }
+                    }
+                }
+                // What superseded sessions hold is not told.
+                for number in mine {
+                    let client = here.clients.get(&number).expect("there");
+                    let old = client.login.as_ref().is_some_and(|login| login.session == 1);
+                    drop(client);
+                    if old {
+                        here.leave(number, UnixMillis(1));
+                    }
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS).map(|thread| scope.spawn(work(thread))).collect();
+            while threads.iter().any(|thread| !thread.is_finished()) {
+                hear(journal.take(&*here, 20));
+            }
+        });
+        while hear(journal.take(&*here, 20)) {}
+        here.check_invariants();
+        there.check_invariants();
+        for swarm in (0..6).map(|i| (GROUP, ContentId([i; 32]))) {
+            let holders = |presence: &Presence| presence.holders(swarm.0, swarm.1);
+            assert_eq!(holders(&here), holders(&there));
+        }
+        for user in USERS.map(id_of) {
+            assert_eq!(here.devices(user), there.devices(user));
+        }
     }
 }

@@ -157,7 +157,7 @@ impl Journal {
         }
     }
 
-    /// The next things to tell, `max` at most (never fewer than two fit); none when all is told.
+    /// The next things to tell, at most `max` of them (or two); none when all is told.
     pub fn take(&self, here: &impl Here, max: usize) -> Vec<News> {
         let mut desk = lock(&self.desk);
         let mut news = Vec::new();

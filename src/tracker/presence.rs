@@ -4,9 +4,10 @@
 //! only that nothing is said to them (`remote` lets them in and out). Nothing here is durable and
 //! nothing here waits.
 //!
-//! Locks are taken in this order, and never two of one map: what siblings told, `clients`, then one of
-//! `swarms`, `locals`, or `users` and `seen`. Journals are noted in with any of them held. So nobody
-//! is told anything while a swarm is held: it is known who listens, and said once it is let go.
+//! Locks are taken in this order, and never two of one map: a journal that is read, or what siblings
+//! told; `clients`; then one of `swarms`, `locals`, or `users` and after it `seen`. Journals may be
+//! noted in whatever is held. So nobody is told anything while a swarm or a client is held: who listens
+//! is found out then, and told once both are let go.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
@@ -46,8 +47,8 @@ pub struct Client {
     outlet: Option<Outlet>,
     /// Its user, once logged in.
     pub(super) login: Option<Arc<Login>>,
-    /// What it holds. As long as it is here, and only then, there is a claim in that swarm: both
-    /// change while the client is held.
+    /// What it holds. There is a claim in each of these swarms: both change while the client is
+    /// held. Claims of a login that is over are taken away a moment later.
     pub(super) announced: HashMap<SwarmId, Held>,
     /// Groups it got tickets for on this connection.
     ticketed: HashSet<GroupId>,

@@ -199,6 +199,10 @@ pub const ARGON2_PARALLEL: usize = 2;
 /// Callers waiting for a password hash; one more is told `busy`. 64 × 20 ms / 2 = 0.6 s of wait.
 pub const ARGON2_QUEUE: usize = 64;
 
+/// Accounts of one name whose passwords a login is compared with: more than one only where
+/// trackers could not ask each other, and each costs a hash.
+pub const LOGIN_CANDIDATES: usize = 4;
+
 /// What a failed login costs the caller before the answer, and again as much for each further
 /// failure on that connection, up to `LOGIN_DELAY_MAX`.
 pub const LOGIN_DELAY_STEP: Duration = Duration::from_millis(250);
@@ -279,6 +283,14 @@ pub const REQUEST_FRAME_DEADLINE: Duration = Duration::from_secs(15);
 
 /// A connection without any packet for this long is gone (DESIGN: presence is the connection).
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Clients known only from a tracker that is lost are kept this long, handed out last: twice
+/// `IDLE_TIMEOUT`, within which they have found another tracker, or theirs is back.
+pub const PRESENCE_GRACE: Duration = Duration::from_secs(30);
+
+/// Changes of presence noted for one sibling until it is told, 100 B each; with more it is told
+/// everything anew. All that one user may share fits, and some.
+pub const GOSSIP_JOURNAL: usize = 131_072;
 
 /// Sent when nothing else is: three chances within `IDLE_TIMEOUT`.
 pub const KEEP_ALIVE: Duration = Duration::from_secs(5);

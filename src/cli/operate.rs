@@ -405,6 +405,33 @@ fn group_line(row: &Value) -> Vec<String> {
     ]
 }
 
+/// Another tracker in a line.
+fn sibling_text(sibling: &Value) -> String {
+    let count = |field: &str| sibling[field].as_u64().unwrap_or(0);
+    let link =
+        sibling["links"][0].as_str().map_or_else(|| word(sibling, "peer_id"), text::printable);
+    let mut parts = vec![link];
+    parts.push(match (sibling["connected"] == true, &sibling["heard"]) {
+        (true, _) => "connected".to_owned(),
+        (false, Value::String(at)) => format!("NOT CONNECTED, last heard {at}"),
+        (false, _) => "NOT CONNECTED".to_owned(),
+    });
+    parts.push(match (count("behind_ops"), count("ahead_ops")) {
+        (0, 0) => "level".to_owned(),
+        (0, ahead) => format!("{ahead} ops ahead"),
+        (behind, _) => {
+            let since = humantime::format_duration(Duration::from_millis(count("behind_ms")));
+            format!("{behind} ops behind for {since}")
+        }
+    });
+    parts.push(match (sibling["disagrees"] == true, &sibling["agreed"]) {
+        (true, _) => "DIGESTS DISAGREE: see the log".to_owned(),
+        (false, Value::String(at)) => format!("digests agreed {at}"),
+        (false, _) => "digests not compared yet".to_owned(),
+    });
+    parts.join(", ")
+}
+
 fn status_rows(status: &Value) -> Vec<Vec<String>> {
     let bytes = |field: &str| text::size(status[field].as_u64().unwrap_or(0));
     let up = Duration::from_secs(status["uptime_secs"].as_u64().unwrap_or(0));
@@ -439,6 +466,21 @@ fn status_rows(status: &Value) -> Vec<Vec<String>> {
             },
         ),
         ("limits hit", limits.unwrap_or_else(|| "none".to_owned())),
+        ("digest", word(status, "digest")),
     ];
-    rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect()
+    let mut rows: Vec<_> =
+        rows.into_iter().map(|(name, value)| vec![name.to_owned(), value]).collect();
+    if let Some(millis) = status["clock_off_ms"].as_u64() {
+        let off = humantime::format_duration(Duration::from_millis(millis));
+        rows.push(vec!["clock".to_owned(), format!("OFF by {off}: no changes are taken")]);
+    }
+    if status["sync_alarms"].as_u64().unwrap_or(0) > 0 {
+        rows.push(vec![
+            "sync alarms".to_owned(),
+            format!("{}: see the log", status["sync_alarms"]),
+        ]);
+    }
+    let siblings = status["siblings"].as_array().map(Vec::as_slice).unwrap_or_default();
+    rows.extend(siblings.iter().map(|sibling| vec!["sibling".to_owned(), sibling_text(sibling)]));
+    rows
 }

@@ -82,6 +82,8 @@ pub type Gauges = Vec<(&'static str, &'static str, i64)>;
 pub struct Counters {
     requests: Family<RequestLabels, Counter>,
     limits: Family<LimitLabels, Counter>,
+    /// Trackers that disagree, ops that contradict each other, clocks that differ.
+    sync_alarms: Counter,
     /// Held while the text is made, one at a time.
     encoding: Mutex<()>,
 }
@@ -95,6 +97,16 @@ impl Counters {
     /// A limit was hit.
     pub fn hit(&self, limit: Limit) {
         self.limits.get_or_create(&LimitLabels { limit: limit.name() }).inc();
+    }
+
+    /// Something is wrong between trackers that an operator has to look at.
+    pub fn sync_alarm(&self) {
+        self.sync_alarms.inc();
+    }
+
+    /// How often that was so.
+    pub fn sync_alarms(&self) -> u64 {
+        self.sync_alarms.get()
     }
 
     /// How often each limit was hit, those never hit left out.
@@ -112,6 +124,8 @@ impl Counters {
         let requests = "Requests answered, by kind and outcome";
         registry.register("requests", requests, self.requests.clone());
         registry.register("limit_hits", "Times a limit was hit", self.limits.clone());
+        let alarms = "Disagreements between trackers: digests, ops, clocks";
+        registry.register("sync_alarms", alarms, self.sync_alarms.clone());
         for (name, help, value) in gauges {
             let gauge: Gauge = Gauge::default();
             gauge.set(*value);

@@ -8,6 +8,8 @@
 use std::collections::VecDeque;
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use super::disk::LogEntry;
 use super::vector::{Knowledge, Vector};
 use crate::id::{OpId, OriginId};
@@ -17,7 +19,7 @@ use crate::limits::{SYNC_BATCH_BYTES, SYNC_BATCH_OPS, SYNC_WINDOW};
 const LOST_AFTER: u64 = 3;
 
 /// Ops on their way to another tracker.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct OpBatch {
     /// Its number on this connection, from 1.
     pub number: u64,

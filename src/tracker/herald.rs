@@ -39,6 +39,16 @@ impl Listener for Herald {
                     let push = Push::OwnerChanged { group: group_name, owner };
                     self.tell_members(state, *group, None, &push);
                 }
+                Effect::UserRenamed { user } => {
+                    let Some(name) = state.user_name(*user) else { continue };
+                    self.0.rename(*user, &name);
+                    self.0.push_to_users([*user], &Push::Renamed { user: name });
+                }
+                Effect::GroupRenamed { group } => {
+                    let Some(name) = state.group_name(*group) else { continue };
+                    let push = Push::GroupRenamed { id: *group, group: name };
+                    self.tell_members(state, *group, None, &push);
+                }
                 _ => {}
             }
         }

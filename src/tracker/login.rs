@@ -6,7 +6,8 @@ use super::lattice::Stamp;
 use super::message::{Password, Reply};
 use super::push::Push;
 use super::refusal::Refusal;
-use super::session::{ClientSession, invite_id};
+use super::reservations::WantedName;
+use super::session::{ClientSession, Granted, invite_id};
 use super::state::{PUBLIC, Registration, State};
 use crate::clock;
 use crate::id::{GroupId, RequestId, UserId};
@@ -20,7 +21,7 @@ impl ClientSession {
         user: UserName,
         password: Password,
         invite: Option<String>,
-    ) -> Result<Reply, Refusal> {
+    ) -> Result<Granted, Refusal> {
         // What can be refused is refused before a hash is spent on it; a repeat of this very
         // request passes and is recognised by the store.
         let store = &self.shared.store;
@@ -39,12 +40,23 @@ impl ClientSession {
         let password = self.shared.passwords.hash(password).await?;
         let invite = invite.as_deref().map(invite_id);
         let command = Command::CreateUser { user: user.clone(), password, invite };
-        self.shared.store.propose(self.actor(), id, command).await?;
+        let actor = self.actor();
+        // What is refused in any case need not be asked of others.
+        let reserved = match store.check(&actor, id, &command)? {
+            true => None,
+            false => {
+                let taken = Refusal::UserExists(user.clone());
+                Some(self.reserve(id, WantedName::User(user.clone()), taken).await?)
+            }
+        };
+        store.propose(actor, id, command).await?;
         tracing::info!(%user, address = %self.address, "account created");
-        Ok(Reply::Done)
+        let provisional = reserved.is_some_and(|reserved| reserved.provisional);
+        Ok(Granted { reply: Reply::Done, provisional })
     }
 
-    /// Verifies a password; says which one it was.
+    /// Verifies a password; says whose it is and which one it was. Of several accounts that chose
+    /// the name on trackers that could not ask each other, whichever it fits.
     async fn verify(
         &self,
         user: &UserName,
@@ -54,17 +66,29 @@ impl ClientSession {
         let mut failures = self.logins.try_lock().map_err(|_| Refusal::Busy)?;
         self.shared.throttle.login(self.address.ip())?;
         let known = self.shared.store.read(|state| {
-            let id = state.user_named(user)?;
-            let password = state.facts().passwords.get(&id)?.last();
-            Some((id, password.stamp, password.value.clone()))
+            let ids: Vec<_> = match user.parts().1 {
+                None => state.users_that_chose(user).take(limits::LOGIN_CANDIDATES).collect(),
+                Some(_) => state.user_named(user).into_iter().collect(),
+            };
+            let passwords = &state.facts().passwords;
+            let all = ids.into_iter().filter_map(|id| {
+                let password = passwords.get(&id)?.last();
+                Some((id, password.stamp, password.value.clone()))
+            });
+            all.collect::<Vec<_>>()
         });
-        let (known, phc) = match known {
-            Some((id, stamp, phc)) => (Some((id, stamp)), Some(phc)),
-            None => (None, None),
-        };
-        if self.shared.passwords.verify(password, phc).await?
-            && let Some(known) = known
-        {
+        let mut fits = None;
+        for (id, stamp, phc) in &known {
+            if self.shared.passwords.verify(password.clone(), Some(phc.clone())).await? {
+                fits = Some((*id, *stamp));
+                break;
+            }
+        }
+        if known.is_empty() {
+            // It takes as long as for somebody who is known.
+            let _ = self.shared.passwords.verify(password, None).await?;
+        }
+        if let Some(known) = fits {
             *failures = 0;
             return Ok(known);
         }
@@ -87,7 +111,9 @@ impl ClientSession {
         let command = Command::EnrolDevice { user: id, verified };
         self.shared.store.propose(self.actor(), request, command).await?;
         tracing::info!(%user, device = %self.device.short(), "logged in");
-        self.logged_in(id, user)
+        // It may be called something else by now.
+        let name = self.shared.store.read(|state| state.user_name(id)).unwrap_or(user);
+        self.logged_in(id, name)
     }
 
     pub(super) fn log_in_by_key(&self) -> Result<Reply, Refusal> {
@@ -110,7 +136,21 @@ impl ClientSession {
             return Err(Refusal::UnknownDevice);
         }
         self.replay_revocations(None);
+        self.tell_marked_groups(id);
         Ok(Reply::LoggedIn { user })
+    }
+
+    /// Says which of the user's groups are called other than they were made: it may have been
+    /// away when that came about.
+    fn tell_marked_groups(&self, user: UserId) {
+        let marked = self.shared.store.read(|state| {
+            let mine = state.user_index(user).into_iter().flat_map(|user| &user.groups);
+            let named = mine.filter_map(|(id, _)| Some((*id, state.group_name(*id)?)));
+            named.filter(|(_, name)| name.parts().1.is_some()).collect::<Vec<_>>()
+        });
+        for (id, group) in marked {
+            self.shared.presence.push(self.number, Push::GroupRenamed { id, group });
+        }
     }
 
     /// Repeats what was revoked of late in `only`, or in all groups of the user.

@@ -23,7 +23,13 @@ pub mod feed;
 pub mod store;
 pub mod siblings;
 pub mod reservations;
+pub mod seats;
+pub mod gossip;
+pub mod outlet;
+pub mod sync_message;
+pub mod links;
 pub mod presence;
+mod remote;
 pub mod herald;
 pub mod counters;
 pub mod throttle;
@@ -31,6 +37,7 @@ pub mod password;
 pub mod rosters;
 pub mod session;
 mod login;
+pub mod sync;
 pub mod status;
 pub mod control;
 pub mod operator;
@@ -42,3 +49,5 @@ pub mod stub;
 mod model_tests;
 #[cfg(test)]
 mod sim_tests;
+#[cfg(test)]
+mod presence_tests;

@@ -23,6 +23,7 @@ use super::census::{self, Seen, UserRow};
 use super::command::{Actor, Command};
 use super::control::{self, Fault, Order};
 use super::disk::DiskError;
+use super::ledger::Ledger;
 use super::message::Password;
 use super::refusal::Refusal;
 use super::rosters::{Known, Rosters, RostersError};
@@ -221,8 +222,16 @@ impl Operator {
         let shared = &self.shared;
         let own = shared.endpoint.identity().peer_id();
         match order {
-            Order::Status => serde_json::to_value(Status::of(shared))
-                .map_err(|error| Fault::new("internal", error.to_string())),
+            Order::Status => {
+                let mut status = serde_json::to_value(Status::of(shared))
+                    .map_err(|error| Fault::new("internal", error.to_string()))?;
+                // Of all there is: worked out only for whoever asks.
+                let shared = shared.clone();
+                let digest = move || shared.store.read_ledger(Ledger::digest);
+                let digest = tokio::task::spawn_blocking(digest).await;
+                status["digest"] = json!(digest.map_err(|_| Refusal::Internal)?);
+                Ok(status)
+            }
             Order::Invite { expires_secs } => self.invite(Duration::from_secs(expires_secs)).await,
             Order::UserList { after } => {
                 let (users, more) =

@@ -1,78 +1,55 @@
 //! Who is connected, and which contents they hold: soft state that lives as long as connections.
 //!
-//! The newest session of a device wins. Nothing here is durable and nothing here waits.
+//! The newest session of a device wins. Clients of other trackers are kept like those connected here,
+//! only that nothing is said to them (`remote` lets them in and out). Nothing here is durable and
+//! nothing here waits.
+//!
+//! Locks are taken in this order, and never two of one map: a journal that is read, or what siblings
+//! told; `clients`; then one of `swarms`, `locals`, or `users` and after it `seen`. Journals may be
+//! noted in whatever is held. So nobody is told anything while a swarm or a client is held: who listens
+//! is found out then, and told once both are let go.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
-use dashmap::DashMap;
-use tokio::sync::mpsc;
-use tokio_util::sync::CancellationToken;
+use dashmap::{DashMap, Entry};
 
-use super::address;
+use super::gossip::{Heard, Here, Journals, SwarmId};
 use super::message::PeerRecord;
+use super::outlet::Outlet;
 use super::push::Push;
+use super::seats::{ConnectionNumber, Login, SeatChange, SeatNews, Swarm};
 use crate::clock::UnixMillis;
 use crate::id::{GroupId, UserId};
-use crate::limits::{
-    MAX_DEVICES_PER_USER_IN_SAMPLE, MAX_PEERS_PER_ANSWER, MAX_SHARES_PER_USER, PUSH_QUEUE,
-};
+use crate::limits::MAX_SHARES_PER_USER;
 use crate::manifest::ContentId;
 use crate::name::UserName;
 use crate::peer_id::PeerId;
 
-/// A living connection, numbered by the server.
-pub type ConnectionNumber = u64;
-
-/// The way to a client.
-#[derive(Clone, Debug)]
-pub struct Outlet {
-    /// Pushes wait here.
-    pub pushes: mpsc::Sender<Push>,
-    /// News were left out because the client reads too slowly; it is told once it reads again.
-    pub lagging: Arc<AtomicBool>,
-    /// Cancelled for a client that leaves too many unread.
-    pub cut_off: CancellationToken,
-}
-
-impl Outlet {
-    /// A way to a client, and the queue to be written to it.
-    pub fn new() -> (Self, mpsc::Receiver<Push>) {
-        let (pushes, queue) = mpsc::channel(PUSH_QUEUE);
-        let outlet = Self { pushes, lagging: Arc::default(), cut_off: CancellationToken::new() };
-        (outlet, queue)
-    }
-
-    /// Queues a push. What can be asked for as well is left out when the queue is half full; who
-    /// leaves no room for the rest either is cut off.
-    fn send(&self, push: Push) {
-        if push.is_news() && self.pushes.capacity() < self.pushes.max_capacity() / 2 {
-            self.lagging.store(true, Ordering::Relaxed);
-        } else if self.pushes.try_send(push).is_err() {
-            tracing::debug!("client does not read its pushes");
-            self.cut_off.cancel();
-        }
-    }
+/// What a connection says of a content.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Held {
+    complete: bool,
+    /// The list it was last told in or after, if a sibling tells it.
+    pub(super) round: u32,
 }
 
 /// What is known of a connection.
 #[derive(Debug)]
 pub struct Client {
-    /// The device.
-    pub device: PeerId,
-    /// Where the tracker sees it.
-    pub observed: SocketAddr,
-    /// Where it says it is.
-    pub declared: Vec<SocketAddr>,
-    /// Its session number.
-    pub session: u64,
-    /// Its user, once logged in, and the user's name.
-    pub user: Option<(UserId, UserName)>,
-    /// The way to it.
-    pub outlet: Outlet,
-    announced: HashSet<(GroupId, ContentId)>,
+    device: PeerId,
+    observed: SocketAddr,
+    declared: Vec<SocketAddr>,
+    session: u64,
+    /// The way to it, if it is connected here.
+    outlet: Option<Outlet>,
+    /// Its user, once logged in.
+    pub(super) login: Option<Arc<Login>>,
+    /// What it holds. There is a claim in each of these swarms: both change while the client is
+    /// held. Claims of a login that is over are taken away a moment later.
+    pub(super) announced: HashMap<SwarmId, Held>,
     /// Groups it got tickets for on this connection.
     ticketed: HashSet<GroupId>,
 }
@@ -86,35 +63,67 @@ impl Client {
         session: u64,
         outlet: Outlet,
     ) -> Self {
+        let outlet = Some(outlet);
+        Self { declared, outlet, ..Self::elsewhere(device, observed, session) }
+    }
+
+    /// A client of another tracker.
+    pub(super) fn elsewhere(device: PeerId, observed: SocketAddr, session: u64) -> Self {
         Self {
             device,
             observed,
-            declared,
+            declared: Vec::new(),
             session,
-            user: None,
-            outlet,
-            announced: HashSet::new(),
+            outlet: None,
+            login: None,
+            announced: HashMap::new(),
             ticketed: HashSet::new(),
         }
     }
+
+    fn user(&self) -> Option<UserId> {
+        self.login.as_ref().map(|login| login.user)
+    }
+
+    fn send(&self, push: Push) {
+        if let Some(outlet) = &self.outlet {
+            outlet.send(push);
+        }
+    }
+
+    /// Whether what is decided here ends what it does: it is connected here, or its own tracker is
+    /// lost. Otherwise that tracker decides the same, and says so; what it says later than that is
+    /// true again, and must not be undone by who decides late.
+    fn is_ours(&self) -> bool {
+        self.login.as_ref().is_none_or(|login| login.is_local() || login.doubtful)
+    }
 }
 
-#[derive(Clone, Debug)]
-struct Seat {
-    connection: ConnectionNumber,
-    session: u64,
-    user: UserId,
-    complete: bool,
+/// A login that is over, and what it held.
+struct Ended {
+    login: Arc<Login>,
+    announced: HashMap<SwarmId, Held>,
+    /// Whether its user has no other.
+    last: bool,
+    /// The newest session the device is logged in with here after it.
+    rest: Option<u64>,
 }
 
 /// Everybody online.
 #[derive(Debug, Default)]
 pub struct Presence {
-    clients: DashMap<ConnectionNumber, Client>,
-    swarms: DashMap<(GroupId, ContentId), BTreeMap<PeerId, Seat>>,
+    pub(super) clients: DashMap<ConnectionNumber, Client>,
+    swarms: DashMap<SwarmId, Swarm>,
     users: DashMap<UserId, BTreeSet<ConnectionNumber>>,
+    /// The logins over connections of this tracker, and their sessions.
+    locals: DashMap<PeerId, BTreeMap<ConnectionNumber, u64>>,
     /// When users whose devices are all gone were last online.
     seen: DashMap<UserId, UnixMillis>,
+    numbers: AtomicU64,
+    connections: AtomicUsize,
+    /// What other trackers told. Outermost of all locks.
+    pub(super) heard: Mutex<BTreeMap<PeerId, Heard>>,
+    pub(super) journals: Journals,
 }
 
 impl Presence {
@@ -123,63 +132,145 @@ impl Presence {
         Self { seen: seen.into_iter().collect(), ..Self::default() }
     }
 
+    /// A number for a connection; each is given once, later ones are higher.
+    pub fn next_number(&self) -> ConnectionNumber {
+        self.numbers.fetch_add(1, Ordering::Relaxed)
+    }
+
     /// A connection came.
     pub fn enter(&self, connection: ConnectionNumber, client: Client) {
+        if client.outlet.is_some() {
+            self.connections.fetch_add(1, Ordering::Relaxed);
+        }
         self.clients.insert(connection, client);
     }
 
     /// A connection is gone, with all it announced. Returns its user, when that was the last.
     pub fn leave(&self, connection: ConnectionNumber, now: UnixMillis) -> Option<UserId> {
-        let gone = self.log_out(connection, now);
-        self.clients.remove(&connection);
-        gone
+        let Entry::Occupied(mut entry) = self.clients.entry(connection) else { return None };
+        let ended = self.end_login(entry.get_mut());
+        let client = entry.remove();
+        if client.outlet.is_some() {
+            self.connections.fetch_sub(1, Ordering::Relaxed);
+        }
+        self.finish(ended?, now)
     }
 
     /// A user is known on a connection.
     pub fn log_in(&self, connection: ConnectionNumber, user: UserId, name: &UserName) {
         let Some(mut client) = self.clients.get_mut(&connection) else { return };
-        let before = client.user.replace((user, name.clone()));
-        if let Some((other, _)) = before.filter(|(other, _)| *other != user) {
-            self.disconnect(other, connection);
+        let ended = match client.user() {
+            Some(known) if known == user => {
+                drop(client);
+                return self.describe(connection, |login| login.name = name.clone());
+            }
+            _ => self.end_login(&mut client),
+        };
+        let login = Login {
+            connection,
+            device: client.device,
+            session: client.session,
+            user,
+            name: name.clone(),
+            observed: client.observed,
+            declared: client.declared.clone(),
+            via: None,
+            doubtful: false,
+        };
+        self.begin_login(&mut client, login);
+        drop(client);
+        if let Some(ended) = ended {
+            self.settle(&ended);
         }
-        self.users.entry(user).or_default().insert(connection);
-        self.seen.remove(&user);
+    }
+
+    /// Begins a login, while its client is held.
+    pub(super) fn begin_login(&self, client: &mut Client, login: Login) {
+        let mut connections = self.users.entry(login.user).or_default();
+        connections.insert(login.connection);
+        self.seen.remove(&login.user);
+        drop(connections);
+        let device = login.device;
+        if login.is_local() {
+            let mut locals = self.locals.entry(device).or_default();
+            locals.insert(login.connection, login.session);
+            drop(locals);
+            client.login = Some(Arc::new(login));
+            self.journals.note_device(device, false);
+        } else {
+            client.login = Some(Arc::new(login));
+        }
     }
 
     /// Nobody is known on a connection any more. Returns who was, when that was the last of that
     /// user's connections.
     pub fn log_out(&self, connection: ConnectionNumber, now: UnixMillis) -> Option<UserId> {
         let mut client = self.clients.get_mut(&connection)?;
-        let user = client.user.take().map(|(user, _)| user);
-        let announced = std::mem::take(&mut client.announced);
-        client.ticketed.clear();
-        let device = client.device;
+        let ended = self.end_login(&mut client);
         drop(client);
-        for swarm in announced {
-            self.remove_seat(swarm, connection, device);
+        self.finish(ended?, now)
+    }
+
+    /// Ends a login, while its client is held. Its claims are still there.
+    fn end_login(&self, client: &mut Client) -> Option<Ended> {
+        client.ticketed.clear();
+        let announced = std::mem::take(&mut client.announced);
+        let login = client.login.take()?;
+        if let Some(mut connections) = self.users.get_mut(&login.user) {
+            connections.remove(&login.connection);
         }
-        let user = user?;
-        if !self.disconnect(user, connection) {
+        let none = |_: &UserId, connections: &BTreeSet<_>| connections.is_empty();
+        let last = self.users.remove_if(&login.user, none).is_some();
+        let mut rest = None;
+        if login.is_local() {
+            if let Some(mut locals) = self.locals.get_mut(&login.device) {
+                locals.remove(&login.connection);
+                rest = locals.values().max().copied();
+            }
+            self.locals.remove_if(&login.device, |_, locals| locals.is_empty());
+        }
+        Some(Ended { login, announced, last, rest })
+    }
+
+    /// Takes the claims of an ended login away. Returns its user, when it has no other.
+    fn finish(&self, ended: Ended, now: UnixMillis) -> Option<UserId> {
+        self.settle(&ended);
+        let user = ended.login.user;
+        if !ended.last {
             return None;
         }
         self.seen.insert(user, now);
         Some(user)
     }
 
-    /// A connection is not this user's any more; returns whether it was the last.
-    fn disconnect(&self, user: UserId, connection: ConnectionNumber) -> bool {
-        if let Some(mut connections) = self.users.get_mut(&user) {
-            connections.remove(&connection);
+    fn settle(&self, Ended { login, announced, rest, .. }: &Ended) {
+        // Siblings know what the newest session holds. Held by it over another connection, it is
+        // held still; otherwise all of it is gone, and is not told one by one.
+        let one_by_one = *rest == Some(login.session);
+        for swarm in announced.keys() {
+            let client = self.clients.get(&login.connection);
+            if client.as_ref().is_some_and(|client| client.announced.contains_key(swarm)) {
+                // Logged in and announced again since.
+                continue;
+            }
+            let change = self.release(*swarm, login);
+            drop(client);
+            self.tell(*swarm, &change);
+            if one_by_one && change.to_be_told {
+                self.journals.note_content(login.device, *swarm);
+            }
         }
-        self.users.remove_if(&user, |_, connections| connections.is_empty()).is_some()
+        if login.is_local() && rest.is_none_or(|rest| rest <= login.session) {
+            self.journals.note_device(login.device, !one_by_one);
+        }
     }
 
     /// The user logged in on a connection.
     pub fn user(&self, connection: ConnectionNumber) -> Option<UserId> {
-        Some(self.clients.get(&connection)?.user.as_ref()?.0)
+        self.clients.get(&connection)?.user()
     }
 
-    /// Whether any device of `user` is connected.
+    /// Whether any device of `user` is connected, here or elsewhere.
     pub fn is_online(&self, user: UserId) -> bool {
         self.users.contains_key(&user)
     }
@@ -189,7 +280,7 @@ impl Presence {
         self.seen.get(&user).map(|at| *at)
     }
 
-    /// Users online.
+    /// Users online, here or elsewhere.
     pub fn user_count(&self) -> usize {
         self.users.len()
     }
@@ -199,16 +290,54 @@ impl Presence {
         self.swarms.len()
     }
 
-    /// The devices a user is logged in with now.
+    /// Connections of this tracker now alive.
+    pub fn connection_count(&self) -> usize {
+        self.connections.load(Ordering::Relaxed)
+    }
+
+    /// The devices a user is logged in with now, here or elsewhere.
     pub fn devices(&self, user: UserId) -> HashSet<PeerId> {
         let connections = self.connections(user);
         connections.iter().filter_map(|c| Some(self.clients.get(c)?.device)).collect()
     }
 
+    /// A user is called `name` now.
+    pub fn rename(&self, user: UserId, name: &UserName) {
+        for connection in self.connections(user) {
+            self.describe(connection, |login| login.name = name.clone());
+        }
+    }
+
+    /// Changes how a login is described.
+    pub(super) fn describe(&self, connection: ConnectionNumber, alter: impl FnOnce(&mut Login)) {
+        let Some(mut client) = self.clients.get_mut(&connection) else { return };
+        let Some(before) = &client.login else { return };
+        let mut login = (**before).clone();
+        alter(&mut login);
+        if login == **before {
+            return;
+        }
+        let login = Arc::new(login);
+        client.login = Some(login.clone());
+        let mut changes = Vec::new();
+        for id in client.announced.keys() {
+            let Some(mut swarm) = self.swarms.get_mut(id) else { continue };
+            let change = swarm.describe(&login);
+            drop(swarm);
+            changes.extend(change.news.is_some().then_some((*id, change)));
+        }
+        drop(client);
+        changes.iter().for_each(|(swarm, change)| self.tell(*swarm, change));
+        if login.is_local() {
+            self.journals.note_device(login.device, false);
+        }
+    }
+
     /// A device may no longer act for a user: it is told, and nobody on its connections.
     pub fn sign_out(&self, user: UserId, device: PeerId, now: UnixMillis) {
         for connection in self.connections(user) {
-            if self.clients.get(&connection).is_some_and(|client| client.device == device) {
+            let client = self.clients.get(&connection);
+            if client.is_some_and(|client| client.device == device && client.is_ours()) {
                 self.log_out(connection, now);
                 self.push(connection, Push::SignedOut);
             }
@@ -225,23 +354,21 @@ impl Presence {
     /// Nobody holds a content in a group any more.
     pub fn end_swarm(&self, group: GroupId, content: ContentId) {
         for connection in self.seated(group, content) {
-            self.withdraw(connection, group, content);
+            if self.clients.get(&connection).is_some_and(|client| client.is_ours()) {
+                self.withdraw(connection, group, content);
+            }
         }
     }
 
-    /// The connections that hold a content in a group.
+    /// The connections that hold a content in a group, here or elsewhere.
     fn seated(&self, group: GroupId, content: ContentId) -> Vec<ConnectionNumber> {
-        let seats = self.swarms.get(&(group, content));
-        seats.iter().flat_map(|seats| seats.values()).map(|seat| seat.connection).collect()
+        let swarm = self.swarms.get(&(group, content));
+        let claims = swarm.iter().flat_map(|swarm| swarm.claims());
+        claims.map(|claim| claim.login.connection).collect()
     }
 
     fn connections(&self, user: UserId) -> BTreeSet<ConnectionNumber> {
         self.users.get(&user).map(|connections| connections.clone()).unwrap_or_default()
-    }
-
-    /// Connections now alive.
-    pub fn connection_count(&self) -> usize {
-        self.clients.len()
     }
 
     /// A connection holds a content, and those who announced it before hear of it. Returns
@@ -253,58 +380,86 @@ impl Presence {
         content: ContentId,
         complete: bool,
     ) -> bool {
+        self.hold(connection, (group, content), complete, 0)
+    }
+
+    /// A connection holds a content; if a sibling tells it, in which `round`.
+    pub(super) fn hold(
+        &self,
+        connection: ConnectionNumber,
+        swarm: SwarmId,
+        complete: bool,
+        round: u32,
+    ) -> bool {
         let Some(mut client) = self.clients.get_mut(&connection) else { return true };
-        let Some((user, name)) = client.user.clone() else { return true };
-        let room = client.announced.len() < MAX_SHARES_PER_USER;
-        if !room && !client.announced.contains(&(group, content)) {
+        let Some(login) = client.login.clone() else { return true };
+        let full = client.announced.len() >= MAX_SHARES_PER_USER;
+        if full && !client.announced.contains_key(&swarm) {
             return false;
         }
-        client.announced.insert((group, content));
-        let (device, session) = (client.device, client.session);
-
-        let mut seats = self.swarms.entry((group, content)).or_default();
-        let older = seats.get(&device).cloned();
-        if older.as_ref().is_some_and(|seat| seat.session > session) {
+        let before = client.announced.insert(swarm, Held { complete, round });
+        if before.is_some_and(|before| before.complete == complete) {
             return true;
         }
-        seats.insert(device, Seat { connection, session, user, complete });
-        // A device that merely finished is known to those it serves; a new one is news.
-        let news = older.is_none_or(|seat| seat.connection != connection);
-        // Complete holders look for nobody.
-        let listeners: Vec<_> = seats
-            .iter()
-            .filter(|(id, seat)| news && **id != device && !seat.complete)
-            .map(|(_, seat)| seat.connection)
-            .collect();
-        // Seated while the client is held: who leaves meanwhile leaves this seat too.
-        drop(seats);
+        let change = self.swarms.entry(swarm).or_default().claim(&login, complete);
         drop(client);
-        for listener in listeners {
-            let Some(peer) = self.record(connection, listener, &name, complete) else { continue };
-            self.push(listener, Push::SwarmJoined { group, content, peer });
+        self.tell(swarm, &change);
+        if change.to_be_told {
+            self.journals.note_content(login.device, swarm);
         }
         true
     }
 
     /// A connection no longer holds a content.
     pub fn withdraw(&self, connection: ConnectionNumber, group: GroupId, content: ContentId) {
+        let swarm = (group, content);
         let Some(mut client) = self.clients.get_mut(&connection) else { return };
-        client.announced.remove(&(group, content));
-        let device = client.device;
+        if client.announced.remove(&swarm).is_none() {
+            return;
+        }
+        let Some(login) = client.login.clone() else { return };
+        let change = self.release(swarm, &login);
         drop(client);
-        self.remove_seat((group, content), connection, device);
+        self.tell(swarm, &change);
+        if change.to_be_told {
+            self.journals.note_content(login.device, swarm);
+        }
+    }
+
+    /// Takes a claim away.
+    fn release(&self, id: SwarmId, login: &Login) -> SeatChange {
+        let Some(mut swarm) = self.swarms.get_mut(&id) else { return SeatChange::default() };
+        let change = swarm.release(login.device, login.connection);
+        drop(swarm);
+        self.swarms.remove_if(&id, |_, swarm| swarm.is_empty());
+        change
+    }
+
+    /// Tells the listeners of a swarm what became of a seat.
+    fn tell(&self, (group, content): SwarmId, change: &SeatChange) {
+        let Some(news) = &change.news else { return };
+        for listener in &change.listeners {
+            let Some(client) = self.clients.get(listener) else { continue };
+            client.send(match news {
+                SeatNews::Joined(claim) => {
+                    let peer = claim.record(client.observed, client.user());
+                    Push::SwarmJoined { group, content, peer }
+                }
+                SeatNews::Left(peer_id) => Push::SwarmLeft { group, content, peer_id: *peer_id },
+            });
+        }
     }
 
     /// All connections of `user` no longer hold anything of `group`.
     pub fn expel(&self, user: UserId, group: GroupId) {
         for connection in self.connections(user) {
-            let contents: Vec<_> = self
-                .clients
-                .get(&connection)
-                .map(|client| {
-                    client.announced.iter().filter(|(g, _)| *g == group).copied().collect()
-                })
-                .unwrap_or_default();
+            let Some(client) = self.clients.get(&connection) else { continue };
+            if !client.is_ours() {
+                continue;
+            }
+            let announced = client.announced.keys().filter(|(g, _)| *g == group);
+            let contents: Vec<_> = announced.copied().collect();
+            drop(client);
             for (_, content) in contents {
                 self.withdraw(connection, group, content);
             }
@@ -313,14 +468,10 @@ impl Presence {
 
     /// Devices that hold a content wholly, and in part.
     pub fn holders(&self, group: GroupId, content: ContentId) -> (u32, u32) {
-        self.swarms.get(&(group, content)).map_or((0, 0), |seats| {
-            let complete = seats.values().filter(|seat| seat.complete).count();
-            (complete as u32, (seats.len() - complete) as u32)
-        })
+        self.swarms.get(&(group, content)).map_or((0, 0), |swarm| swarm.holders())
     }
 
-    /// A bounded random sample of who holds a content, for the client on `viewer`: of those who
-    /// hold it wholly and of those who hold it in part, half each where there are enough.
+    /// A bounded random sample of who holds a content, for the client on `viewer`.
     pub fn sample(
         &self,
         group: GroupId,
@@ -328,32 +479,11 @@ impl Presence {
         viewer: ConnectionNumber,
         rng: &mut fastrand::Rng,
     ) -> Vec<PeerRecord> {
-        let Some(me) = self.clients.get(&viewer).map(|client| client.device) else {
-            return Vec::new();
-        };
-        let mut seats: Vec<_> = self
-            .swarms
-            .get(&(group, content))
-            .map(|seats| seats.iter().map(|(id, seat)| (*id, seat.clone())).collect())
-            .unwrap_or_default();
-        rng.shuffle(&mut seats);
-        let mut devices: BTreeMap<UserId, usize> = BTreeMap::new();
-        seats.retain(|(device, seat)| {
-            let count = devices.entry(seat.user).or_default();
-            *count += usize::from(*device != me);
-            *device != me && *count <= MAX_DEVICES_PER_USER_IN_SAMPLE
-        });
-        let (complete, partial): (Vec<_>, Vec<_>) =
-            seats.into_iter().partition(|(_, seat)| seat.complete);
-        let half = MAX_PEERS_PER_ANSWER / 2;
-        let take = half.max(MAX_PEERS_PER_ANSWER.saturating_sub(partial.len()));
-        let rest = MAX_PEERS_PER_ANSWER - take.min(complete.len());
-        let chosen = complete.into_iter().take(take).chain(partial.into_iter().take(rest));
-        let records = chosen.filter_map(|(_, seat)| {
-            let name = self.clients.get(&seat.connection)?.user.clone()?.1;
-            self.record(seat.connection, viewer, &name, seat.complete)
-        });
-        records.collect()
+        let viewer = self.clients.get(&viewer).map(|it| (it.device, it.observed, it.user()));
+        let Some((me, address, user)) = viewer else { return Vec::new() };
+        let swarm = self.swarms.get(&(group, content));
+        let chosen = swarm.map(|swarm| swarm.sample(me, rng)).unwrap_or_default();
+        chosen.iter().map(|claim| claim.record(address, user)).collect()
     }
 
     /// Sends a push to every connection of `users`.
@@ -367,25 +497,26 @@ impl Presence {
 
     /// Sends a push to every connection with somebody logged in.
     pub fn push_to_all(&self, push: &Push) {
-        for client in self.clients.iter().filter(|client| client.user.is_some()) {
-            client.outlet.send(push.clone());
+        let hears = |client: &Client| client.login.is_some() && client.outlet.is_some();
+        for client in self.clients.iter().filter(|client| hears(client)) {
+            client.send(push.clone());
         }
     }
 
     /// Sends a push to every connection, whether somebody is logged in or not.
     pub fn push_to_every(&self, push: &Push) {
         for client in &self.clients {
-            client.outlet.send(push.clone());
+            client.send(push.clone());
         }
     }
 
     /// Sends a push to every connection that takes part in a group: has a ticket for it, or has
     /// announced something in it.
     pub fn push_to_active(&self, group: GroupId, push: &Push) {
-        for client in &self.clients {
-            let announced = || client.announced.iter().any(|(of, _)| *of == group);
+        for client in self.clients.iter().filter(|client| client.outlet.is_some()) {
+            let announced = || client.announced.keys().any(|(of, _)| *of == group);
             if client.ticketed.contains(&group) || announced() {
-                client.outlet.send(push.clone());
+                client.send(push.clone());
             }
         }
     }
@@ -397,62 +528,80 @@ impl Presence {
         }
     }
 
-    /// Sends a push to one connection.
+    /// Sends a push to one connection; one of another tracker hears nothing.
     pub fn push(&self, connection: ConnectionNumber, push: Push) {
         if let Some(client) = self.clients.get(&connection) {
-            client.outlet.send(push);
+            client.send(push);
+        }
+    }
+}
+
+impl Here for Presence {
+    fn devices(&self) -> Vec<PeerId> {
+        self.locals.iter().map(|locals| *locals.key()).collect()
+    }
+
+    fn login(&self, device: PeerId) -> Option<Arc<Login>> {
+        loop {
+            let locals = self.locals.get(&device)?;
+            let (newest, _) = locals.iter().max_by_key(|(number, session)| (*session, *number))?;
+            let newest = *newest;
+            drop(locals);
+            // Logged out just now? Then that is known there now, too.
+            if let Some(login) = self.clients.get(&newest).and_then(|it| it.login.clone()) {
+                return Some(login);
+            }
         }
     }
 
-    /// What the client on `viewer` may know of the one on `connection`.
-    fn record(
-        &self,
-        connection: ConnectionNumber,
-        viewer: ConnectionNumber,
-        user: &UserName,
-        complete: bool,
-    ) -> Option<PeerRecord> {
-        let (viewer, me) = {
-            let viewer = self.clients.get(&viewer)?;
-            (viewer.observed, viewer.user.clone())
-        };
-        let client = self.clients.get(&connection)?;
-        Some(PeerRecord {
-            peer_id: client.device,
-            user: user.clone(),
-            addresses: address::for_viewer(client.observed, &client.declared, viewer),
-            complete,
-            own: me.is_some_and(|(_, name)| name == *user),
-            doubtful: false,
-        })
+    fn contents(&self, device: PeerId, session: u64) -> Vec<SwarmId> {
+        let locals = self.locals.get(&device).map(|locals| locals.clone()).unwrap_or_default();
+        let of_session = locals.into_iter().filter(|(_, of)| *of == session);
+        let clients = of_session.filter_map(|(number, _)| self.clients.get(&number));
+        clients.flat_map(|client| client.announced.keys().copied().collect::<Vec<_>>()).collect()
     }
 
-    /// Takes a seat away, and those who hold the content in part hear of it.
-    fn remove_seat(
-        &self,
-        swarm: (GroupId, ContentId),
-        connection: ConnectionNumber,
-        device: PeerId,
-    ) {
-        let Some(mut seats) = self.swarms.get_mut(&swarm) else { return };
-        let before = seats.len();
-        seats.retain(|_, seat| seat.connection != connection);
-        let listeners: Vec<_> = match seats.len() < before {
-            true => seats.values().filter(|s| !s.complete).map(|s| s.connection).collect(),
-            false => Vec::new(),
-        };
-        drop(seats);
-        self.swarms.remove_if(&swarm, |_, seats| seats.is_empty());
-        let (group, content) = swarm;
-        for listener in listeners {
-            self.push(listener, Push::SwarmLeft { group, content, peer_id: device });
+    fn held(&self, device: PeerId, swarm: SwarmId) -> Option<(u64, bool)> {
+        self.swarms.get(&swarm)?.local(device)
+    }
+}
+
+#[cfg(test)]
+impl Presence {
+    /// What is kept in several places is the same in all of them.
+    pub(super) fn check_invariants(&self) {
+        let (mut claims, mut logins, mut locals) = (0, 0, 0);
+        for client in &self.clients {
+            assert!(client.login.is_some() || client.announced.is_empty());
+            let Some(login) = &client.login else { continue };
+            assert_eq!((login.connection, login.device), (*client.key(), client.device));
+            assert_eq!(login.is_local(), client.outlet.is_some());
+            for (swarm, held) in &client.announced {
+                let swarm = self.swarms.get(swarm).expect("a swarm");
+                let mut all = swarm.claims();
+                let claim = all.find(|claim| claim.login.connection == login.connection);
+                let claim = claim.expect("a claim");
+                assert!(Arc::ptr_eq(&claim.login, login) && claim.complete == held.complete);
+                claims += 1;
+            }
+            assert!(self.users.get(&login.user).is_some_and(|it| it.contains(client.key())));
+            logins += 1;
+            locals += usize::from(login.is_local());
         }
+        assert_eq!(self.swarms.iter().map(|swarm| swarm.claims().count()).sum::<usize>(), claims);
+        assert!(self.swarms.iter().all(|swarm| !swarm.is_empty()));
+        assert_eq!(self.users.iter().map(|user| user.len()).sum::<usize>(), logins);
+        assert_eq!(self.locals.iter().map(|local| local.len()).sum::<usize>(), locals);
+        assert!(self.users.iter().all(|user| !user.is_empty()));
+        assert!(self.locals.iter().all(|local| !local.is_empty()));
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::limits::{MAX_DEVICES_PER_USER_IN_SAMPLE, MAX_PEERS_PER_ANSWER, PUSH_QUEUE};
+    use tokio::sync::mpsc;
 
     const GROUP: GroupId = GroupId([1; 16]);
     const CONTENT: ContentId = ContentId([2; 32]);
@@ -599,7 +748,7 @@ mod tests {
     fn a_client_that_never_reads_loses_news_and_is_cut_off() {
         let presence = Presence::default();
         let _queue = enter(&presence, 1, 1, 1, "a");
-        let outlet = presence.clients.get(&1).expect("there").outlet.clone();
+        let outlet = presence.clients.get(&1).expect("there").outlet.clone().expect("local");
         let peer_id = PeerId([2; 32]);
         let news = Push::SwarmLeft { group: GROUP, content: CONTENT, peer_id };
         (0..PUSH_QUEUE).for_each(|_| presence.push(1, news.clone()));

@@ -4,7 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -13,16 +13,20 @@ use tokio_util::task::TaskTracker;
 use super::counters::{Counters, Limit};
 use super::disk::{self, Disk, DiskError};
 use super::herald::Herald;
+use super::links::Links;
 use super::message::{Hello, Welcome};
 use super::metrics;
 use super::operator::{self, ControlSocket};
+use super::outlet::Outlet;
 use super::password::Passwords;
-use super::presence::{Client, ConnectionNumber, Outlet, Presence};
+use super::presence::{Client, Presence};
 use super::push::Push;
 use super::rosters::{Known, Rosters, RostersError};
+use super::seats::ConnectionNumber;
 use super::session::{ClientSession, Shared};
 use super::state::Rules;
 use super::store::{Store, StoreConfig};
+use super::sync;
 use super::throttle::Throttle;
 use crate::clock::{self, UnixMillis};
 use crate::error_code::ErrorCode;
@@ -137,12 +141,12 @@ impl Tracker {
             store,
             presence,
             rosters: Arc::new(rosters),
+            links: Links::default(),
             passwords: Passwords::new(),
             throttle: Arc::new(throttle),
             counters,
             searches: Semaphore::new(limits::SEARCHES_AT_ONCE),
             search_queue: Semaphore::new(limits::SEARCH_QUEUE),
-            next_connection: AtomicU64::new(1),
             started: clock::monotonic(),
             store_file: data_dir.join(disk::FILE_NAME),
             metrics: scraped.as_ref().map(|(_, address)| *address),
@@ -150,6 +154,7 @@ impl Tracker {
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(accept(shared.clone(), stop.clone(), tasks.clone()));
         tasks.spawn(tidy(shared.clone(), stop.clone()));
+        tasks.spawn(sync::run(shared.clone(), stop.clone(), tasks.clone()));
         tasks.spawn(proclaim(shared.clone(), changes, stop.clone()));
         tasks.spawn(operator::serve(shared.clone(), control, stop.clone(), tasks.clone()));
         if let Some((listener, address)) = scraped {
@@ -234,12 +239,17 @@ async fn accept(shared: Arc<Shared>, stop: CancellationToken, tasks: TaskTracker
             incoming = shared.endpoint.accept(MAX_TRACKER_CONNECTIONS, one_too_many) => incoming,
         };
         let Some(incoming) = incoming else { return };
-        tasks.spawn(serve(shared.clone(), incoming, stop.clone()));
+        tasks.spawn(serve(shared.clone(), incoming, stop.clone(), tasks.clone()));
     }
 }
 
-/// One client, from handshake to end.
-async fn serve(shared: Arc<Shared>, incoming: Incoming, stop: CancellationToken) {
+/// One client, or another tracker, from handshake to end.
+async fn serve(
+    shared: Arc<Shared>,
+    incoming: Incoming,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+) {
     let address = incoming.remote_address();
     // Whoever has proven to be there counts from now on; others could say that they are anybody.
     let mut place = match incoming.is_validated() {
@@ -261,7 +271,15 @@ async fn serve(shared: Arc<Shared>, incoming: Incoming, stop: CancellationToken)
         connection.close(ErrorCode::LimitReached);
         return;
     };
-    let number = shared.next_connection.fetch_add(1, Ordering::Relaxed);
+    if connection.alpn() == Alpn::Sync {
+        let tracker = connection.remote();
+        match sync::establish(&shared, connection).await {
+            Ok(link) => link.serve(stop, tasks).await,
+            Err(reason) => tracing::warn!(%tracker, %address, reason, "a tracker is turned away"),
+        }
+        return;
+    }
+    let number = shared.presence.next_number();
     let (outlet, queue) = Outlet::new();
     let greeting = greet(&shared, &connection, number, outlet.clone());
     let greeted = tokio::time::timeout(limits::FIRST_FRAME_DEADLINE, greeting).await;

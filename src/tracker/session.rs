@@ -6,7 +6,6 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -15,16 +14,19 @@ use tokio::sync::Semaphore;
 
 use super::command::{Actor, Command, Outcome};
 use super::counters::{Counters, Limit};
-use super::message::{Answer, FileCursor, Matching, Reply, Request, TrackerRow};
+use super::links::{Links, Reserved};
+use super::message::{Answer, FileCursor, Matching, Reply, Request, TrackerRow, Written};
 use super::password::Passwords;
-use super::presence::{ConnectionNumber, Presence};
+use super::presence::Presence;
 use super::refusal::Refusal;
+use super::reservations::WantedName;
 use super::rosters::Rosters;
+use super::seats::ConnectionNumber;
 use super::state::{PUBLIC, State};
 use super::store::Store;
 use super::throttle::{ConnectionThrottle, Throttle};
 use super::view::{self, Live};
-use crate::clock::UnixMillis;
+use crate::clock;
 use crate::hash::Blake3Hash;
 use crate::id::{GroupId, InviteId, OpId, RequestId, UserId, derived};
 use crate::limits;
@@ -45,6 +47,8 @@ pub struct Shared {
     pub presence: Arc<Presence>,
     /// Which trackers there are.
     pub rosters: Arc<Rosters>,
+    /// The connections to the others.
+    pub links: Links,
     /// Computes password hashes.
     pub passwords: Passwords,
     /// How often anybody may ask.
@@ -55,8 +59,6 @@ pub struct Shared {
     pub searches: Semaphore,
     /// Searches under way and waiting.
     pub search_queue: Semaphore,
-    /// The number of the next connection.
-    pub next_connection: AtomicU64,
     /// When the tracker began.
     pub started: Instant,
     /// The file of the store.
@@ -69,36 +71,9 @@ pub struct Shared {
 pub fn tracker_rows(shared: &Shared, op: Option<OpId>) -> Vec<TrackerRow> {
     let own = shared.endpoint.identity().peer_id();
     let known = shared.rosters.known();
-    let rows = known.book().entries().iter().map(|entry| {
-        let peer_id = entry.peer_id();
-        let standing = standing(shared, peer_id, op);
-        TrackerRow {
-            peer_id,
-            links: entry.links.clone(),
-            own: peer_id == own,
-            connected: standing.connected,
-            behind: standing.behind,
-            behind_ms: standing.behind_ms,
-            heard: standing.heard,
-            has_op: standing.has_op,
-        }
-    });
-    rows.collect()
-}
-
-/// How far another tracker has come, as this one knows.
-#[derive(Debug, Default)]
-struct Standing {
-    connected: bool,
-    behind: u64,
-    behind_ms: u64,
-    heard: Option<UnixMillis>,
-    has_op: Option<bool>,
-}
-
-/// How far a tracker has come; trackers have no connection to each other yet.
-fn standing(_shared: &Shared, _tracker: PeerId, _op: Option<OpId>) -> Standing {
-    Standing::default()
+    let ours = shared.store.read_ledger(|ledger| ledger.chains.knowledge());
+    let rows = known.book().entries().iter();
+    rows.map(|entry| shared.links.row(own, entry, op, &ours, clock::now())).collect()
 }
 
 /// The id of the invitation with this code, however a person wrote it: in which case, with or
@@ -113,6 +88,13 @@ pub fn invite_id(code: &str) -> InviteId {
         })
         .collect();
     InviteId(derived(&[b"mtq invite\0", plain.as_bytes()]))
+}
+
+/// The answer to a request that was not refused.
+pub(super) struct Granted {
+    pub(super) reply: Reply,
+    /// Not all other trackers could be asked whether the name is free.
+    pub(super) provisional: bool,
 }
 
 /// A share whose pages are not all here yet, and what was put for it.
@@ -169,7 +151,7 @@ impl ClientSession {
 
     /// Answers one request, and counts it.
     pub async fn answer(self: &Arc<Self>, request: Request) -> Result<Answer, Refusal> {
-        let name = request.name();
+        let (name, id) = (request.name(), request.id());
         let answer = match self.shared.throttle.request(&self.throttle) {
             Ok(()) => self.dispatch(request).await,
             Err(refusal) => Err(refusal),
@@ -180,13 +162,63 @@ impl ClientSession {
             _ => {}
         }
         self.shared.counters.request(name, answer.as_ref().map_or_else(Refusal::code, |_| "ok"));
-        answer.map(|reply| Answer { reply, written: None })
+        let Granted { reply, provisional } = answer?;
+        let op = id.and_then(|id| self.shared.store.op_of(self.device, id));
+        let written = op.map(|op| {
+            let (siblings, having) = self.shared.links.siblings().having(op);
+            Written { op, siblings, having, provisional }
+        });
+        Ok(Answer { reply, written })
     }
 
-    async fn dispatch(self: &Arc<Self>, request: Request) -> Result<Reply, Refusal> {
-        match request {
+    /// Whether this tracker takes changes now.
+    pub(super) fn check_clock(&self) -> Result<(), Refusal> {
+        match self.shared.links.siblings().clock_off() {
+            Some(millis) => Err(Refusal::ClockOff(millis)),
+            None => Ok(()),
+        }
+    }
+
+    /// Reserves a name for what `id` is about to make, at all trackers that can be asked.
+    pub(super) async fn reserve(
+        &self,
+        id: RequestId,
+        name: WantedName,
+        taken: Refusal,
+    ) -> Result<Reserved<'_>, Refusal> {
+        let shared = &self.shared;
+        let reserved = shared.links.reserve(&shared.store, name, id.created(self.device)).await;
+        reserved.map_err(|_| taken)
+    }
+
+    async fn create_group(
+        &self,
+        id: RequestId,
+        group: GroupName,
+        hidden: bool,
+    ) -> Result<Granted, Refusal> {
+        let command = Command::CreateGroup { group: group.clone(), hidden };
+        // What is refused in any case need not be asked of others.
+        let certain = self.shared.store.check(&self.actor(), id, &command)?;
+        let taken = Refusal::GroupExists(group.clone());
+        let reserved = match certain {
+            true => None,
+            false => Some(self.reserve(id, WantedName::Group(group), taken).await?),
+        };
+        let reply = self.change(id, command).await?;
+        Ok(Granted { reply, provisional: reserved.is_some_and(|reserved| reserved.provisional) })
+    }
+
+    async fn dispatch(self: &Arc<Self>, request: Request) -> Result<Granted, Refusal> {
+        if request.id().is_some() || matches!(request, Request::Login { .. } | Request::Logout) {
+            self.check_clock()?;
+        }
+        let reply = match request {
             Request::CreateUser { request_id, user, password, invite } => {
-                self.create_user(request_id, user, password, invite).await
+                return self.create_user(request_id, user, password, invite).await;
+            }
+            Request::CreateGroup { request_id, group, hidden } => {
+                return self.create_group(request_id, group, hidden).await;
             }
             Request::Login { user, password } => self.log_in(user, password).await,
             Request::LoginByKey => self.log_in_by_key(),
@@ -196,9 +228,6 @@ impl ClientSession {
             }
             Request::RemoveDevice { request_id, device } => {
                 self.change(request_id, Command::RemoveDevice { device }).await
-            }
-            Request::CreateGroup { request_id, group, hidden } => {
-                self.change(request_id, Command::CreateGroup { group, hidden }).await
             }
             Request::SetGroup { request_id, group, offline_grace } => {
                 self.change(request_id, Command::SetGroup { group, offline_grace }).await
@@ -258,7 +287,8 @@ impl ClientSession {
                 Ok(Reply::Trackers { rows: tracker_rows(&self.shared, op) })
             }
             list => self.read(|state, user| self.list(state, user, list)),
-        }
+        };
+        reply.map(|reply| Granted { reply, provisional: false })
     }
 
     /// Answers what only reads the state.
@@ -447,7 +477,11 @@ impl ClientSession {
             let head = state.head(id, content).ok_or_else(missing)?;
             head.page_hashes().get(page as usize).copied().ok_or_else(missing)
         })?;
-        let bytes = self.shared.store.page(hash).await?.ok_or_else(missing)?;
+        let bytes = match self.shared.store.page(hash).await? {
+            Some(bytes) => bytes,
+            // Shared a moment ago on another tracker.
+            None => self.shared.links.fetch_page(hash).await.ok_or_else(missing)?,
+        };
         Ok(Reply::Page { bytes })
     }
 

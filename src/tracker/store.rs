@@ -5,6 +5,7 @@
 //! their answers, in log order. What a failed commit held is forgotten, and its callers are told.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::thread::JoinHandle;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use super::command::{Actor, Command, Outcome};
+use super::decide::decide;
 use super::disk::{Batch, Disk, DiskError, LogEntry, Snapshot};
 use super::lattice::RequestKey;
 use super::ledger::{Entry, Essence, Ledger, Merged, Run};
@@ -61,6 +63,7 @@ pub struct Horizon {
 /// A tracker's durable state.
 pub struct Store {
     disk: Arc<Disk>,
+    origin: OriginId,
     time: Time,
     published: Arc<RwLock<Published>>,
     horizon: Arc<Mutex<Option<Horizon>>>,
@@ -180,7 +183,18 @@ impl Store {
             .map_err(DiskError::Io)?;
         let page_permits = Semaphore::new(PAGES_IN_FLIGHT);
         let thread = Mutex::new(Some(thread));
-        Ok(Self { disk, time, published, horizon, places, jobs, page_permits, writable, thread })
+        Ok(Self {
+            disk,
+            origin,
+            time,
+            published,
+            horizon,
+            places,
+            jobs,
+            page_permits,
+            writable,
+            thread,
+        })
     }
 
     /// Writes what waits and ends; later commands fail.
@@ -247,6 +261,21 @@ impl Store {
         *self.horizon.lock().unwrap_or_else(PoisonError::into_inner) = horizon;
     }
 
+    /// The run's origin.
+    pub fn origin(&self) -> OriginId {
+        self.origin
+    }
+
+    /// The places of the log: from its first op to the next one to come.
+    pub fn log(&self) -> Range<u64> {
+        let (end, _) = self.position();
+        let first = self.disk.first_place().unwrap_or_else(|error| {
+            tracing::error!(%error, "cannot read the log");
+            None
+        });
+        first.unwrap_or(end)..end
+    }
+
     /// The place of the next op in the log, whenever it changes.
     pub fn places(&self) -> watch::Receiver<u64> {
         self.places.clone()
@@ -283,6 +312,27 @@ impl Store {
     /// How many pages are named and not here.
     pub fn missing_page_count(&self) -> usize {
         self.published(|published| published.pages.missing_count())
+    }
+
+    /// Judges a command without carrying it out; returns whether it was granted before, so that
+    /// asking for it again changes nothing.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub fn check(
+        &self,
+        actor: &Actor,
+        request: RequestId,
+        command: &Command,
+    ) -> Result<bool, Refusal> {
+        if self.has_granted(actor.device(), request) {
+            return Ok(true);
+        }
+        let now = self.time();
+        self.published(|published| {
+            decide(&published.ledger.state, actor, request, command, now, &published.pages)
+        })?;
+        Ok(false)
     }
 
     /// Whether this device was granted this request before.

@@ -708,6 +708,19 @@ mod tests {
     }
 
     #[test]
+    fn another_user_on_a_connection_holds_nothing_yet() {
+        let presence = Presence::default();
+        let _queue = enter(&presence, 1, 1, 1, "a");
+        presence.announce(1, GROUP, CONTENT, true);
+        presence.log_in(1, id_of("a"), &name("a"));
+        assert_eq!(presence.holders(GROUP, CONTENT), (1, 0), "logged in once more");
+        presence.log_in(1, id_of("b"), &name("b"));
+        assert_eq!(presence.holders(GROUP, CONTENT), (0, 0));
+        assert!(!presence.is_online(id_of("a")) && presence.is_online(id_of("b")));
+        presence.check_invariants();
+    }
+
+    #[test]
     fn a_sample_has_both_kinds_and_marks_own_devices() {
         let presence = Presence::default();
         let count = MAX_PEERS_PER_ANSWER as u64;

@@ -71,6 +71,13 @@ impl Siblings {
         sibling.heard = Some(now);
     }
 
+    /// One sent ops, which it therefore has.
+    pub fn sent(&mut self, id: PeerId, ops: &Vector) {
+        if let Some(sibling) = self.0.get_mut(&id) {
+            sibling.known.vector.join(ops);
+        }
+    }
+
     /// There is no connection to one any more.
     pub fn lost(&mut self, id: PeerId) {
         if let Some(sibling) = self.0.get_mut(&id) {

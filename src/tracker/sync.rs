@@ -18,7 +18,7 @@ use super::op::Op;
 use super::refusal::Refusal;
 use super::session::Shared;
 use super::sync_message::{SyncHello, SyncMessage, SyncReply, SyncRequest};
-use super::vector::Knowledge;
+use super::vector::{Knowledge, Vector};
 use crate::clock;
 use crate::error_code::ErrorCode;
 use crate::hash::Blake3Hash;
@@ -495,7 +495,12 @@ impl Session {
         }
         let decoded: Result<Vec<_>, _> =
             ops.into_iter().map(|bytes| Ok((Op::decode(&bytes)?, bytes))).collect();
-        let merged = self.shared.store.merge(decoded.map_err(LinkError::Op)?).await?;
+        let decoded = decoded.map_err(LinkError::Op)?;
+        let sent: Vector = decoded.iter().map(|(op, _)| (op.origin, op.seq)).collect();
+        let merged = self.shared.store.merge(decoded).await?;
+        // Whoever sends ops has them.
+        self.feed().heard(0, &sent);
+        self.shared.links.siblings().sent(self.tracker, &sent);
         if merged.forked > 0 {
             self.shared.counters.sync_alarm();
             tracing::error!(

@@ -46,7 +46,9 @@ impl Vector {
 
 impl FromIterator<(OriginId, u64)> for Vector {
     fn from_iter<I: IntoIterator<Item = (OriginId, u64)>>(all: I) -> Self {
-        Self(all.into_iter().collect())
+        let mut vector = Self::default();
+        all.into_iter().for_each(|(origin, seq)| vector.raise(origin, seq));
+        vector
     }
 }
 

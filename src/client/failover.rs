@@ -420,3 +420,244 @@ impl Try {
         (self.heard + silence).min(self.asked + TRACKER_REQUEST_DEADLINE)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const A: PeerId = PeerId([1; 32]);
+    const B: PeerId = PeerId([2; 32]);
+    const C: PeerId = PeerId([3; 32]);
+
+    fn ms(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    /// Trackers A and B with connections 1 and 2, and nobody logged in.
+    fn pair() -> Fleet {
+        let mut fleet = Fleet::new(vec![A, B], false);
+        fleet.connected(B, 2);
+        fleet.connected(A, 1);
+        fleet.settle(ms(0));
+        fleet
+    }
+
+    #[test]
+    fn the_first_in_order_is_used_unless_it_is_late() {
+        let mut fleet = Fleet::new(vec![A, B], false);
+        fleet.connected(B, 2);
+        fleet.settle(ms(100));
+        assert_eq!(fleet.in_use(), None, "A may come any moment");
+        fleet.connected(A, 1);
+        fleet.settle(ms(150));
+        assert_eq!((fleet.in_use(), fleet.usable()), (Some(1), vec![1, 2]));
+
+        let mut fleet = Fleet::new(vec![A, B], false);
+        fleet.connected(B, 2);
+        fleet.settle(ms(100));
+        fleet.settle(ms(100) + TRACKER_PREFERENCE);
+        assert_eq!(fleet.in_use(), Some(2));
+        fleet.connected(A, 1);
+        fleet.settle(ms(900));
+        assert_eq!(fleet.in_use(), Some(2), "what works is not changed");
+        fleet.lost(B);
+        fleet.settle(ms(901));
+        assert_eq!(fleet.in_use(), Some(1));
+
+        // One that is known to be away is not waited for.
+        let mut fleet = Fleet::new(vec![A, B], false);
+        fleet.missed(A, ms(10));
+        fleet.connected(B, 2);
+        fleet.settle(ms(11));
+        assert_eq!(fleet.in_use(), Some(2));
+    }
+
+    #[test]
+    fn who_stays_silent_loses_its_place_and_is_asked_last() {
+        let mut fleet = pair();
+        fleet.outrun(1, 2);
+        fleet.settle(ms(1));
+        assert_eq!((fleet.in_use(), fleet.usable()), (Some(2), vec![2, 1]));
+        fleet.set_order(vec![A, B, C]);
+        fleet.connected(C, 3);
+        assert_eq!(fleet.usable(), [2, 3, 1]);
+        fleet.answered(1);
+        fleet.settle(ms(2));
+        assert_eq!((fleet.in_use(), fleet.usable()), (Some(2), vec![2, 1, 3]));
+        fleet.set_order(vec![C, A]);
+        fleet.settle(ms(3));
+        assert_eq!((fleet.in_use(), fleet.usable()), (Some(3), vec![3, 1]));
+    }
+
+    #[test]
+    fn trackers_are_all_tried_before_there_is_none() {
+        let mut fleet = pair();
+        assert!(!fleet.is_hopeless(ms(0)));
+        fleet.lost(A);
+        fleet.missed(B, ms(7));
+        assert!(!fleet.is_hopeless(ms(5)), "A was not dialled again");
+        fleet.missed(A, ms(8));
+        assert!(fleet.is_hopeless(ms(5)) && !fleet.is_hopeless(ms(8)) && fleet.is_tried());
+    }
+
+    #[test]
+    fn a_login_is_over_only_when_no_tracker_contradicts() {
+        let later = SYNC_PATIENCE;
+        // After a login the others may not know of it for long.
+        let mut fleet = pair();
+        fleet.logged_in(1, ms(0));
+        assert_eq!(fleet.usable(), [1], "the other one does not act for the user yet");
+        fleet.unknown(2, ms(1));
+        assert!(!fleet.is_login_over(later * 9));
+        // The one that knew is gone: the patience has an end.
+        fleet.lost(A);
+        assert!(!fleet.is_login_over(later) && fleet.is_login_over(ms(1) + later));
+        fleet.settled(2);
+        assert!(!fleet.is_login_over(later * 9));
+        assert_eq!(fleet.usable(), [2]);
+
+        // At the start: one knows nothing, the other cannot be asked or was not yet.
+        let mut fleet = Fleet::new(vec![A, B], true);
+        fleet.connected(A, 1);
+        fleet.unknown(1, ms(5));
+        assert!(!fleet.is_login_over(ms(6)));
+        // Dialled anew it counts from the first time.
+        fleet.lost(A);
+        fleet.connected(A, 3);
+        assert!(!fleet.is_login_over(later * 2), "it was not asked yet");
+        fleet.unknown(3, later);
+        assert!(!fleet.is_login_over(ms(4) + later) && fleet.is_login_over(ms(5) + later));
+        // All say so.
+        fleet.connected(B, 4);
+        fleet.unknown(4, ms(7));
+        assert!(fleet.is_login_over(ms(8)));
+        fleet.logged_out();
+        assert!(!fleet.is_login_over(later * 9));
+        assert_eq!(fleet.usable(), [3, 4]);
+    }
+
+    #[test]
+    fn a_mark_is_a_new_name_and_another_base_another_user() {
+        let named = |kept: &str, said: &str| {
+            Named::of(&kept.parse().expect("a name"), &said.parse().expect("a name"))
+        };
+        assert_eq!(named("bob", "bob"), Named::Same);
+        assert_eq!(named("bob", "bob~1a2b"), Named::Renamed);
+        assert_eq!(named("bob~1a2b", "bob~1a2b"), Named::Same);
+        assert_eq!(named("bob~1a2b", "bob"), Named::Same, "that tracker is behind");
+        assert_eq!(named("bob", "alice"), Named::Other);
+        assert_eq!(named("bob", "alice~1a2b"), Named::Other);
+    }
+
+    #[test]
+    fn a_request_goes_elsewhere_after_a_second_and_waits_where_there_is_nobody_else() {
+        let mut attempts = Attempts::new(false);
+        assert_eq!(attempts.step(ms(0), &[1, 2], |_| 5), Step::Ask(1));
+        assert_eq!(attempts.step(ms(1), &[1, 2], |_| 6), Step::Wait(TRACKER_PATIENCE));
+        assert_eq!(attempts.step(TRACKER_PATIENCE, &[1, 2], |_| 6), Step::Ask(2));
+        assert_eq!(attempts.outrun(2, ms(1_500)), [1]);
+        assert_eq!(attempts.outrun(1, ms(1_500)), [0; 0], "2 had no time yet");
+        // Dead is who says nothing at all; alive, whoever acknowledges.
+        let received = |number| if number == 1 { 5 } else { 7 };
+        let mut attempts = Attempts::new(false);
+        attempts.step(ms(0), &[1], |_| 5);
+        assert_eq!(attempts.step(TRACKER_PATIENCE, &[1], received), Step::Wait(TRACKER_SILENCE));
+        assert_eq!(attempts.step(TRACKER_SILENCE, &[1], received), Step::Close(1));
+        assert_eq!(attempts.step(TRACKER_SILENCE, &[1], received), Step::Nobody);
+        assert_eq!(attempts.step(TRACKER_SILENCE, &[3], received), Step::Ask(3));
+        assert_eq!((attempts.count(), attempts.is_waiting()), (2, true));
+        attempts.failed(3);
+        assert!(!attempts.is_waiting());
+    }
+
+    #[test]
+    fn a_slow_request_is_repeated_only_when_the_tracker_is_dead_or_much_too_late() {
+        let mut attempts = Attempts::new(true);
+        assert_eq!(attempts.step(ms(0), &[1, 2], |_| 5), Step::Ask(1));
+        assert_eq!(attempts.step(TRACKER_PATIENCE, &[1, 2], |_| 5), Step::Ask(2), "not a packet");
+
+        let mut attempts = Attempts::new(true);
+        attempts.step(ms(0), &[1, 2], |_| 5);
+        let (mut now, mut packets) = (TRACKER_PATIENCE, 5);
+        let end = loop {
+            packets += 1;
+            match attempts.step(now, &[1, 2], |_| packets) {
+                Step::Wait(until) => now = until,
+                other => break (now, other),
+            }
+        };
+        assert_eq!(end, (TRACKER_REQUEST_DEADLINE, Step::Close(1)));
+        assert_eq!(attempts.step(end.0, &[2], |_| packets), Step::Ask(2));
+    }
+
+    proptest! {
+        // Whatever happens, the one in use can be used, and there is one whenever there can be.
+        #[test]
+        fn the_one_in_use_can_be_used(events in prop::collection::vec((0u8..8, 0u8..3), 0..80)) {
+            let trackers = [A, B, C];
+            let mut fleet = Fleet::new(trackers.to_vec(), false);
+            let (mut number, mut now) = (0, ms(0));
+            for (what, tracker) in events {
+                now += ms(300);
+                let id = trackers[tracker as usize];
+                let known = fleet.connection(id).map(|(number, _)| number);
+                match (what, known) {
+                    (0 | 1, None) => {
+                        number += 1;
+                        fleet.connected(id, number);
+                    }
+                    (2, Some(_)) => fleet.lost(id),
+                    (2, None) => fleet.missed(id, now),
+                    (3, Some(known)) => fleet.settled(known),
+                    (4, Some(known)) => fleet.unknown(known, now),
+                    (5, Some(known)) => fleet.logged_in(known, now),
+                    (6, _) => fleet.logged_out(),
+                    (7, Some(known)) => {
+                        if let Some(by) = fleet.usable().into_iter().find(|by| *by != known) {
+                            fleet.outrun(known, by);
+                        }
+                    }
+                    _ => {}
+                }
+                fleet.settle(now);
+                let usable = fleet.usable();
+                let hold = fleet.hold.is_some_and(|hold| now < hold);
+                match fleet.in_use() {
+                    Some(in_use) => prop_assert_eq!(usable.first(), Some(&in_use)),
+                    None => prop_assert!(usable.is_empty() || hold),
+                }
+            }
+        }
+
+        // Every step gets on: nothing is asked twice, and some day nobody is left.
+        #[test]
+        fn a_request_comes_to_an_end(slow: bool, packets in prop::collection::vec(0u64..3, 1..9)) {
+            let mut attempts = Attempts::new(slow);
+            let mut now = ms(0);
+            let mut asked = Vec::new();
+            let mut steps = 0;
+            loop {
+                steps += 1;
+                prop_assert!(steps < 200);
+                let received = |number: Number| {
+                    now.as_secs() * packets[(number as usize + steps) % packets.len()]
+                };
+                match attempts.step(now, &[1, 2, 3], received) {
+                    Step::Ask(number) => {
+                        prop_assert!(!asked.contains(&number));
+                        asked.push(number);
+                    }
+                    Step::Wait(until) => {
+                        prop_assert!(until > now);
+                        now = until;
+                    }
+                    Step::Close(_) => {}
+                    Step::Nobody => break,
+                }
+            }
+            prop_assert_eq!(asked, [1, 2, 3]);
+            prop_assert!(now <= 3 * TRACKER_REQUEST_DEADLINE);
+        }
+    }
+}

@@ -23,6 +23,14 @@ use crate::swarm::storage::PieceStore;
 use crate::tracker::message::{Reply, Request};
 use crate::tracker::refusal::Refusal;
 
+/// A file of a group.
+struct Wanted {
+    group: GroupName,
+    id: GroupId,
+    name: FileName,
+    publisher: Option<UserName>,
+}
+
 impl Agent {
     /// Starts downloading a listed file.
     ///
@@ -58,8 +66,8 @@ impl Agent {
             error: DownloadFailure::false_manifest(&error, &found.sharer),
         })?;
         let publisher = Some(found.sharer);
-        self.start_download(group, found.group, found.name, publisher, manifest, destination, None)
-            .await
+        let wanted = Wanted { group, id: found.group, name: found.name, publisher };
+        self.start_download(wanted, manifest, destination, None).await
     }
 
     /// Starts downloading what a metafile describes.
@@ -80,9 +88,9 @@ impl Agent {
         let ours = |id| places.iter().any(|(known, _)| *known == id);
         let foreign = !meta.trackers.iter().any(|link| ours(link.peer_id()));
         let warning = foreign.then(|| "none of the metafile's trackers is one of yours".to_owned());
-        let (group, id, name) = (meta.group, found.group, meta.name);
-        let publisher = Some(found.sharer);
-        self.start_download(group, id, name, publisher, meta.manifest, destination, warning).await
+        let (group, publisher) = (meta.group, Some(found.sharer));
+        let wanted = Wanted { group, id: found.group, name: meta.name, publisher };
+        self.start_download(wanted, meta.manifest, destination, warning).await
     }
 
     fn refuse_known(&self, key: SwarmKey) -> Result<(), AgentError> {
@@ -105,17 +113,14 @@ impl Agent {
         }
     }
 
-    #[allow(clippy::too_many_arguments)]
     async fn start_download(
         &self,
-        group: GroupName,
-        id: GroupId,
-        name: FileName,
-        publisher: Option<UserName>,
+        wanted: Wanted,
         manifest: Manifest,
         destination: Destination,
         warning: Option<String>,
     ) -> Result<Started, AgentError> {
+        let Wanted { group, id, name, publisher } = wanted;
         // The name may have moved to another group since the file was found.
         if self.core.ticket(&group).await? != id {
             return Err(AgentError::OtherGroup(group));

@@ -40,7 +40,7 @@ enum Seat {
     Up {
         number: Number,
         login: Login,
-        /// It left a request unanswered that another tracker answered.
+        /// It did not answer a request, or could not grant it, that another tracker answered.
         suspect: bool,
     },
 }
@@ -251,8 +251,8 @@ impl Fleet {
         self.set_suspect(answered, false);
     }
 
-    /// A connection left a request unanswered for too long that connection `by` answered: that one
-    /// takes its place.
+    /// A connection left a request unanswered for too long, or could not grant it for a reason of
+    /// its own, and connection `by` answered: that one takes its place.
     pub fn outrun(&mut self, late: Number, by: Number) {
         self.set_suspect(late, true);
         if self.in_use == Some(late) && self.usable().contains(&by) {

@@ -195,7 +195,8 @@ impl TrackerLine {
         // Each tracker may be asked again on another connection, once.
         let most = 2 * warm.places().len().max(1);
         let (sender, mut answers) = mpsc::channel(most + 1);
-        let (mut own_trouble, mut lost, mut nudged) = (None, None, false);
+        let (mut own_trouble, mut in_trouble) = (None, Vec::new());
+        let (mut lost, mut nudged) = (None, false);
         loop {
             changes.borrow_and_update();
             warm.refresh();
@@ -257,9 +258,11 @@ impl TrackerLine {
                     tracing::debug!(%refusal, "asking another tracker");
                     attempts.failed(number);
                     own_trouble = Some(refusal);
+                    in_trouble.push(number);
                 }
                 answer => {
-                    let late = attempts.outrun(number, warm.now());
+                    let mut late = attempts.outrun(number, warm.now());
+                    late.append(&mut in_trouble);
                     if !late.is_empty() {
                         warm.update(|state| {
                             late.iter().for_each(|late| state.fleet.outrun(*late, number));
@@ -290,7 +293,12 @@ impl TrackerLine {
         let (warm, request) = (self.warm.clone(), request.clone());
         self.warm.tasks.spawn(async move {
             let answer = tracker.ask(&request).await;
-            if !matches!(answer, Err(CallError::Lost(_))) {
+            let in_trouble = match &answer {
+                Err(CallError::Refused(refusal)) => refusal.is_trackers_own(),
+                Err(CallError::Lost(_)) => true,
+                _ => false,
+            };
+            if !in_trouble {
                 warm.lock().fleet.answered(number);
             }
             // Nobody may wait for it any more.

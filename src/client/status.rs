@@ -54,6 +54,11 @@ pub struct LastChange {
 }
 
 impl Agent {
+    /// What there is with every tracker, as of now.
+    pub fn trackers(&self) -> Vec<LineRow> {
+        self.core.line.report().0
+    }
+
     /// How the agent stands with its trackers; asks the one in use, if there is one.
     pub async fn status(&self) -> Status {
         let line = &self.core.line;

@@ -14,3 +14,5 @@ mod flood;
 mod listings;
 mod demo;
 mod operator;
+mod fake_tracker;
+mod failover;

@@ -191,7 +191,8 @@ impl Core {
 
     /// Asks the tracker in use, and tells the others.
     async fn everywhere(&self, request: Request) -> Result<(), AgentError> {
-        for number in self.line.others() {
+        let in_use = self.line.in_use();
+        for number in self.line.logged_in().into_iter().filter(|n| Some(*n) != in_use) {
             let (line, request) = (self.line.clone(), request.clone());
             self.tasks.spawn(async move {
                 if let Err(error) = line.ask_on(number, &request).await {

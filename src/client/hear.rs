@@ -270,6 +270,8 @@ impl Core {
             self.announce_on(number).await;
         }
         self.find_all_peers().await;
+        // It may be behind the one in use before.
+        self.announced.notify_one();
     }
 
     /// Announces everything this device holds on one connection.
@@ -306,16 +308,22 @@ impl Core {
         }
     }
 
-    /// Announces again on the other connections what was announced before all trackers knew it.
+    /// Announces again what was announced before all trackers knew of it, and looks again for peers
+    /// that they did not know.
     pub(super) async fn repeat_announcements(self: Arc<Self>) {
         let work = async {
             loop {
                 self.announced.notified().await;
                 for pause in [ANNOUNCE_AGAIN, limits::SYNC_PATIENCE] {
                     tokio::time::sleep(pause).await;
-                    for number in self.line.others() {
+                    // One that is alone is behind nobody.
+                    if self.line.is_single() {
+                        break;
+                    }
+                    for number in self.line.logged_in() {
                         self.announce_on(number).await;
                     }
+                    self.find_all_peers().await;
                 }
             }
         };

@@ -102,14 +102,16 @@ impl TrackerLine {
         self.warm.lock().fleet.is_any_connected()
     }
 
-    /// The connections that act for the user, other than the one in use.
-    pub fn others(&self) -> Vec<Number> {
+    /// Whether there is only one tracker.
+    pub fn is_single(&self) -> bool {
+        self.warm.lock().fleet.is_single()
+    }
+
+    /// The connections that act for the user.
+    pub fn logged_in(&self) -> Vec<Number> {
         let state = self.warm.lock();
         match state.user {
-            Some(_) => {
-                let in_use = state.fleet.in_use();
-                state.fleet.usable().into_iter().filter(|n| Some(*n) != in_use).collect()
-            }
+            Some(_) => state.fleet.usable(),
             None => Vec::new(),
         }
     }

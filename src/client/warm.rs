@@ -358,8 +358,10 @@ impl Warm {
     fn miss(&self, id: PeerId, missed: Missed) {
         let now = self.now();
         self.update(|state| {
-            state.missed.insert(id, missed);
-            state.fleet.missed(id, now);
+            if state.keepers.contains_key(&id) {
+                state.missed.insert(id, missed);
+                state.fleet.missed(id, now);
+            }
         });
     }
 
@@ -388,8 +390,10 @@ impl Warm {
             if state.fleet.connection(id).is_some_and(|(known, _)| known == number) {
                 state.fleet.lost(id);
             }
-            let reason = "the connection was lost".to_owned();
-            state.missed.insert(id, Missed { reason, stranger: false });
+            if state.keepers.contains_key(&id) {
+                let reason = "the connection was lost".to_owned();
+                state.missed.insert(id, Missed { reason, stranger: false });
+            }
             !state.fleet.is_any_connected()
         });
         tracing::debug!(tracker = %id.short(), number, "the connection to a tracker is gone");
@@ -450,7 +454,6 @@ impl Warm {
             let pause = match tracker.call(&Request::LoginByKey).await {
                 Ok(Reply::LoggedIn { user: found }) => {
                     if !self.found(number, &user, found).await {
-                        tokio::time::sleep(wait).await;
                         return;
                     }
                     continue;
@@ -501,9 +504,12 @@ impl Warm {
             Some(named)
         });
         match named {
-            None => return false,
-            Some(Named::Other) => {
-                self.unknown(number).await;
+            None | Some(Named::Other) => {
+                if named.is_some() {
+                    self.unknown(number).await;
+                }
+                // The tracker takes this connection for somebody else's.
+                self.update(|state| Self::close(state, number, ErrorCode::Done));
                 return false;
             }
             Some(Named::Same) => {}

@@ -16,12 +16,13 @@ use mtq::tracker::message::{Reply, Request};
 use mtq::tracker::push::Push;
 use mtq::tracker::refusal::Refusal;
 use mtq::tracker_link::{TrackerInfo, TrackerLink};
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::sync::broadcast;
 
 use crate::fake_tracker::{Answers, FakeTracker, GROUP, mute, willing};
 use crate::net::{Net, group, loopback, password, soon, user};
-use crate::world::free_port;
+use crate::world::{World, free_port};
 
 /// Far more than losing a tracker may take, and far less than a deadline that would hide it.
 const PROMPT: Duration = Duration::from_secs(8);
@@ -456,4 +457,41 @@ async fn a_group_with_a_new_name_takes_along_what_is_shared_in_it() {
         )
         .await;
     end(agent).await;
+}
+
+#[test]
+fn status_says_how_the_client_stands_with_its_trackers() {
+    let mut world = World::new();
+    let mut ann = world.user("ann");
+    let status = ann.ok("status");
+    let link = world.link();
+    assert_eq!(status["user"], "ann");
+    assert!(status["clock_offset_ms"].is_i64(), "{status}");
+    assert!(status.get("last_change").is_some(), "{status}");
+    let [tracker] = status["trackers"].as_array().expect("rows").as_slice() else {
+        panic!("one tracker: {status}")
+    };
+    assert_eq!(tracker["peer_id"], link.peer_id().to_string());
+    assert_eq!(tracker["tracker"], link.to_string());
+    for field in ["connected", "logged_in", "in_use"] {
+        assert_eq!(tracker[field], true, "{field}: {status}");
+    }
+    assert!(tracker["rtt_ms"].is_u64() && tracker["error"].is_null(), "{status}");
+    assert!(tracker.get("sync").is_some(), "{status}");
+
+    world.kill_tracker();
+    let status = ann.ok("status");
+    assert_eq!((&status["user"], &status["clock_offset_ms"]), (&"ann".into(), &Value::Null));
+    let tracker = &status["trackers"][0];
+    for field in ["connected", "logged_in", "in_use"] {
+        assert_eq!(tracker[field], false, "{field}: {status}");
+    }
+    assert!(tracker["rtt_ms"].is_null() && tracker["error"].is_string(), "{status}");
+    ann.quit();
+
+    // For people: nobody is logged in, and no tracker is there.
+    let output = world.script("bob", &[], "status\n");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.starts_with("nobody, on device "), "{output:?}");
+    assert!(text.contains("does not answer"), "{output:?}");
 }

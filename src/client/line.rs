@@ -169,23 +169,7 @@ impl TrackerLine {
     /// The same, with the connection that answered.
     async fn ask_which(&self, request: &Request) -> Result<(Answer, Number), AgentError> {
         let request = Arc::new(request.clone());
-        let mut waited = Duration::ZERO;
-        loop {
-            let refusal = match self.ask_once(&request).await {
-                Err(AgentError::Refused(refusal)) => refusal,
-                answered => return answered,
-            };
-            // Too fast is slowed down, up to what a person would wait.
-            let pause = match refusal {
-                Refusal::RateLimited { retry_after_ms } => Duration::from_millis(retry_after_ms),
-                refusal => return Err(refusal.into()),
-            };
-            waited += pause;
-            if waited > limits::RATE_PATIENCE {
-                return Err(refusal.into());
-            }
-            tokio::time::sleep(pause).await;
-        }
+        unhurried(|| self.ask_once(&request)).await
     }
 
     /// Asks one tracker after the other until one answers.
@@ -319,7 +303,7 @@ impl TrackerLine {
     pub async fn ask_on(&self, number: Number, request: &Request) -> Result<Reply, AgentError> {
         let lost = || AgentError::TrackerLost("the connection was lost".to_owned());
         let tracker = self.connection(number).ok_or_else(lost)?;
-        tracker.call(request).await.map_err(answer_error)
+        unhurried(|| async { tracker.call(request).await.map_err(answer_error) }).await
     }
 
     /// Waits until a tracker can be asked, or is known not to be reached.
@@ -448,6 +432,26 @@ impl TrackerLine {
     /// Ends every connection in order.
     pub fn close(&self) {
         self.warm.end();
+    }
+}
+
+/// Asks again what was asked too fast, up to what a person would wait.
+async fn unhurried<T, F>(ask: impl Fn() -> F) -> Result<T, AgentError>
+where
+    F: Future<Output = Result<T, AgentError>>,
+{
+    let mut waited = Duration::ZERO;
+    loop {
+        let refused = match ask().await {
+            Err(AgentError::Refused(Refusal::RateLimited { retry_after_ms })) => retry_after_ms,
+            answered => return answered,
+        };
+        let pause = Duration::from_millis(refused);
+        waited += pause;
+        if waited > limits::RATE_PATIENCE {
+            return Err(Refusal::RateLimited { retry_after_ms: refused }.into());
+        }
+        tokio::time::sleep(pause).await;
     }
 }
 

@@ -30,7 +30,7 @@ use crate::transport::endpoint::{DialError, Endpoint};
 
 /// A login that is not known yet is asked for again after the first of these, twice as long each
 /// time up to the second.
-const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(1));
+const ASK_AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// What the agent hears from its trackers.
 #[derive(Debug)]

@@ -298,8 +298,30 @@ pub const KEEP_ALIVE: Duration = Duration::from_secs(5);
 /// Client to tracker: one request waits at most this long for its answer.
 pub const TRACKER_REQUEST_DEADLINE: Duration = Duration::from_secs(20);
 
-/// Client to tracker: an ordinary request unanswered for so long is repeated on a new connection.
-pub const TRACKER_PATIENCE: Duration = Duration::from_secs(3);
+/// Client to tracker: an ordinary request unanswered for so long is repeated at another tracker.
+pub const TRACKER_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Client to tracker: a connection on which nothing at all came for so long after a request is
+/// dialled anew.
+pub const TRACKER_SILENCE: Duration = Duration::from_secs(3);
+
+/// What one tracker acknowledged, the others are believed to know after this: they hear of it
+/// within a second, and ask each other every five.
+pub const SYNC_PATIENCE: Duration = Duration::from_secs(10);
+
+/// The first tracker in order is waited for so long when another one is ready before it.
+pub const TRACKER_PREFERENCE: Duration = Duration::from_millis(250);
+
+/// A lost tracker is dialled again after the first of these, twice as long each time up to the
+/// second.
+pub const TRACKER_REDIAL: (Duration, Duration) =
+    (Duration::from_millis(200), Duration::from_secs(10));
+
+/// News that several trackers tell are compared for so long after they were last told.
+pub const ECHO_KEPT: Duration = Duration::from_secs(60);
+
+/// News compared at once: a client that hears more within a minute is told some of them twice.
+pub const MAX_ECHOES: usize = 10_000;
 
 /// Dialling one candidate address of a tracker or a peer.
 pub const DIAL_DEADLINE: Duration = Duration::from_secs(5);

@@ -546,6 +546,8 @@ pub enum ClientCommand {
         #[arg(long, value_parser = parse_timeout)]
         timeout: Option<Duration>,
     },
+    /// How this client stands with its trackers, and they with each other.
+    Status,
     /// End the client.
     #[command(alias = "exit")]
     Quit,
@@ -594,6 +596,7 @@ impl ClientCommand {
             Self::StopShare { .. } => "stop-share",
             Self::Remove { .. } => "remove",
             Self::Wait { .. } => "wait",
+            Self::Status => "status",
             Self::Quit => "quit",
         }
     }

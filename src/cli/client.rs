@@ -66,11 +66,11 @@ async fn session(config: AgentConfig, args: &ClientArgs) -> Result<u8, Failure> 
 }
 
 /// Says on standard error what trackers say unasked: everything to whoever stays, to a script
-/// only what was taken from it.
+/// only what its user must know.
 async fn tell_news(mut notices: broadcast::Receiver<Notice>, all: bool) {
     loop {
         match notices.recv().await {
-            Ok(notice) if all || notice.is_loss() => {
+            Ok(notice) if all || notice.is_grave() => {
                 eprintln!("* {}", text::printable(&notice.to_string()));
             }
             Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}

@@ -14,8 +14,9 @@ use crate::client::agent::Agent;
 use crate::client::error::AgentError;
 use crate::client::library::EntryState;
 use crate::client::report::{DownloadRow, Started};
+use crate::client::status::{Status, TrackerStatus};
 use crate::name::{GroupName, Selector};
-use crate::tracker::message::{FileRow, Matching, Password, Standing};
+use crate::tracker::message::{FileRow, Matching, Password, Standing, Written};
 
 /// Asks a person for a secret, without showing it.
 pub type Ask = fn(&str) -> Option<String>;
@@ -28,15 +29,24 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
     match command {
         ClientCommand::CreateUser { user, password, invite } => {
             let password = password_for(password, ask, true).await?;
-            agent.create_user(user.clone(), password, invite).await?;
-            Ok(Answer::new(json!({"user": user}), format!("user {user} created")))
+            let written = agent.create_user(user.clone(), password, invite).await?;
+            let provisional = is_provisional(written, user.as_str());
+            let json = json!({"user": user, "provisional": provisional});
+            Ok(Answer::new(json, format!("user {user} created")))
         }
         ClientCommand::Login { user, password } => {
             // A device that logged in before needs no password.
-            if password.is_some() || !agent.login_by_key(&user).await? {
-                let password = password_for(password, ask, false).await?;
-                agent.login(user.clone(), password).await?;
-            }
+            let known = match &password {
+                Some(_) => None,
+                None => agent.login_by_key(&user).await?,
+            };
+            let user = match known {
+                Some(user) => user,
+                None => {
+                    let password = password_for(password, ask, false).await?;
+                    agent.login(user, password).await?
+                }
+            };
             Ok(Answer::new(json!({"user": user}), format!("logged in as {user}")))
         }
         ClientCommand::Passwd { old, new } => {
@@ -113,8 +123,10 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
             Ok(Answer::new(json!({"user": user, "peer_id": peer}), text))
         }
         ClientCommand::CreateGroup { group, hidden } => {
-            agent.create_group(group.clone(), hidden).await?;
-            Ok(Answer::new(json!({"group": group}), format!("group {group} created; you own it")))
+            let written = agent.create_group(group.clone(), hidden).await?;
+            let provisional = is_provisional(written, group.as_str());
+            let json = json!({"group": group, "provisional": provisional});
+            Ok(Answer::new(json, format!("group {group} created; you own it")))
         }
         ClientCommand::ListGroups => {
             let rows = agent.list_groups().await?;
@@ -318,9 +330,76 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
             Ok(Answer::new(json, text))
         }
         ClientCommand::Wait { timeout } => wait(agent, timeout).await,
+        ClientCommand::Status => Ok(status(&agent.status().await)),
         // The session ends on it before it comes here.
         ClientCommand::Quit => Ok(Answer::new(json!({}), "")),
     }
+}
+
+/// Whether a name may yet turn out to be taken; the person is told then.
+fn is_provisional(written: Option<Written>, name: &str) -> bool {
+    let provisional = written.is_some_and(|written| written.provisional);
+    if provisional {
+        eprintln!(
+            "warning: not all trackers could be asked for {name}: if one of them has given it \
+             away, the earlier keeps it and yours gets a mark"
+        );
+    }
+    provisional
+}
+
+fn status(status: &Status) -> Answer {
+    let name = status.user.as_ref().map_or("nobody".to_owned(), ToString::to_string);
+    let mut text = format!("{name}, on device {}", status.peer_id);
+    if let Some(offset) = status.clock_offset_ms {
+        text += &format!("\ntracker time is {offset:+} ms off ours");
+    }
+    let lines: Vec<_> = status.trackers.iter().map(tracker_line).collect();
+    text += &format!("\n{}", table(&lines));
+    if let Some(change) = status.last_change {
+        text += &format!("\nlast change: on {} of {} trackers", change.on, change.of);
+    }
+    let trackers = status.trackers.iter().map(|TrackerStatus { line, sync }| {
+        json!({
+            "peer_id": line.peer_id, "tracker": line.link, "connected": line.connected,
+            "logged_in": line.logged_in, "in_use": line.in_use,
+            "rtt_ms": line.rtt.map(|rtt| rtt.as_millis() as u64),
+            "error": line.missed.as_deref().map(text::printable),
+            "sync": sync.map(|sync| json!({
+                "connected": sync.connected, "behind": sync.behind, "behind_ms": sync.behind_ms,
+                "heard": sync.heard,
+            })),
+        })
+    });
+    let json = json!({
+        "user": status.user, "peer_id": status.peer_id, "clock_offset_ms": status.clock_offset_ms,
+        "trackers": trackers.collect::<Value>(),
+        "last_change": status.last_change.map(|change| json!({"on": change.on, "of": change.of})),
+    });
+    Answer::new(json, text)
+}
+
+fn tracker_line(TrackerStatus { line, sync }: &TrackerStatus) -> Vec<String> {
+    let state = match (line.connected, line.in_use, line.rtt, &line.missed) {
+        (true, in_use, Some(rtt), _) => {
+            let use_ = if in_use { "in use" } else { "connected" };
+            format!("{use_}, {} ms away", rtt.as_millis())
+        }
+        (.., Some(missed)) => text::printable(missed),
+        _ => "not reached yet".to_owned(),
+    };
+    let sync = match sync {
+        Some(sync) if sync.behind > 0 => format!(
+            "{} changes behind for {}",
+            sync.behind,
+            humantime::format_duration(Duration::from_secs(sync.behind_ms / 1_000))
+        ),
+        Some(sync) if sync.connected => "in sync".to_owned(),
+        Some(_) => "cut off from the one in use".to_owned(),
+        None => String::new(),
+    };
+    let address = format!("{}:{}", line.link.host(), line.link.port());
+    vec![address, line.peer_id.short(), state, sync]
 }
 
 async fn get(agent: &Agent, args: &[String]) -> Result<Answer, Failure> {

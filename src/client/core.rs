@@ -1,12 +1,10 @@
-//! What an agent consists of, and what it does unasked: hears pushes, runs downloads, brings a lost
-//! line back, renews tickets.
+//! What an agent consists of, and how it does what all its commands need: tickets, announcements,
+//! peers, downloads.
 
-use std::collections::HashMap;
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
 use tokio::sync::{Notify, broadcast, mpsc};
 use tokio_util::sync::CancellationToken;
@@ -15,33 +13,27 @@ use tokio_util::task::TaskTracker;
 use super::data_dir;
 use super::destination::Destination;
 use super::error::{AgentError, DownloadFailure};
+use super::groups::Groups;
 use super::library::{Entry, EntryState, Library};
-use super::line::{LineEvent, TrackerLine};
+use super::line::TrackerLine;
 use super::report::Notice;
-use crate::clock::UnixMillis;
 use crate::error_code::ErrorCode;
 use crate::id::GroupId;
 use crate::limits;
 use crate::manifest::ContentId;
-use crate::name::{GroupName, UserName};
+use crate::name::GroupName;
+use crate::peer_id::PeerId;
+use crate::roster::RosterBook;
 use crate::swarm::download::{Download, DownloadError};
 use crate::swarm::hub::Hub;
 use crate::swarm::registry::Registry;
 use crate::swarm::session::{Swarm, SwarmKey};
 use crate::swarm::trust::Trust;
 use crate::tracker::message::{Reply, Request};
-use crate::tracker::push::Push;
-use crate::tracker::refusal::Refusal;
 use crate::tracker_link::TrackerInfo;
 use crate::transport::endpoint::{Endpoint, any_address};
 use crate::transport::identity::{FILE_NAME as IDENTITY_FILE, Identity};
 use crate::transport::tls::Alpn;
-
-/// How often tickets are looked at for renewal, and shared files for change.
-const WATCH: Duration = Duration::from_secs(10);
-
-/// A lost tracker is dialled again after this, twice as long each time up to the second.
-const REDIAL: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(10));
 
 /// What an agent is started with.
 #[derive(Clone, Debug)]
@@ -61,10 +53,13 @@ pub(super) struct Core {
     pub(super) registry: Arc<Registry>,
     pub(super) hub: Hub,
     pub(super) line: TrackerLine,
-    pub(super) trackers: TrackerInfo,
+    /// The trackers there are.
+    pub(super) book: Mutex<RosterBook>,
     pub(super) library: Mutex<Library>,
-    /// Groups we hold tickets for, with the tracker time to renew each.
-    pub(super) groups: Mutex<HashMap<GroupName, (GroupId, UnixMillis)>>,
+    /// Groups we hold tickets for.
+    pub(super) groups: Mutex<Groups>,
+    /// Notified when something was announced or listed that trackers may not all know yet.
+    pub(super) announced: Notify,
     /// Notified when an entry's state changes.
     pub(super) changed: Notify,
     /// What trackers say that a person may want to know.
@@ -82,23 +77,29 @@ impl Core {
         let identity = Identity::load_or_create(&config.data_dir.join(IDENTITY_FILE))?;
         let listen = config.listen.unwrap_or_else(|| any_address(0));
         let endpoint = Endpoint::bind(Arc::new(identity), listen, &[Alpn::Peer])?;
-        let trackers = config.trackers;
-        let trust = Trust::new(trackers.links().iter().map(|link| link.peer_id()));
-        let registry = Arc::new(Registry::new(trust));
+        let kept = data_dir::roster(&config.data_dir)?;
+        let (book, ignored) = RosterBook::new(config.trackers, kept.as_deref());
+        if ignored {
+            tracing::warn!("what was kept of the trackers is of another network; it is left aside");
+        }
+        let registry = Arc::new(Registry::new(Trust::default()));
+        registry.set_trackers(book.peer_ids(), book.retired());
         let hub = Hub::start(endpoint.clone(), registry.clone());
         let (events, queue) = mpsc::channel(limits::PUSH_QUEUE);
         let tasks = TaskTracker::new();
-        let line = TrackerLine::new(endpoint.clone(), trackers.clone(), events, tasks.clone());
-        line.set_user(data_dir::user(&config.data_dir)?);
+        let user = data_dir::user(&config.data_dir)?;
+        let line =
+            TrackerLine::new(endpoint.clone(), registry.clone(), user, events, tasks.clone());
         let core = Arc::new(Self {
             data_dir: config.data_dir,
             endpoint,
             registry,
             hub,
             line,
-            trackers,
+            book: Mutex::new(book),
             library: Mutex::default(),
             groups: Mutex::default(),
+            announced: Notify::new(),
             changed: Notify::new(),
             notices: broadcast::channel(limits::PUSH_QUEUE).0,
             stop: CancellationToken::new(),
@@ -107,10 +108,8 @@ impl Core {
         });
         tasks.spawn(core.clone().hear(queue));
         tasks.spawn(core.clone().watch());
-        if core.line.user().is_some() {
-            // Whoever is logged in from before is online from now on.
-            tasks.spawn(core.clone().come_back());
-        }
+        tasks.spawn(core.clone().repeat_announcements());
+        core.follow_book();
         Ok(core)
     }
 
@@ -118,7 +117,7 @@ impl Core {
     pub(super) async fn shutdown(&self) {
         self.stop.cancel();
         self.hub.shutdown().await;
-        self.line.close().await;
+        self.line.close();
         self.tasks.close();
         self.endpoint.close(ErrorCode::GoingAway).await;
         self.tasks.wait().await;
@@ -128,8 +127,24 @@ impl Core {
         self.library.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn groups(&self) -> MutexGuard<'_, HashMap<GroupName, (GroupId, UnixMillis)>> {
+    pub(super) fn groups(&self) -> MutexGuard<'_, Groups> {
         self.groups.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn book(&self) -> MutexGuard<'_, RosterBook> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Dials and trusts the trackers that the book names.
+    pub(super) fn follow_book(&self) {
+        let book = self.book();
+        self.registry.set_trackers(book.peer_ids(), book.retired());
+        let links = book.links();
+        let place = |id: PeerId| {
+            let own = links.iter().filter(|link| link.peer_id() == id);
+            (id, own.cloned().collect())
+        };
+        self.line.set_places(book.peer_ids().into_iter().map(place).collect(), book.hash());
     }
 
     /// Gets a fresh ticket for a group; returns the group's id.
@@ -143,29 +158,48 @@ impl Core {
             tracing::error!(%error, "the tracker's ticket does not verify");
             AgentError::BadAnswer
         })?;
-        self.groups().insert(group.clone(), (id, verified.renew_at()));
+        if verified.holder().group != id {
+            return Err(AgentError::BadAnswer);
+        }
+        if !self.groups().hold(id, group, verified.renew_at()) {
+            return Err(AgentError::OtherGroup(group.clone()));
+        }
         self.registry.set_ticket(id, ticket);
         Ok(id)
     }
 
+    /// Says at every tracker what this device holds of a group.
     pub(super) async fn announce(
         &self,
-        group: &GroupName,
+        group: GroupId,
         contents: &[(ContentId, bool)],
     ) -> Result<(), AgentError> {
+        let Some(group) = self.groups().name_of(group) else { return Ok(()) };
         for batch in contents.chunks(limits::MAX_ANNOUNCE_BATCH) {
-            let request = Request::Announce { group: group.clone(), contents: batch.to_vec() };
-            match self.line.call(&request).await? {
-                Reply::Done => {}
-                _ => return Err(AgentError::BadAnswer),
-            }
+            let (group, contents) = (group.clone(), batch.to_vec());
+            self.everywhere(Request::Announce { group, contents }).await?;
         }
+        self.announced.notify_one();
         Ok(())
     }
 
     /// Takes an announcement back.
-    pub(super) async fn withdraw(&self, group: GroupName, key: SwarmKey) -> Result<(), AgentError> {
-        let request = Request::Withdraw { group, contents: vec![key.content] };
+    pub(super) async fn withdraw(&self, key: SwarmKey) -> Result<(), AgentError> {
+        let Some(group) = self.groups().name_of(key.group) else { return Ok(()) };
+        self.everywhere(Request::Withdraw { group, contents: vec![key.content] }).await
+    }
+
+    /// Asks the tracker in use, and tells the others.
+    async fn everywhere(&self, request: Request) -> Result<(), AgentError> {
+        let in_use = self.line.in_use();
+        for number in self.line.logged_in().into_iter().filter(|n| Some(*n) != in_use) {
+            let (line, request) = (self.line.clone(), request.clone());
+            self.tasks.spawn(async move {
+                if let Err(error) = line.ask_on(number, &request).await {
+                    tracing::debug!(number, %error, "another tracker does not know yet");
+                }
+            });
+        }
         match self.line.call(&request).await? {
             Reply::Done => Ok(()),
             _ => Err(AgentError::BadAnswer),
@@ -173,10 +207,12 @@ impl Core {
     }
 
     /// Connects to everybody the tracker knows to hold a content.
-    pub(super) async fn find_peers(&self, group: &GroupName, key: SwarmKey) {
-        let request = Request::Peers { group: group.clone(), content: key.content };
-        match self.line.call(&request).await {
-            Ok(Reply::Peers { peers }) => {
+    pub(super) async fn find_peers(&self, key: SwarmKey) {
+        let Some(group) = self.groups().name_of(key.group) else { return };
+        match self.line.call(&Request::Peers { group, content: key.content }).await {
+            Ok(Reply::Peers { mut peers }) => {
+                // Those that may be gone are tried last.
+                peers.sort_by_key(|peer| peer.doubtful);
                 for peer in peers {
                     self.hub.connect(peer.peer_id, peer.addresses, key);
                 }
@@ -189,7 +225,6 @@ impl Core {
     /// A download from its first peer to its name on disk.
     pub(super) async fn run_download(
         self: Arc<Self>,
-        group: GroupName,
         download: Download,
         destination: Destination,
         mut wanted: mpsc::Receiver<()>,
@@ -198,12 +233,12 @@ impl Core {
         let meter = download.meter.clone();
         let find = async {
             // First present, then looking: two that begin together find each other.
-            if let Err(error) = self.announce(&group, &[(key.content, false)]).await {
+            if let Err(error) = self.announce(key.group, &[(key.content, false)]).await {
                 tracing::debug!(%error, "announce failed; it is repeated with the next connection");
             }
-            self.find_peers(&group, key).await;
+            self.find_peers(key).await;
             while let Some(()) = wanted.recv().await {
-                self.find_peers(&group, key).await;
+                self.find_peers(key).await;
             }
         };
         let result = tokio::select! {
@@ -234,18 +269,18 @@ impl Core {
         }
         match result {
             Ok(path) => {
-                tracing::info!(%group, path = %path.display(), "download complete");
+                tracing::info!(path = %path.display(), "download complete");
                 self.registry.unwant(key);
                 let swarm = Swarm { key, store, news: None };
                 self.registry.add_swarm(Arc::new(swarm));
                 self.library().set_state(key, EntryState::Seeding);
                 self.changed.notify_waiters();
-                if let Err(error) = self.announce(&group, &[(key.content, true)]).await {
+                if let Err(error) = self.announce(key.group, &[(key.content, true)]).await {
                     tracing::debug!(%error, "announce failed; it is repeated later");
                 }
             }
             Err(error) => {
-                tracing::error!(%group, %error, "download failed");
+                tracing::error!(%error, "download failed");
                 if matches!(error, DownloadError::FalseManifest(_)) {
                     store.discard();
                 }
@@ -253,13 +288,13 @@ impl Core {
                 self.fail(key, DownloadFailure::from(&error));
                 self.changed.notify_waiters();
                 // What cannot be said now ends with the connection.
-                let _ = self.withdraw(group, key).await;
+                let _ = self.withdraw(key).await;
             }
         }
     }
 
     /// Marks a download as failed; a false manifest is its publisher's doing.
-    fn fail(&self, key: SwarmKey, mut failure: DownloadFailure) {
+    pub(super) fn fail(&self, key: SwarmKey, mut failure: DownloadFailure) {
         let mut library = self.library();
         let publisher = library.find(key).and_then(|entry| entry.publisher.clone());
         if let ("false-manifest", Some(user)) = (failure.code, publisher) {
@@ -286,133 +321,23 @@ impl Core {
         keys.len()
     }
 
-    /// Hears what trackers say unasked, and brings a lost line back.
-    async fn hear(self: Arc<Self>, mut queue: mpsc::Receiver<LineEvent>) {
-        let mut current = 0;
-        loop {
-            let event = tokio::select! {
-                () = self.stop.cancelled() => return,
-                event = queue.recv() => event,
-            };
-            match event {
-                None => return,
-                Some(LineEvent::Connected { clock_offset, session }) => {
-                    current = session;
-                    self.registry.tracker_reached(clock_offset);
-                }
-                Some(LineEvent::Push(push)) => self.hear_push(push).await,
-                Some(LineEvent::LoggedOut { user }) => self.signed_out(user),
-                // Of an earlier one it may be heard after the next one stands.
-                Some(LineEvent::Lost { session }) if session < current => {}
-                Some(LineEvent::Lost { .. }) => {
-                    self.registry.trackers_lost();
-                    if self.line.user().is_some() {
-                        tracing::warn!("the connection to the tracker is lost; dialling again");
-                        self.tasks.spawn(self.clone().come_back());
-                    }
-                }
-            }
-        }
-    }
-
-    async fn hear_push(self: &Arc<Self>, push: Push) {
-        match push {
-            Push::SwarmJoined { group, content, peer } => {
-                let key = SwarmKey { group, content };
-                let wants = self.library().find(key).is_some_and(|e| e.state.is_under_way());
-                if wants {
-                    self.hub.connect(peer.peer_id, peer.addresses, key);
-                }
-            }
-            Push::SwarmLeft { group, content, peer_id } => {
-                self.registry.unwant_from(peer_id, SwarmKey { group, content });
-            }
-            Push::Revoked { memberships, devices } => self.registry.revoke(&memberships, &devices),
-            Push::SignedOut => {
-                if let Some(user) = self.line.user() {
-                    self.signed_out(user);
-                }
-            }
-            // Not here: it asks the tracker, whose pushes would wait meanwhile.
-            Push::Lagged => drop(self.tasks.spawn(self.clone().find_all_peers())),
-            Push::Removed { group, id } => self.removed(group, Some(id)),
-            Push::Unlisted { group, content } => {
-                let key = SwarmKey { group, content };
-                let entry = self.library().find(key).cloned();
-                if let Some(entry) = entry.filter(|entry| entry.state == EntryState::Seeding) {
-                    self.library().remove(key);
-                    self.registry.remove_swarm(key, ErrorCode::Done);
-                    self.notify(Notice::Unlisted { group: entry.group, name: entry.name });
-                }
-            }
-            // The roster and names that changed.
-            Push::Roster { .. } | Push::Renamed { .. } | Push::GroupRenamed { .. } => {}
-            Push::JoinRequested { group, user } => {
-                self.notify(Notice::JoinRequested { group, user });
-            }
-            Push::RequestAnswered { group, accepted } => {
-                self.notify(Notice::RequestAnswered { group, accepted });
-            }
-            Push::MemberJoined { group, user } => {
-                self.notify(Notice::MemberJoined { group, user });
-            }
-            Push::MemberLeft { group, user } => self.notify(Notice::MemberLeft { group, user }),
-            Push::OwnerChanged { group, owner } => {
-                self.notify(Notice::OwnerChanged { group, owner });
-            }
-            Push::FileListed { group, name, size, user, content: _ } => {
-                if self.line.user().as_ref() != Some(&user) {
-                    self.notify(Notice::FileListed { group, name, size, user });
-                }
-            }
-        }
-    }
-
     /// Tells whoever listens; nobody need.
-    fn notify(&self, notice: Notice) {
+    pub(super) fn notify(&self, notice: Notice) {
         tracing::info!(%notice, "news");
         let _ = self.notices.send(notice);
     }
 
-    /// Trackers do not let this device act for its user any more: everything stops.
-    fn signed_out(&self, user: UserName) {
-        self.forget_login();
-        self.drop_entries(|_| true, ErrorCode::LoggedOut);
-        self.groups().clear();
-        self.notify(Notice::SignedOut { user });
-    }
-
-    /// Our membership in a group is over. Told when it was not this device that ended it.
-    fn removed(&self, group: GroupName, id: Option<GroupId>) {
-        let held = self.groups().contains_key(&group);
-        if held {
-            // Whoever waits for a download must hear that it will not come; its part file stays.
-            let under_way = self.library().entries().into_iter();
-            let under_way = under_way.filter(|(_, e)| e.group == group && e.state.is_under_way());
-            for (key, entry) in under_way {
-                entry.stop.cancel();
-                let message = format!("you are no longer a member of {group}");
-                self.fail(key, DownloadFailure { code: "not-a-member", message });
-            }
-        }
-        self.leave(&group, id);
-        if held {
-            self.notify(Notice::Removed { group });
-        }
-    }
-
     /// Nobody is logged in any more, also after a restart.
     pub(super) fn forget_login(&self) {
-        self.line.set_user(None);
         if let Err(error) = data_dir::forget_user(&self.data_dir) {
             tracing::warn!(%error, "cannot forget the login");
         }
     }
 
     /// Leaves the swarms of a group, and its ticket.
-    pub(super) fn leave(&self, group: &GroupName, id: Option<GroupId>) {
+    pub(super) fn leave(&self, group: GroupId) {
         let entries = self.library().entries().into_iter();
-        for (key, entry) in entries.filter(|(_, entry)| entry.group == *group) {
+        for (key, entry) in entries.filter(|(key, _)| key.group == group) {
             self.registry.remove_swarm(key, ErrorCode::Done);
             // What failed stays to be seen.
             if !matches!(entry.state, EntryState::Failed(_)) {
@@ -420,130 +345,15 @@ impl Core {
             }
         }
         self.changed.notify_waiters();
-        let held = self.groups().remove(group).map(|(id, _)| id);
-        if let Some(id) = id.or(held) {
-            self.registry.forget_ticket(id);
-        }
+        self.groups().remove(group);
+        self.registry.forget_ticket(group);
     }
 
     /// Looks for peers for everything under way.
-    async fn find_all_peers(self: Arc<Self>) {
+    pub(super) async fn find_all_peers(&self) {
         let entries = self.library().entries();
-        for (key, entry) in entries.into_iter().filter(|(_, entry)| entry.state.is_under_way()) {
-            self.find_peers(&entry.group, key).await;
-        }
-    }
-
-    /// Dials until there is a line again, then announces everything anew.
-    async fn come_back(self: Arc<Self>) {
-        let mut wait = REDIAL.0;
-        loop {
-            let dialled = tokio::select! {
-                () = self.stop.cancelled() => return,
-                dialled = self.line.connection() => dialled,
-            };
-            match dialled {
-                Ok(_) => break,
-                Err(error) => tracing::debug!(%error, "tracker still away"),
-            }
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = tokio::time::sleep(wait) => wait = (wait * 2).min(REDIAL.1),
-            }
-        }
-        if self.line.user().is_some() {
-            tracing::info!("connected to a tracker again");
-            self.announce_all().await;
-        }
-    }
-
-    /// Announces everything we hold, and looks for peers for what is under way.
-    pub(super) async fn announce_all(&self) {
-        // Peers that answer the announcement are to see tickets that hold.
-        self.renew_due().await;
-        let mut by_group: HashMap<GroupName, Vec<(SwarmKey, bool)>> = HashMap::new();
-        for (key, entry) in self.library().entries() {
-            let complete = entry.state == EntryState::Seeding && !entry.store.is_changed();
-            if complete || entry.state.is_under_way() {
-                by_group.entry(entry.group).or_default().push((key, complete));
-            }
-        }
-        for (group, held) in by_group {
-            let contents: Vec<_> = held.iter().map(|(key, whole)| (key.content, *whole)).collect();
-            match self.announce(&group, &contents).await {
-                Ok(()) => {}
-                Err(AgentError::Refused(Refusal::NotAMember(_) | Refusal::NoSuchGroup(_))) => {
-                    self.removed(group, None);
-                    continue;
-                }
-                Err(error) => {
-                    tracing::warn!(%group, %error, "cannot announce");
-                    continue;
-                }
-            }
-            for (key, _) in held.iter().filter(|(_, complete)| !complete) {
-                self.find_peers(&group, *key).await;
-            }
-        }
-    }
-
-    /// Renews tickets half-way through their life, and takes back what changed on disk.
-    async fn watch(self: Arc<Self>) {
-        loop {
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = tokio::time::sleep(WATCH) => {}
-            }
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = async { self.renew_due().await; self.withdraw_changed().await } => {}
-            }
-        }
-    }
-
-    /// Nobody is to be sent here for files that are not served any more; the user is told.
-    async fn withdraw_changed(&self) {
-        let changed: Vec<_> = {
-            let mut library = self.library();
-            let entries = library.entries().into_iter();
-            let changed: Vec<_> = entries
-                .filter(|(_, entry)| entry.state == EntryState::Seeding && !entry.told)
-                .filter(|(_, entry)| entry.store.is_changed())
-                .collect();
-            changed.iter().for_each(|(key, _)| library.set_told(*key));
-            changed
-        };
-        for (key, entry) in changed {
-            let (group, name) = (entry.group, entry.name);
-            tracing::warn!(%group, %name, "changed on disk, no longer served: share it again");
-            if let Err(error) = self.withdraw(group, key).await {
-                tracing::debug!(%error, "withdraw failed; it ends with the connection");
-            }
-        }
-    }
-
-    /// Renews the tickets that are due.
-    async fn renew_due(&self) {
-        let now = self.registry.tracker_time();
-        let due: Vec<_> = self
-            .groups()
-            .iter()
-            .filter(|(_, (_, renew_at))| *renew_at <= now)
-            .map(|(group, _)| group.clone())
-            .collect();
-        for group in due {
-            match self.ticket(&group).await {
-                Ok(_) => tracing::debug!(%group, "ticket renewed"),
-                // What nobody could tell us while we were away.
-                Err(AgentError::Refused(Refusal::NotAMember(_) | Refusal::NoSuchGroup(_))) => {
-                    self.removed(group, None);
-                }
-                Err(AgentError::Refused(refusal)) => {
-                    tracing::warn!(%group, %refusal, "no ticket any more");
-                    self.groups().remove(&group);
-                }
-                Err(error) => tracing::debug!(%group, %error, "ticket not renewed yet"),
-            }
+        for (key, _) in entries.into_iter().filter(|(_, entry)| entry.state.is_under_way()) {
+            self.find_peers(key).await;
         }
     }
 }

@@ -63,9 +63,7 @@ pub fn user(path: &Path) -> Result<Option<UserName>, AgentError> {
 /// # Errors
 /// [`AgentError::File`].
 pub fn keep_user(path: &Path, user: &UserName) -> Result<(), AgentError> {
-    let (path, new) = (path.join(USER_FILE), path.join("user.new"));
-    let written = fs::write(&new, format!("{user}\n")).and_then(|()| fs::rename(&new, &path));
-    written.map_err(|error| AgentError::File { path, error })
+    replace(path, USER_FILE, format!("{user}\n").as_bytes())
 }
 
 /// Nobody is logged in any more.
@@ -80,4 +78,37 @@ pub fn forget_user(path: &Path) -> Result<(), AgentError> {
         }
         _ => Ok(()),
     }
+}
+
+/// What is known of the trackers there are.
+const ROSTER_FILE: &str = "roster";
+
+/// What was kept of the trackers there are.
+///
+/// # Errors
+/// [`AgentError::File`].
+pub fn roster(path: &Path) -> Result<Option<Vec<u8>>, AgentError> {
+    let path = path.join(ROSTER_FILE);
+    match fs::read(&path) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(AgentError::File { path, error }),
+    }
+}
+
+/// Keeps what is known of the trackers there are.
+///
+/// # Errors
+/// [`AgentError::File`].
+pub fn keep_roster(path: &Path, bytes: &[u8]) -> Result<(), AgentError> {
+    replace(path, ROSTER_FILE, bytes)
+}
+
+/// Puts a file in the place of another: whoever reads it finds the one or the other, whole.
+fn replace(directory: &Path, name: &str, bytes: &[u8]) -> Result<(), AgentError> {
+    let (path, new) = (directory.join(name), directory.join(format!("{name}.new")));
+    let written = File::create(&new)
+        .and_then(|mut file| file.write_all(bytes).and_then(|()| file.sync_all()))
+        .and_then(|()| fs::rename(&new, &path));
+    written.map_err(|error| AgentError::File { path, error })
 }

@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 
 use crate::metainfo::MetainfoError;
-use crate::name::{NameError, UserName};
+use crate::name::{GroupName, NameError, UserName};
 use crate::swarm::download::DownloadError;
 use crate::swarm::hashing::HashError;
 use crate::swarm::storage::StorageError;
@@ -28,6 +28,10 @@ pub enum AgentError {
     /// The connection was lost and could not be had again.
     #[error("the connection to the tracker was lost: {0}")]
     TrackerLost(String),
+    /// A name that stood for one group stands for another, and what the first is called now has not
+    /// been said yet.
+    #[error("{0} is another group now than before")]
+    OtherGroup(GroupName),
     /// The tracker's answer made no sense.
     #[error("the tracker gave an answer this version does not understand")]
     BadAnswer,
@@ -161,6 +165,7 @@ impl AgentError {
             Self::NoTracker(_) => "no-tracker",
             Self::WrongTracker(_) => "wrong-tracker",
             Self::TrackerLost(_) => "tracker-lost",
+            Self::OtherGroup(_) => "other-group",
             Self::BadAnswer => "bad-answer",
             Self::File { error, .. } | Self::Hash { error: HashError::Io(error), .. } => {
                 file_code(error)
@@ -191,6 +196,7 @@ impl AgentError {
             Self::Refused(refusal) => return refusal_hint(refusal),
             Self::NoTracker(_) => "is the tracker running, and is its address in --trackers right?",
             Self::WrongTracker(_) => "ask the operator for the current tracker_info.txt",
+            Self::OtherGroup(_) => "list-groups shows what your groups are called now",
             Self::Name { .. } => "give the share a name of its own: --name NAME",
             Self::Hash { error: HashError::NotAFile, .. } => {
                 "only single files can be shared; pack a directory first, for example with tar"

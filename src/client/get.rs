@@ -13,6 +13,7 @@ use super::library::{Entry, EntryState};
 use super::metafile;
 use super::report::Started;
 use crate::error_code::ErrorCode;
+use crate::id::GroupId;
 use crate::limits;
 use crate::manifest::{Manifest, ManifestHead};
 use crate::name::{FileName, GroupName, Selector, UserName};
@@ -21,6 +22,14 @@ use crate::swarm::session::{Swarm, SwarmKey};
 use crate::swarm::storage::PieceStore;
 use crate::tracker::message::{Reply, Request};
 use crate::tracker::refusal::Refusal;
+
+/// A file of a group.
+struct Wanted {
+    group: GroupName,
+    id: GroupId,
+    name: FileName,
+    publisher: Option<UserName>,
+}
 
 impl Agent {
     /// Starts downloading a listed file.
@@ -56,8 +65,9 @@ impl Agent {
             name: found.name.to_string(),
             error: DownloadFailure::false_manifest(&error, &found.sharer),
         })?;
-        self.start_download(group, found.name, Some(found.sharer), manifest, destination, None)
-            .await
+        let publisher = Some(found.sharer);
+        let wanted = Wanted { group, id: found.group, name: found.name, publisher };
+        self.start_download(wanted, manifest, destination, None).await
     }
 
     /// Starts downloading what a metafile describes.
@@ -74,12 +84,13 @@ impl Agent {
             return Err(AgentError::BadAnswer);
         };
         self.refuse_known(SwarmKey { group: found.group, content })?;
-        let ours = |link| self.core.trackers.find(link).is_some();
+        let places = self.core.line.places();
+        let ours = |id| places.iter().any(|(known, _)| *known == id);
         let foreign = !meta.trackers.iter().any(|link| ours(link.peer_id()));
         let warning = foreign.then(|| "none of the metafile's trackers is one of yours".to_owned());
-        let publisher = Some(found.sharer);
-        self.start_download(meta.group, meta.name, publisher, meta.manifest, destination, warning)
-            .await
+        let (group, publisher) = (meta.group, Some(found.sharer));
+        let wanted = Wanted { group, id: found.group, name: meta.name, publisher };
+        self.start_download(wanted, meta.manifest, destination, warning).await
     }
 
     fn refuse_known(&self, key: SwarmKey) -> Result<(), AgentError> {
@@ -104,14 +115,16 @@ impl Agent {
 
     async fn start_download(
         &self,
-        group: GroupName,
-        name: FileName,
-        publisher: Option<UserName>,
+        wanted: Wanted,
         manifest: Manifest,
         destination: Destination,
         warning: Option<String>,
     ) -> Result<Started, AgentError> {
-        let id = self.core.ticket(&group).await?;
+        let Wanted { group, id, name, publisher } = wanted;
+        // The name may have moved to another group since the file was found.
+        if self.core.ticket(&group).await? != id {
+            return Err(AgentError::OtherGroup(group));
+        }
         let manifest = Arc::new(manifest);
         let key = SwarmKey { group: id, content: manifest.content_id() };
         if let Some(started) = self.adopt(&group, key, &name, &manifest, &destination).await {
@@ -143,7 +156,7 @@ impl Agent {
         let number = self.core.library().add(key, entry);
         let (peers_wanted, wanted) = mpsc::channel(1);
         // What is here already may have taken long to check, and much can happen meanwhile.
-        if !self.core.groups().contains_key(&group) {
+        if !self.core.groups().contains(id) {
             self.core.drop_entries(|entry| entry.number == number, ErrorCode::Done);
             return Err(Refusal::NotAMember(group).into());
         }
@@ -160,7 +173,7 @@ impl Agent {
         tracing::info!(%group, %name, content = %key.content.short(), "download begins");
         let path = destination.directory.join(destination.name.as_str());
         let size = layout.size();
-        let work = self.core.clone().run_download(group.clone(), download, destination, wanted);
+        let work = self.core.clone().run_download(download, destination, wanted);
         self.core.tasks.spawn(work);
         let content = key.content;
         Ok(Started { number, group, name, path, content, size, stored_bytes, warning })
@@ -189,7 +202,7 @@ impl Agent {
         let store = Arc::new(PieceStore::whole(manifest.clone(), path.clone(), stamp));
         let number = self.serve(group, key, name, store);
         // The file is here, whoever knows of it.
-        if let Err(error) = self.core.announce(group, &[(key.content, true)]).await {
+        if let Err(error) = self.core.announce(key.group, &[(key.content, true)]).await {
             tracing::debug!(%error, "announce failed; it is repeated with the next connection");
         }
         let (group, name, content) = (group.clone(), name.clone(), key.content);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use tokio_util::sync::CancellationToken;
 
 use super::error::DownloadFailure;
+use crate::id::GroupId;
 use crate::manifest::ContentId;
 use crate::name::{FileName, GroupName, Selector, UserName};
 use crate::swarm::download::Meter;
@@ -96,6 +97,13 @@ impl Library {
     /// The swarm of the entry that `file` means in a group.
     pub fn select(&self, group: &GroupName, file: &Selector) -> Option<SwarmKey> {
         self.entries.iter().find(|(_, entry)| entry.is(group, file)).map(|(key, _)| *key)
+    }
+
+    /// A group is called `name` now.
+    pub fn rename_group(&mut self, group: GroupId, name: &GroupName) {
+        for (_, entry) in self.entries.iter_mut().filter(|(key, _)| key.group == group) {
+            entry.group = name.clone();
+        }
     }
 
     /// The user was told of an entry's change.

@@ -1,263 +1,489 @@
-//! The agent's line to its trackers: one connection in use, had again when it is lost.
+//! The agent's line to its trackers: sends each request to the one in use, and to another when
+//! that one does not answer.
 //!
-//! A request whose connection is lost is repeated once on a new one, with the same request id, so
-//! that it is never applied twice.
+//! A request is repeated as it is, with its request id, so that it is never applied twice; none is
+//! cancelled that was sent.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_util::task::TaskTracker;
 
 use super::error::AgentError;
-use crate::clock;
+use super::failover::{Attempts, Login, Named, Number, Step};
+pub use super::warm::{LineEvent, Place};
+use super::warm::{State, Warm};
 use crate::error_code::ErrorCode;
+use crate::hash::Blake3Hash;
+use crate::id::OpId;
 use crate::limits;
 use crate::name::UserName;
-use crate::tracker::message::{Hello, Reply, Request};
-use crate::tracker::push::Push;
+use crate::peer_id::PeerId;
+use crate::swarm::registry::Registry;
+use crate::tracker::message::{Answer, Password, Reply, Request};
 use crate::tracker::refusal::Refusal;
-use crate::tracker::stub::{CallError, ConnectError, TrackerConnection};
-use crate::tracker_link::TrackerInfo;
-use crate::transport::endpoint::{DialError, Endpoint};
+use crate::tracker::stub::{CallError, TrackerConnection};
+use crate::tracker_link::TrackerLink;
+use crate::transport::endpoint::Endpoint;
 
-/// What the agent hears from its line.
-#[derive(Debug)]
-pub enum LineEvent {
-    /// A tracker pushed news.
-    Push(Push),
-    /// There is a connection, new or again.
-    Connected {
-        /// Tracker time less our own, in milliseconds.
-        clock_offset: i64,
-        /// Higher for every connection.
-        session: u64,
-    },
-    /// The connection is gone.
-    Lost {
-        /// Which.
-        session: u64,
-    },
-    /// The tracker no longer knows this device; the user must log in again.
-    LoggedOut {
-        /// Who was logged in.
-        user: UserName,
-    },
-}
+/// How long a request waits for a tracker that can be asked.
+const REACH: Duration = limits::DIAL_DEADLINE.saturating_add(limits::SYNC_PATIENCE);
 
-/// What became of dialling.
-#[derive(Debug, Default)]
-struct Current {
-    tracker: Option<Arc<TrackerConnection>>,
-    /// The last attempt in vain, and when it ended.
-    failure: Option<(Instant, DialFailure)>,
-}
-
-/// Why no tracker was reached.
+/// What there is with one tracker, for people.
 #[derive(Clone, Debug)]
-enum DialFailure {
-    NoTracker(String),
-    WrongTracker(String),
-}
-
-impl From<DialFailure> for AgentError {
-    fn from(failure: DialFailure) -> Self {
-        match failure {
-            DialFailure::NoTracker(reasons) => Self::NoTracker(reasons),
-            DialFailure::WrongTracker(reason) => Self::WrongTracker(reason),
-        }
-    }
+pub struct LineRow {
+    /// Which.
+    pub peer_id: PeerId,
+    /// Where.
+    pub link: TrackerLink,
+    /// Whether there is a connection.
+    pub connected: bool,
+    /// Whether the connection acts for the user.
+    pub logged_in: bool,
+    /// Whether requests go there.
+    pub in_use: bool,
+    /// The round-trip time.
+    pub rtt: Option<Duration>,
+    /// Why there is no connection.
+    pub missed: Option<String>,
 }
 
 /// The line.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct TrackerLine {
-    endpoint: Endpoint,
-    trackers: TrackerInfo,
-    /// The connection in use; the lock makes one caller dial and the others wait.
-    current: tokio::sync::Mutex<Current>,
-    user: Mutex<Option<UserName>>,
-    sessions: AtomicU64,
-    events: mpsc::Sender<LineEvent>,
-    tasks: TaskTracker,
+    warm: Arc<Warm>,
 }
 
 impl TrackerLine {
     /// A line that is not connected yet; `events` hears of everything unasked.
     pub fn new(
         endpoint: Endpoint,
-        trackers: TrackerInfo,
+        registry: Arc<Registry>,
+        user: Option<UserName>,
         events: mpsc::Sender<LineEvent>,
         tasks: TaskTracker,
     ) -> Self {
-        Self {
-            endpoint,
-            trackers,
-            current: tokio::sync::Mutex::default(),
-            user: Mutex::new(None),
-            // Sessions of later runs are higher than those of earlier ones.
-            sessions: AtomicU64::new(clock::now().0),
-            events,
-            tasks,
+        Self { warm: Warm::start(endpoint, registry, user, events, tasks) }
+    }
+
+    /// The trackers are these now, in this order; `roster` is the hash of what says so.
+    pub fn set_places(&self, places: Vec<Place>, roster: Option<Blake3Hash>) {
+        self.warm.set_places(places, roster);
+    }
+
+    /// The trackers, in order, each with its first address.
+    pub fn places(&self) -> Vec<(PeerId, TrackerLink)> {
+        self.warm.places()
+    }
+
+    /// Hears of changes of what follows.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.warm.changes()
+    }
+
+    /// Time since the agent began.
+    pub fn now(&self) -> Duration {
+        self.warm.now()
+    }
+
+    /// Who is logged in.
+    pub fn user(&self) -> Option<UserName> {
+        self.warm.lock().user.clone()
+    }
+
+    /// The connection in use.
+    pub fn in_use(&self) -> Option<Number> {
+        self.warm.lock().fleet.in_use()
+    }
+
+    /// Whether any tracker is connected.
+    pub fn is_connected(&self) -> bool {
+        self.warm.lock().fleet.is_any_connected()
+    }
+
+    /// Whether there is only one tracker.
+    pub fn is_single(&self) -> bool {
+        self.warm.lock().fleet.is_single()
+    }
+
+    /// The connections that act for the user.
+    pub fn logged_in(&self) -> Vec<Number> {
+        let state = self.warm.lock();
+        match state.user {
+            Some(_) => state.fleet.usable(),
+            None => Vec::new(),
         }
     }
 
-    /// Whom we log in as again on every new connection.
-    pub fn user(&self) -> Option<UserName> {
-        self.user.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Whether what comes on a connection concerns the user that is logged in.
+    pub fn is_current(&self, number: Number) -> bool {
+        self.warm.is_current(number)
     }
 
-    /// Changes whom we log in as.
-    pub fn set_user(&self, user: Option<UserName>) {
-        *self.user.lock().unwrap_or_else(PoisonError::into_inner) = user;
+    /// The op of the latest change this agent made.
+    pub fn last_write(&self) -> Option<OpId> {
+        self.warm.lock().last_write
     }
 
-    /// Asks the tracker; connects first where needed.
+    /// What there is with every tracker, and tracker time less our own in milliseconds.
+    pub fn report(&self) -> (Vec<LineRow>, Option<i64>) {
+        let places = self.warm.places();
+        let state = self.warm.lock();
+        let in_use = state.fleet.in_use();
+        let row = |(peer_id, link): (PeerId, TrackerLink)| {
+            let known = state.fleet.connection(peer_id);
+            let tracker = known.and_then(|(number, _)| state.connections.get(&number));
+            let settled = known.is_some_and(|(_, login)| login == Login::Settled);
+            LineRow {
+                peer_id,
+                link: tracker.map_or(link, |tracker| tracker.link().clone()),
+                connected: tracker.is_some(),
+                logged_in: settled && state.user.is_some(),
+                in_use: in_use.is_some() && known.map(|(number, _)| number) == in_use,
+                rtt: tracker.map(|tracker| tracker.rtt()),
+                missed: state.missed.get(&peer_id).map(|missed| missed.reason.clone()),
+            }
+        };
+        let offset = in_use.and_then(|number| state.connections.get(&number));
+        let offset = offset.map(|tracker| tracker.clock_offset());
+        (places.into_iter().map(row).collect(), offset)
+    }
+
+    /// Asks the trackers; waits for one where needed.
     ///
     /// # Errors
     /// [`AgentError`].
     pub async fn call(&self, request: &Request) -> Result<Reply, AgentError> {
-        let mut waited = Duration::ZERO;
+        self.ask(request).await.map(|answer| answer.reply)
+    }
+
+    /// The same, with what became of a change.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn ask(&self, request: &Request) -> Result<Answer, AgentError> {
+        self.ask_which(request).await.map(|(answer, _)| answer)
+    }
+
+    /// The same, with the connection that answered.
+    async fn ask_which(&self, request: &Request) -> Result<(Answer, Number), AgentError> {
+        let request = Arc::new(request.clone());
+        unhurried(|| self.ask_once(&request)).await
+    }
+
+    /// Asks one tracker after the other until one answers.
+    async fn ask_once(&self, request: &Arc<Request>) -> Result<(Answer, Number), AgentError> {
+        let warm = &self.warm;
+        let begun = warm.now();
+        let mut changes = warm.changes();
+        let mut attempts = Attempts::new(is_slow(request));
+        // Each tracker may be asked again on another connection, once.
+        let most = 2 * warm.places().len().max(1);
+        let (sender, mut answers) = mpsc::channel(most + 1);
+        let (mut own_trouble, mut in_trouble) = (None, Vec::new());
+        let (mut lost, mut nudged) = (None, false);
         loop {
-            let refusal = match self.ask(request).await {
-                Err(AgentError::Refused(refusal)) => refusal,
-                answered => return answered,
+            changes.borrow_and_update();
+            warm.refresh();
+            let step = {
+                let state = warm.lock();
+                let usable = match state.fleet.in_use() {
+                    Some(_) if attempts.count() < most => state.fleet.usable(),
+                    _ => Vec::new(),
+                };
+                let received =
+                    |number| state.connections.get(&number).map_or(0, |tracker| tracker.received());
+                attempts.step(warm.now(), &usable, received)
             };
-            // Too fast is slowed down, up to what a person would wait.
-            let pause = match refusal {
-                Refusal::RateLimited { retry_after_ms } => Duration::from_millis(retry_after_ms),
-                refusal => return Err(refusal.into()),
+            let until = match step {
+                Step::Ask(number) => {
+                    self.send(number, request, sender.clone());
+                    continue;
+                }
+                Step::Close(number) => {
+                    tracing::debug!(number, "a tracker is silent; its connection is begun anew");
+                    warm.update(|state| Warm::close(state, number, ErrorCode::TimedOut));
+                    lost = Some("no answer".to_owned());
+                    continue;
+                }
+                Step::Wait(until) => until,
+                Step::Nobody => {
+                    if let Some(refusal) = own_trouble {
+                        return Err(AgentError::Refused(refusal));
+                    }
+                    let state = warm.lock();
+                    let over = attempts.count() >= most || warm.now() >= begun + REACH;
+                    if over || state.fleet.is_hopeless(begun) {
+                        return Err(unreachable(&state, lost.filter(|_| over)));
+                    }
+                    drop(state);
+                    if !nudged {
+                        warm.nudge();
+                        nudged = true;
+                    }
+                    begun + REACH
+                }
             };
-            waited += pause;
-            if waited > limits::RATE_PATIENCE {
-                return Err(refusal.into());
+            let left = until.saturating_sub(warm.now());
+            let (number, answer) = tokio::select! {
+                // This end holds a sender too.
+                Some(answer) = answers.recv() => answer,
+                _ = changes.changed() => continue,
+                () = tokio::time::sleep(left) => continue,
+            };
+            match answer {
+                Err(CallError::Lost(reason)) => {
+                    tracing::debug!(%reason, "repeating a request");
+                    attempts.failed(number);
+                    lost = Some(reason);
+                    // It is not asked again, whoever hears of its end first.
+                    warm.update(|state| Warm::close(state, number, ErrorCode::TimedOut));
+                }
+                Err(CallError::Refused(refusal)) if refusal.is_trackers_own() => {
+                    tracing::debug!(%refusal, "asking another tracker");
+                    attempts.failed(number);
+                    own_trouble = Some(refusal);
+                    in_trouble.push(number);
+                }
+                answer => {
+                    let mut late = attempts.outrun(number, warm.now());
+                    late.append(&mut in_trouble);
+                    if !late.is_empty() {
+                        warm.update(|state| {
+                            late.iter().for_each(|late| state.fleet.outrun(*late, number));
+                        });
+                    }
+                    let answer = answer.map_err(answer_error)?;
+                    if let Some(written) = answer.written {
+                        warm.lock().last_write = Some(written.op);
+                    }
+                    return Ok((answer, number));
+                }
             }
-            tokio::time::sleep(pause).await;
         }
     }
 
-    async fn ask(&self, request: &Request) -> Result<Reply, AgentError> {
-        let tracker = self.connection().await?;
-        match tokio::time::timeout(patience(request), tracker.call(request)).await {
-            Ok(Ok(reply)) => return Ok(reply),
-            Ok(Err(CallError::Lost(reason))) => {
-                tracing::debug!(%reason, "repeating a request");
+    /// Sends a request on one connection. It goes on whatever becomes of who asked.
+    fn send(
+        &self,
+        number: Number,
+        request: &Arc<Request>,
+        answers: mpsc::Sender<(Number, Result<Answer, CallError>)>,
+    ) {
+        let Some(tracker) = self.connection(number) else {
+            let gone = CallError::Lost("the connection was lost".to_owned());
+            let _ = answers.try_send((number, Err(gone)));
+            return;
+        };
+        let (warm, request) = (self.warm.clone(), request.clone());
+        self.warm.tasks.spawn(async move {
+            let answer = tracker.ask(&request).await;
+            let in_trouble = match &answer {
+                Err(CallError::Refused(refusal)) => refusal.is_trackers_own(),
+                Err(CallError::Lost(_)) => true,
+                _ => false,
+            };
+            if !in_trouble {
+                warm.lock().fleet.answered(number);
             }
-            Ok(Err(error)) => return Err(answer_error(error)),
-            Err(_elapsed) => tracing::debug!("no answer; repeating a request"),
-        }
-        tracker.close(ErrorCode::TimedOut);
-        let tracker = self.connection().await?;
-        tracker.call(request).await.map_err(answer_error)
+            // Nobody may wait for it any more.
+            let _ = answers.try_send((number, answer));
+        });
     }
 
-    /// The living connection, dialled now if there is none.
+    fn connection(&self, number: Number) -> Option<Arc<TrackerConnection>> {
+        self.warm.lock().connections.get(&number).cloned()
+    }
+
+    /// Asks on one connection and no other.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn ask_on(&self, number: Number, request: &Request) -> Result<Reply, AgentError> {
+        let lost = || AgentError::TrackerLost("the connection was lost".to_owned());
+        let tracker = self.connection(number).ok_or_else(lost)?;
+        unhurried(|| async { tracker.call(request).await.map_err(answer_error) }).await
+    }
+
+    /// Waits until a tracker can be asked, or is known not to be reached.
     ///
     /// # Errors
     /// [`AgentError::NoTracker`], [`AgentError::WrongTracker`].
-    pub async fn connection(&self) -> Result<Arc<TrackerConnection>, AgentError> {
-        let asked = clock::monotonic();
-        let mut current = self.current.lock().await;
-        if let Some(tracker) = current.tracker.as_ref().filter(|tracker| !tracker.is_closed()) {
-            return Ok(tracker.clone());
+    pub async fn ready(&self) -> Result<(), AgentError> {
+        let begun = self.warm.now();
+        let mut changes = self.warm.changes();
+        self.warm.nudge();
+        loop {
+            changes.borrow_and_update();
+            self.warm.refresh();
+            {
+                let state = self.warm.lock();
+                if state.fleet.in_use().is_some() {
+                    return Ok(());
+                }
+                if state.fleet.is_hopeless(begun) || self.warm.now() >= begun + REACH {
+                    return Err(unreachable(&state, None));
+                }
+            }
+            let left = (begun + REACH).saturating_sub(self.warm.now());
+            let _ = tokio::time::timeout(left, changes.changed()).await;
         }
-        // Whoever waited while another caller dialled in vain need not try the same again.
-        if let Some((at, failure)) = &current.failure
-            && *at >= asked
-        {
-            return Err(failure.clone().into());
+    }
+
+    /// Logs in with a password; returns the name trackers know the user by. The other connections
+    /// follow by key.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn log_in(&self, user: UserName, password: Password) -> Result<UserName, AgentError> {
+        let (answer, number) = self.ask_which(&Request::Login { user, password }).await?;
+        let Reply::LoggedIn { user } = answer.reply else { return Err(AgentError::BadAnswer) };
+        let now = self.warm.now();
+        self.warm.update(|state| {
+            state.user = Some(user.clone());
+            state.fleet.logged_in(number, now);
+        });
+        Ok(user)
+    }
+
+    /// Logs out at a tracker, and here at all.
+    ///
+    /// # Errors
+    /// [`AgentError`]; a tracker that could not store it still has us logged in.
+    pub async fn log_out(&self) -> Result<(), AgentError> {
+        let had = self.warm.update(|state| {
+            state.leaving = state.user.is_some();
+            state.leaving
+        });
+        match self.ask_which(&Request::Logout).await {
+            Ok((_, number)) => {
+                self.warm.leave(Some(number));
+                Ok(())
+            }
+            // Another tracker had it from the one that answered too late.
+            Err(AgentError::Refused(Refusal::NotLoggedIn)) if had => {
+                self.warm.leave(None);
+                Ok(())
+            }
+            Err(error @ AgentError::Refused(_)) if error.code() != "not-logged-in" => {
+                self.warm.update(|state| state.leaving = false);
+                Err(error)
+            }
+            Err(error) => {
+                self.warm.leave(None);
+                Err(error)
+            }
         }
-        current.tracker = None;
-        let tracker = match self.dial().await {
-            Ok(tracker) => tracker,
-            Err(failure) => {
-                current.failure = Some((clock::monotonic(), failure.clone()));
-                return Err(failure.into());
+    }
+
+    /// A tracker says on a connection that this device may not act for its user any more. Returns
+    /// who is logged out with that: nobody, when it rests on what was before the present login.
+    pub fn signed_out(&self, number: Number) -> Option<UserName> {
+        let now = self.warm.now();
+        let over = {
+            let mut state = self.warm.lock();
+            let user = state.user.clone().filter(|_| !state.leaving)?;
+            // One that lags behind tells of the login before; it is asked anew.
+            let of_before = state.fleet.is_fresh_login(now) && state.fleet.in_use() != Some(number);
+            if of_before {
+                Warm::close(&mut state, number, ErrorCode::Done);
+            }
+            (!of_before).then_some(user)
+        };
+        match over {
+            Some(_) => self.warm.leave(Some(number)),
+            None => self.warm.update(|_| ()),
+        }
+        over
+    }
+
+    /// A tracker says that our account is called `user` now; returns what it was called, if that
+    /// is something else.
+    pub fn renamed(&self, user: &UserName) -> Option<UserName> {
+        self.warm.update(|state| {
+            let kept = state.user.as_ref()?;
+            let renamed = Named::of(kept, user) == Named::Renamed;
+            renamed.then(|| state.user.replace(user.clone())).flatten()
+        })
+    }
+
+    /// Whether what the tracker in use does not know is not there: it is the only one, or has been
+    /// in use for so long that it has heard of it.
+    pub fn is_settled(&self) -> bool {
+        let state = self.warm.lock();
+        let long = self.warm.now().saturating_sub(state.in_use_since) >= limits::SYNC_PATIENCE;
+        state.fleet.in_use().is_some() && (state.fleet.is_single() || long)
+    }
+
+    /// Waits a moment until every tracker was tried at least once.
+    pub async fn tried(&self) {
+        let mut changes = self.warm.changes();
+        let all = async {
+            while !self.warm.lock().fleet.is_tried() {
+                if changes.changed().await.is_err() {
+                    return;
+                }
             }
         };
-        if let Some(user) = self.user() {
-            match tracker.call(&Request::LoginByKey).await {
-                Ok(Reply::LoggedIn { user: found }) if found == user => {}
-                Ok(_) | Err(CallError::Refused(Refusal::UnknownDevice)) => {
-                    self.set_user(None);
-                    let _ = self.events.send(LineEvent::LoggedOut { user }).await;
-                }
-                Err(error) => {
-                    tracker.close(ErrorCode::Done);
-                    return Err(answer_error(error));
-                }
-            }
-        }
-        current.tracker = Some(tracker.clone());
-        Ok(tracker)
+        let _ = tokio::time::timeout(limits::TRACKER_PATIENCE, all).await;
     }
 
-    /// Closes the connection in order.
-    pub async fn close(&self) {
-        if let Some(tracker) = self.current.lock().await.tracker.take() {
-            tracker.close(ErrorCode::Done);
-        }
-    }
-
-    /// Tries the trackers in order.
-    async fn dial(&self) -> Result<Arc<TrackerConnection>, DialFailure> {
-        let mut errors = Vec::new();
-        let mut stranger = None;
-        for link in self.trackers.links() {
-            let session = self.sessions.fetch_add(1, Ordering::Relaxed);
-            let hello = Hello {
-                features: 0,
-                agent: crate::AGENT.to_owned(),
-                session,
-                addresses: Vec::new(),
-                roster: None,
-                extensions: Vec::new(),
-            };
-            match TrackerConnection::open(&self.endpoint, link, &hello).await {
-                Ok((tracker, mut pushes)) => {
-                    let clock_offset = tracker.clock_offset();
-                    let _ = self.events.send(LineEvent::Connected { clock_offset, session }).await;
-                    let events = self.events.clone();
-                    self.tasks.spawn(async move {
-                        while let Some(push) = pushes.next().await {
-                            if events.send(LineEvent::Push(push)).await.is_err() {
-                                return;
-                            }
-                        }
-                        let _ = events.send(LineEvent::Lost { session }).await;
-                    });
-                    return Ok(Arc::new(tracker));
-                }
-                Err(error) => {
-                    tracing::debug!(tracker = %link, %error, "tracker not reached");
-                    if matches!(&error, ConnectError::Dial(DialError::WrongPeer { .. })) {
-                        stranger.get_or_insert(error.to_string());
-                    }
-                    errors.push(error.to_string());
-                }
-            }
-        }
-        Err(match stranger {
-            Some(stranger) => DialFailure::WrongTracker(stranger),
-            None => DialFailure::NoTracker(errors.join("; ")),
-        })
+    /// Ends every connection in order.
+    pub fn close(&self) {
+        self.warm.end();
     }
 }
 
-/// How long an answer may take before the connection is believed to be dead. Passwords take
-/// their time at the tracker, large frames on the way.
-fn patience(request: &Request) -> Duration {
-    match request {
+/// Asks again what was asked too fast, up to what a person would wait.
+async fn unhurried<T, F>(ask: impl Fn() -> F) -> Result<T, AgentError>
+where
+    F: Future<Output = Result<T, AgentError>>,
+{
+    let mut waited = Duration::ZERO;
+    loop {
+        let refused = match ask().await {
+            Err(AgentError::Refused(Refusal::RateLimited { retry_after_ms })) => retry_after_ms,
+            answered => return answered,
+        };
+        let pause = Duration::from_millis(refused);
+        waited += pause;
+        if waited > limits::RATE_PATIENCE {
+            return Err(Refusal::RateLimited { retry_after_ms: refused }.into());
+        }
+        tokio::time::sleep(pause).await;
+    }
+}
+
+/// Whether the answer to a request rightly takes longer than others: passwords take their time at
+/// the tracker, large frames on the way.
+fn is_slow(request: &Request) -> bool {
+    matches!(
+        request,
         Request::CreateUser { .. }
-        | Request::Login { .. }
-        | Request::ChangePassword { .. }
-        | Request::Search { .. }
-        | Request::Share { .. }
-        | Request::PutPage { .. }
-        | Request::Page { .. }
-        | Request::Announce { .. } => limits::TRACKER_REQUEST_DEADLINE,
-        _ => limits::TRACKER_PATIENCE,
+            | Request::Login { .. }
+            | Request::ChangePassword { .. }
+            | Request::Search { .. }
+            | Request::Share { .. }
+            | Request::PutPage { .. }
+            | Request::Page { .. }
+            | Request::Announce { .. }
+    )
+}
+
+/// Why nobody can be asked.
+fn unreachable(state: &State, lost: Option<String>) -> AgentError {
+    if let Some(reason) = lost {
+        return AgentError::TrackerLost(reason);
+    }
+    let stranger = state.missed.values().find(|missed| missed.stranger);
+    match stranger {
+        Some(missed) => AgentError::WrongTracker(missed.reason.clone()),
+        None => {
+            let reasons: Vec<_> =
+                state.missed.values().map(|missed| missed.reason.as_str()).collect();
+            AgentError::NoTracker(reasons.join("; "))
+        }
     }
 }
 

@@ -2,11 +2,19 @@
 
 pub mod error;
 pub mod data_dir;
+pub mod failover;
+pub mod warm;
 pub mod line;
 pub mod destination;
 pub mod library;
+pub mod groups;
+pub mod echo;
 pub mod metafile;
 pub mod report;
 mod core;
+mod hear;
 pub mod agent;
+mod account;
+mod share;
 mod get;
+pub mod status;

@@ -139,12 +139,44 @@ pub enum Notice {
         /// Whose it was.
         user: UserName,
     },
+    /// One's own account has another name: an earlier one has the name it had.
+    Renamed {
+        /// The name so far.
+        from: UserName,
+        /// The name now.
+        user: UserName,
+    },
+    /// A group one is in has another name, for the same reason.
+    GroupRenamed {
+        /// The name so far.
+        from: GroupName,
+        /// The name now.
+        group: GroupName,
+    },
+    /// No tracker is reached any more.
+    TrackersLost,
+    /// A tracker is reached again.
+    TrackersBack,
 }
 
 impl Notice {
-    /// Whether something was taken from the user.
-    pub fn is_loss(&self) -> bool {
-        matches!(self, Self::Removed { .. } | Self::Unlisted { .. } | Self::SignedOut { .. })
+    /// Whether a script's user must know too: something was taken, or is not what it was.
+    pub fn is_grave(&self) -> bool {
+        match self {
+            Self::Removed { .. }
+            | Self::Unlisted { .. }
+            | Self::SignedOut { .. }
+            | Self::Renamed { .. }
+            | Self::GroupRenamed { .. }
+            | Self::TrackersLost
+            | Self::TrackersBack => true,
+            Self::JoinRequested { .. }
+            | Self::RequestAnswered { .. }
+            | Self::MemberJoined { .. }
+            | Self::MemberLeft { .. }
+            | Self::OwnerChanged { .. }
+            | Self::FileListed { .. } => false,
+        }
     }
 }
 
@@ -175,6 +207,16 @@ impl fmt::Display for Notice {
             Self::SignedOut { user } => {
                 write!(f, "this device may no longer act for {user}: log in again")
             }
+            Self::Renamed { from, user } => {
+                write!(f, "your account {from} is called {user} now: an earlier one has that name")
+            }
+            Self::GroupRenamed { from, group } => {
+                write!(f, "your group {from} is called {group} now: an earlier one has that name")
+            }
+            Self::TrackersLost => {
+                write!(f, "no tracker can be reached; transfers under way go on")
+            }
+            Self::TrackersBack => write!(f, "connected to a tracker again"),
         }
     }
 }

@@ -71,6 +71,15 @@ impl Registry {
         }
     }
 
+    /// Honours tickets of other trackers from now on; see [`Trust::set_trackers`].
+    pub fn set_trackers(
+        &self,
+        current: impl IntoIterator<Item = PeerId>,
+        retired: impl IntoIterator<Item = (PeerId, UnixMillis)>,
+    ) {
+        self.lock().trust.set_trackers(current, retired);
+    }
+
     /// A tracker is reached; learns tracker time less our own, in milliseconds.
     pub fn tracker_reached(&self, clock_offset: i64) {
         self.lock().trust.reached(clock_offset);

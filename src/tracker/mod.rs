@@ -1,6 +1,7 @@
 //! Accounts, groups, listings and presence.
 
 pub mod refusal;
+pub mod greeting;
 pub mod message;
 pub mod push;
 pub mod address;

@@ -12,9 +12,9 @@ use tokio_util::task::TaskTracker;
 
 use super::counters::{Counters, Limit};
 use super::disk::{self, Disk, DiskError};
+use super::greeting::{Hello, Welcome};
 use super::herald::Herald;
 use super::links::Links;
-use super::message::{Hello, Welcome};
 use super::metrics;
 use super::operator::{self, ControlSocket};
 use super::outlet::Outlet;

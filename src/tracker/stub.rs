@@ -1,9 +1,11 @@
 //! A client's end of a tracker connection: dials, says hello, asks, and hears pushes.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use super::address;
-use super::message::{Answer, Hello, Reply, Request, Welcome};
+use super::greeting::{Hello, Welcome};
+use super::message::{Answer, Reply, Request};
 use super::push::Push;
 use super::refusal::Refusal;
 use crate::clock;
@@ -181,6 +183,11 @@ impl TrackerConnection {
     /// Packets that came from the tracker so far: who acknowledges is alive, answer or not.
     pub fn received(&self) -> u64 {
         self.connection.received()
+    }
+
+    /// The smoothed round-trip time.
+    pub fn rtt(&self) -> Duration {
+        self.connection.rtt()
     }
 
     /// Whether the connection is gone.

@@ -14,7 +14,8 @@ use mtq::manifest::{ContentId, Manifest};
 use mtq::name::Selector;
 use mtq::swarm::message::{Control, Encoding, Nack, PieceHeader, PieceRequest};
 use mtq::ticket::{Holder, Ticket};
-use mtq::tracker::message::{Hello, Password, Reply, Request};
+use mtq::tracker::greeting::Hello;
+use mtq::tracker::message::{Password, Reply, Request};
 use mtq::tracker::push::Push;
 use mtq::tracker::refusal::Refusal;
 use mtq::tracker::stub::CallError;
@@ -578,7 +579,7 @@ async fn after_a_shutdown_the_directory_and_the_port_are_free() {
     .await;
     // Its login outlives it.
     assert_eq!(again.user(), Some(user("alice")));
-    assert!(again.login_by_key(&user("alice")).await.expect("asked"));
+    assert_eq!(again.login_by_key(&user("alice")).await.expect("asked"), Some(user("alice")));
     let port = net.tracker.local_address().expect("an address");
     net.end([again]).await;
     soon("the port", async {

@@ -15,3 +15,5 @@ mod flood;
 mod listings;
 mod demo;
 mod operator;
+mod fake_tracker;
+mod failover;

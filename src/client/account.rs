@@ -1,0 +1,104 @@
+//! Accounts: who is made, who logs in and out on this device, and which devices one has.
+
+use super::agent::{Agent, request_id};
+use super::data_dir;
+use super::error::AgentError;
+use super::report::Notice;
+use crate::error_code::ErrorCode;
+use crate::name::UserName;
+use crate::peer_id::PeerId;
+use crate::tracker::message::{DeviceRow, Password, Reply, Request, Written};
+use crate::tracker::refusal::Refusal;
+
+impl Agent {
+    /// Makes an account; also says what became of it beyond the tracker that answered.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn create_user(
+        &self,
+        user: UserName,
+        password: Password,
+        invite: Option<String>,
+    ) -> Result<Option<Written>, AgentError> {
+        self.done(Request::CreateUser { request_id: request_id(), user, password, invite }).await
+    }
+
+    /// Logs in, and stays so over restarts until [`Self::logout`]. As the user one already is, is
+    /// fine. Returns the name trackers know the user by.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn login(&self, user: UserName, password: Password) -> Result<UserName, AgentError> {
+        if let Some(other) = self.user().filter(|other| *other != user) {
+            return Err(Refusal::LoggedInAs(other).into());
+        }
+        let found = self.core.line.log_in(user.clone(), password).await?;
+        if found != user {
+            self.core.notify(Notice::Renamed { from: user, user: found.clone() });
+        }
+        data_dir::keep_user(&self.core.data_dir, &found)?;
+        self.core.resume().await;
+        Ok(found)
+    }
+
+    /// Logs in as whoever logged in with a password on this device before, by its key, also when
+    /// the account was given a mark since; returns its name, if that is still possible.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn login_by_key(&self, user: &UserName) -> Result<Option<UserName>, AgentError> {
+        let is_meant = |kept: UserName| *user == kept || *user == kept.parts().0;
+        if !self.user().is_some_and(is_meant) {
+            return Ok(None);
+        }
+        // A new connection logs in by itself.
+        self.core.line.ready().await?;
+        Ok(self.user())
+    }
+
+    /// Logs out and stops all sharing and downloading; returns how many of them there were.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn logout(&self) -> Result<usize, AgentError> {
+        // Here first: whatever the tracker says, nothing is served any more.
+        let stopped = self.core.drop_entries(|_| true, ErrorCode::LoggedOut);
+        self.core.groups().clear();
+        let over = self.core.line.log_out().await;
+        // A tracker that could not store it still has us logged in.
+        if self.user().is_none() {
+            self.core.forget_login();
+        }
+        over.map(|()| stopped)
+    }
+
+    /// Changes one's password; all other devices have to log in anew.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn change_password(&self, old: Password, new: Password) -> Result<(), AgentError> {
+        self.done(Request::ChangePassword { request_id: request_id(), old, new }).await?;
+        Ok(())
+    }
+
+    /// The devices enrolled for one's account.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn devices(&self) -> Result<Vec<DeviceRow>, AgentError> {
+        match self.core.line.call(&Request::ListDevices).await? {
+            Reply::Devices { rows } => Ok(rows),
+            _ => Err(AgentError::BadAnswer),
+        }
+    }
+
+    /// Forgets another device of one's own.
+    ///
+    /// # Errors
+    /// [`AgentError`].
+    pub async fn remove_device(&self, device: PeerId) -> Result<(), AgentError> {
+        self.done(Request::RemoveDevice { request_id: request_id(), device }).await?;
+        Ok(())
+    }
+}

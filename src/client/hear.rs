@@ -1,0 +1,398 @@
+//! What an agent does unasked: hears its trackers, follows the one in use, announces what it holds,
+//! renews tickets.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::core::Core;
+use super::data_dir;
+use super::echo::Echo;
+use super::error::{AgentError, DownloadFailure};
+use super::failover::Number;
+use super::library::EntryState;
+use super::line::LineEvent;
+use super::report::Notice;
+use crate::clock;
+use crate::error_code::ErrorCode;
+use crate::id::GroupId;
+use crate::limits;
+use crate::manifest::ContentId;
+use crate::name::{GroupName, UserName};
+use crate::peer_id::PeerId;
+use crate::swarm::session::SwarmKey;
+use crate::tracker::message::Request;
+use crate::tracker::push::Push;
+use crate::tracker::refusal::Refusal;
+use crate::wire;
+
+/// How often tickets are looked at for renewal, and shared files for change.
+const WATCH: Duration = Duration::from_secs(10);
+
+/// What was announced is announced again so long after: a tracker that had not heard of the share
+/// yet did not take it. Once more after `SYNC_PATIENCE`.
+const ANNOUNCE_AGAIN: Duration = Duration::from_secs(2);
+
+/// What an agent remembers of what it heard.
+#[derive(Default)]
+struct Ear {
+    echo: Echo,
+    /// Groups whose new name was told though no old one was known.
+    renamed: HashSet<(GroupId, GroupName)>,
+    /// The connection that was in use.
+    in_use: Option<Number>,
+    connected: bool,
+    /// Whether it was told that all trackers are gone.
+    told_lost: bool,
+}
+
+impl Core {
+    /// Hears what trackers say unasked, and which of them is in use.
+    pub(super) async fn hear(self: Arc<Self>, mut queue: mpsc::Receiver<LineEvent>) {
+        let mut ear = Ear::default();
+        let mut changes = self.line.changes();
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                _ = changes.changed() => self.follow(&mut ear),
+                event = queue.recv() => match event {
+                    None => return,
+                    Some(event) => self.hear_event(&mut ear, event),
+                },
+            }
+        }
+    }
+
+    /// Another connection is in use, or none is left.
+    fn follow(self: &Arc<Self>, ear: &mut Ear) {
+        let (in_use, connected) = (self.line.in_use(), self.line.is_connected());
+        let logged_in = self.line.user().is_some();
+        if ear.connected && !connected && logged_in && !ear.told_lost {
+            ear.told_lost = true;
+            self.notify(Notice::TrackersLost);
+        }
+        if in_use.is_some() && std::mem::take(&mut ear.told_lost) {
+            self.notify(Notice::TrackersBack);
+        }
+        let changed = in_use.is_some() && ear.in_use != in_use;
+        (ear.in_use, ear.connected) = (in_use, connected);
+        if changed && logged_in {
+            let core = self.clone();
+            self.tasks.spawn(async move { core.resume().await });
+        }
+    }
+
+    fn hear_event(self: &Arc<Self>, ear: &mut Ear, event: LineEvent) {
+        match event {
+            LineEvent::Push { tracker, number, push } => {
+                if self.line.is_current(number) {
+                    self.hear_push(ear, tracker, number, push);
+                }
+            }
+            // The one in use is followed anyway.
+            LineEvent::LoggedIn { number } if self.line.in_use() == Some(number) => {}
+            LineEvent::LoggedIn { number } => {
+                let core = self.clone();
+                self.tasks.spawn(async move { core.announce_on(number).await });
+            }
+            LineEvent::LoggedOut { user } => self.signed_out(user),
+            LineEvent::Renamed { from, user } => self.renamed(from, user),
+        }
+    }
+
+    fn hear_push(self: &Arc<Self>, ear: &mut Ear, tracker: PeerId, number: Number, push: Push) {
+        // What several trackers say of one event is heard once. The rest is the same however often
+        // it is said.
+        let once = matches!(
+            push,
+            Push::JoinRequested { .. }
+                | Push::RequestAnswered { .. }
+                | Push::MemberJoined { .. }
+                | Push::MemberLeft { .. }
+                | Push::OwnerChanged { .. }
+                | Push::FileListed { .. }
+                | Push::Removed { .. }
+                | Push::Unlisted { .. }
+        );
+        if once && !ear.echo.is_new(tracker, &wire::encode(&push), self.line.now()) {
+            return;
+        }
+        let is_in_use = self.line.in_use() == Some(number);
+        match push {
+            Push::SwarmJoined { group, content, peer } => {
+                let key = SwarmKey { group, content };
+                let wants = self.library().find(key).is_some_and(|e| e.state.is_under_way());
+                if wants {
+                    self.hub.connect(peer.peer_id, peer.addresses, key);
+                }
+            }
+            // Another tracker may know the peer still.
+            Push::SwarmLeft { group, content, peer_id } => {
+                if is_in_use {
+                    self.registry.unwant_from(peer_id, SwarmKey { group, content });
+                }
+            }
+            Push::Revoked { memberships, devices } => self.registry.revoke(&memberships, &devices),
+            Push::SignedOut => {
+                if let Some(user) = self.line.signed_out(number) {
+                    self.signed_out(user);
+                }
+            }
+            // Not here: it asks the tracker, whose pushes would wait meanwhile.
+            Push::Lagged if is_in_use => {
+                let core = self.clone();
+                self.tasks.spawn(async move { core.find_all_peers().await });
+            }
+            Push::Lagged => {}
+            Push::Removed { group, id } => self.removed(id, &group),
+            Push::Unlisted { group, content } => {
+                let key = SwarmKey { group, content };
+                let entry = self.library().find(key).cloned();
+                if let Some(entry) = entry.filter(|entry| entry.state == EntryState::Seeding) {
+                    self.library().remove(key);
+                    self.registry.remove_swarm(key, ErrorCode::Done);
+                    self.notify(Notice::Unlisted { group: entry.group, name: entry.name });
+                }
+            }
+            Push::Roster { bytes } => self.hear_roster(&bytes),
+            Push::Renamed { user } => {
+                if let Some(from) = self.line.renamed(&user) {
+                    self.renamed(from, user);
+                }
+            }
+            Push::GroupRenamed { id, group } => self.group_renamed(ear, id, group),
+            Push::JoinRequested { group, user } => {
+                self.notify(Notice::JoinRequested { group, user });
+            }
+            Push::RequestAnswered { group, accepted } => {
+                self.notify(Notice::RequestAnswered { group, accepted });
+            }
+            Push::MemberJoined { group, user } => {
+                self.notify(Notice::MemberJoined { group, user });
+            }
+            Push::MemberLeft { group, user } => self.notify(Notice::MemberLeft { group, user }),
+            Push::OwnerChanged { group, owner } => {
+                self.notify(Notice::OwnerChanged { group, owner });
+            }
+            Push::FileListed { group, name, size, user, content: _ } => {
+                if self.line.user().as_ref() != Some(&user) {
+                    self.notify(Notice::FileListed { group, name, size, user });
+                }
+            }
+        }
+    }
+
+    /// The trackers are others now, if one of them that was trusted before says so.
+    fn hear_roster(&self, bytes: &[u8]) {
+        let mut book = self.book();
+        match book.offer(bytes, clock::now()) {
+            Ok(true) => {
+                tracing::info!(number = book.number(), "the trackers are others now");
+                let kept = data_dir::keep_roster(&self.data_dir, &book.encode());
+                drop(book);
+                if let Err(error) = kept {
+                    tracing::warn!(%error, "cannot keep what the trackers are");
+                }
+                self.follow_book();
+            }
+            Ok(false) => {}
+            Err(error) => tracing::warn!(%error, "a roster is not taken"),
+        }
+    }
+
+    /// Our own account is called otherwise.
+    fn renamed(&self, from: UserName, user: UserName) {
+        if let Err(error) = data_dir::keep_user(&self.data_dir, &user) {
+            tracing::warn!(%error, "cannot keep the login");
+        }
+        self.notify(Notice::Renamed { from, user });
+    }
+
+    /// A group of ours is called otherwise: all that is kept of it goes by the new name.
+    fn group_renamed(&self, ear: &mut Ear, id: GroupId, group: GroupName) {
+        let known = self.groups().contains(id);
+        let from = self.groups().rename(id, &group);
+        self.library().rename_group(id, &group);
+        let from = match from {
+            Some(from) => from,
+            // Said again.
+            None if known => return,
+            None => {
+                let room = ear.renamed.len() < limits::MAX_GROUPS_PER_USER;
+                if !room || !ear.renamed.insert((id, group.clone())) {
+                    return;
+                }
+                group.parts().0
+            }
+        };
+        // The other tracker need not tell it a second time.
+        if ear.renamed.len() < limits::MAX_GROUPS_PER_USER {
+            ear.renamed.insert((id, group.clone()));
+        }
+        self.notify(Notice::GroupRenamed { from, group });
+    }
+
+    /// Trackers do not let this device act for its user any more: everything stops.
+    fn signed_out(&self, user: UserName) {
+        self.forget_login();
+        self.drop_entries(|_| true, ErrorCode::LoggedOut);
+        self.groups().clear();
+        self.notify(Notice::SignedOut { user });
+    }
+
+    /// Our membership in a group is over. Told when it was not this device that ended it.
+    fn removed(&self, id: GroupId, group: &GroupName) {
+        let held = self.groups().contains(id);
+        if held {
+            // Whoever waits for a download must hear that it will not come; its part file stays.
+            let under_way = self.library().entries().into_iter();
+            let under_way = under_way.filter(|(key, e)| key.group == id && e.state.is_under_way());
+            for (key, entry) in under_way {
+                entry.stop.cancel();
+                let message = format!("you are no longer a member of {group}");
+                self.fail(key, DownloadFailure { code: "not-a-member", message });
+            }
+        }
+        self.leave(id);
+        if held {
+            self.notify(Notice::Removed { group: group.clone() });
+        }
+    }
+
+    /// Takes up again, with the tracker in use, what rests on trackers: tickets, announcements,
+    /// peers.
+    pub(super) async fn resume(&self) {
+        // Peers that answer the announcement are to see tickets that hold.
+        self.renew_due().await;
+        if let Some(number) = self.line.in_use() {
+            self.announce_on(number).await;
+        }
+        self.find_all_peers().await;
+        // It may be behind the one in use before.
+        self.announced.notify_one();
+    }
+
+    /// Announces everything this device holds on one connection.
+    async fn announce_on(&self, number: Number) {
+        let mut by_group: HashMap<GroupId, Vec<(ContentId, bool)>> = HashMap::new();
+        for (key, entry) in self.library().entries() {
+            let complete = entry.state == EntryState::Seeding && !entry.store.is_changed();
+            if complete || entry.state.is_under_way() {
+                by_group.entry(key.group).or_default().push((key.content, complete));
+            }
+        }
+        for (id, contents) in by_group {
+            let Some(group) = self.groups().name_of(id) else { continue };
+            for batch in contents.chunks(limits::MAX_ANNOUNCE_BATCH) {
+                let (group, contents) = (group.clone(), batch.to_vec());
+                let request = Request::Announce { group: group.clone(), contents };
+                match self.line.ask_on(number, &request).await {
+                    Ok(_) => {}
+                    Err(AgentError::Refused(Refusal::NotAMember(_) | Refusal::NoSuchGroup(_)))
+                        if self.line.in_use() == Some(number) =>
+                    {
+                        // Whether that is so is seen by the ticket.
+                        let now = self.registry.tracker_time();
+                        self.groups().make_due(id, now);
+                        self.renew(id, &group).await;
+                        break;
+                    }
+                    Err(error) => {
+                        tracing::debug!(%group, %error, "cannot announce");
+                        break;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Announces again what was announced before all trackers knew of it, and looks again for peers
+    /// that they did not know.
+    pub(super) async fn repeat_announcements(self: Arc<Self>) {
+        let work = async {
+            loop {
+                self.announced.notified().await;
+                for pause in [ANNOUNCE_AGAIN, limits::SYNC_PATIENCE] {
+                    tokio::time::sleep(pause).await;
+                    // One that is alone is behind nobody.
+                    if self.line.is_single() {
+                        break;
+                    }
+                    for number in self.line.logged_in() {
+                        self.announce_on(number).await;
+                    }
+                    self.find_all_peers().await;
+                }
+            }
+        };
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = work => {}
+        }
+    }
+
+    /// Renews tickets half-way through their life, and takes back what changed on disk.
+    pub(super) async fn watch(self: Arc<Self>) {
+        loop {
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = tokio::time::sleep(WATCH) => {}
+            }
+            tokio::select! {
+                () = self.stop.cancelled() => return,
+                () = async { self.renew_due().await; self.withdraw_changed().await } => {}
+            }
+        }
+    }
+
+    /// Nobody is to be sent here for files that are not served any more; the user is told.
+    async fn withdraw_changed(&self) {
+        let changed: Vec<_> = {
+            let mut library = self.library();
+            let entries = library.entries().into_iter();
+            let changed: Vec<_> = entries
+                .filter(|(_, entry)| entry.state == EntryState::Seeding && !entry.told)
+                .filter(|(_, entry)| entry.store.is_changed())
+                .collect();
+            changed.iter().for_each(|(key, _)| library.set_told(*key));
+            changed
+        };
+        for (key, entry) in changed {
+            let (group, name) = (entry.group, entry.name);
+            tracing::warn!(%group, %name, "changed on disk, no longer served: share it again");
+            if let Err(error) = self.withdraw(key).await {
+                tracing::debug!(%error, "withdraw failed; it ends with the connection");
+            }
+        }
+    }
+
+    /// Renews the tickets that are due.
+    async fn renew_due(&self) {
+        let now = self.registry.tracker_time();
+        let due = self.groups().due(now);
+        for (id, group) in due {
+            self.renew(id, &group).await;
+        }
+    }
+
+    /// Renews the ticket for a group, or finds out that there is none any more.
+    async fn renew(&self, id: GroupId, group: &GroupName) {
+        let over = match self.ticket(group).await {
+            Ok(_) => return tracing::debug!(%group, "ticket renewed"),
+            // What nobody could tell us while we were away; unless the tracker is behind.
+            Err(AgentError::Refused(Refusal::NotAMember(_) | Refusal::NoSuchGroup(_))) => {
+                self.line.is_settled()
+            }
+            Err(error) => {
+                tracing::debug!(%group, %error, "ticket not renewed yet");
+                matches!(error, AgentError::OtherGroup(_) | AgentError::Refused(_))
+                    && self.groups().is_over(id, self.registry.tracker_time())
+            }
+        };
+        if over {
+            self.removed(id, group);
+        }
+    }
+}

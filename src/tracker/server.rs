@@ -27,8 +27,10 @@ use super::session::{ClientSession, Shared};
 use super::state::Rules;
 use super::store::{Store, StoreConfig};
 use super::sync;
+use super::sync_session::establish;
 use super::throttle::Throttle;
-use crate::clock::{self, UnixMillis};
+use super::time::Reading;
+use crate::clock;
 use crate::error_code::ErrorCode;
 use crate::id::OriginId;
 use crate::limits::{self, MAX_TRACKER_CONNECTIONS};
@@ -131,7 +133,7 @@ impl Tracker {
             tracker: endpoint.identity().peer_id(),
             rules: config.rules,
             origin: OriginId::random(&mut fastrand::Rng::new()),
-            clock: never_back(),
+            clock: clocks(),
         };
         let store = Store::start(disk, store, Herald(presence.clone()))?;
         let counters = Arc::new(Counters::default());
@@ -196,10 +198,10 @@ impl Tracker {
     }
 }
 
-/// The wall clock as it was at the start, and what has passed since.
-fn never_back() -> Box<dyn Fn() -> UnixMillis + Send + Sync> {
-    let (wall, began) = (clock::now(), clock::monotonic());
-    Box::new(move || wall.plus(began.elapsed()))
+/// The clocks of this machine.
+fn clocks() -> Box<dyn Fn() -> Reading + Send + Sync> {
+    let began = clock::monotonic();
+    Box::new(move || Reading { wall: clock::now(), passed: began.elapsed() })
 }
 
 /// Forgets, now and then, who asked long ago.
@@ -273,7 +275,7 @@ async fn serve(
     };
     if connection.alpn() == Alpn::Sync {
         let tracker = connection.remote();
-        match sync::establish(&shared, connection).await {
+        match establish(&shared, connection).await {
             Ok(link) => link.serve(stop, tasks).await,
             Err(reason) => tracing::warn!(%tracker, %address, reason, "a tracker is turned away"),
         }

@@ -28,6 +28,7 @@ use mtq::tracker::refusal::Refusal;
 use mtq::tracker::state::{Effect, Rules, State};
 use mtq::tracker::store::{Listener, Store, StoreConfig};
 use mtq::tracker::stub::{CallError, TrackerConnection};
+use mtq::tracker::time::Reading;
 use mtq::tracker_link::TrackerLink;
 use mtq::transport::endpoint::Endpoint;
 use mtq::transport::identity::Identity;
@@ -130,7 +131,7 @@ async fn grow_old(world: &World) {
         tracker: world.link().peer_id(),
         rules: Rules::default(),
         origin: OriginId::random(&mut fastrand::Rng::new()),
-        clock: Box::new(clock::now),
+        clock: Box::new(|| Reading { wall: clock::now(), passed: Duration::ZERO }),
     };
     let store = Arc::new(Store::start(disk, config, Nobody).expect("started"));
     let device = Identity::generate().peer_id();

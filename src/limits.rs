@@ -142,6 +142,9 @@ pub const MAX_CLAIMS: usize = 10_000;
 /// Wall clocks of trackers that differ by more are an alarm.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
 
+/// Of what a tracker says its clock shows, the best of one to two such spans counts.
+pub const CLOCK_WINDOW: Duration = Duration::from_secs(30);
+
 /// A tracker not heard of for so long is not waited for any more: it is told everything anew.
 pub const ABSENT: Duration = Duration::from_secs(30 * 24 * 3600);
 

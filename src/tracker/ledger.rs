@@ -17,7 +17,7 @@ use super::state::{Effect, Rules, State};
 use super::vector::{Knowledge, Vector};
 use crate::clock::UnixMillis;
 use crate::hash::Blake3Hash;
-use crate::id::{OpId, OriginId, RequestId};
+use crate::id::{OriginId, RequestId};
 use crate::peer_id::PeerId;
 
 /// One run of one tracker: who makes ops.
@@ -245,8 +245,9 @@ impl Ledger {
         sealed.iter().for_each(|(origin, _)| self.cut.forget(origin));
     }
 
-    /// Whether an op is known.
-    pub fn has(&self, op: OpId) -> bool {
-        self.chains.knowledge().covers(op)
+    /// How many ops are known, in the log or not.
+    pub fn op_count(&self) -> u64 {
+        let known = self.chains.knowledge();
+        known.vector.iter().chain(known.sealed.iter()).map(|(_, seq)| seq).sum()
     }
 }

@@ -5,6 +5,7 @@
 //! `MTQ_SEED=n` runs one seed and tells what happens, `MTQ_SEEDS=n` so many from there on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::op::{Change, Op};
 use super::reservations::WantedName;
@@ -131,12 +132,63 @@ fn names_are_unique(state: &State) {
     }
 }
 
-fn run(seed: u64, trace: bool) -> (usize, bool) {
+/// How much of what is to be tested happened.
+#[derive(Clone, Copy, Debug, Default)]
+struct Tally {
+    acknowledged: usize,
+    absorbed: usize,
+    marked: usize,
+    sealed: usize,
+    cut: usize,
+    ended: usize,
+    shares: usize,
+}
+
+impl Tally {
+    fn of(world: &World) -> Self {
+        let me = world.running.iter().flatten().next().expect("a tracker");
+        let (state, known) = (&me.ledger.state, me.ledger.chains.knowledge());
+        let facts = state.facts();
+        let users = facts.users.keys().filter_map(|id| state.user_name(*id));
+        let groups = facts.groups.keys().filter_map(|id| state.group_name(*id));
+        let marked = users.filter(|name| name.parts().1.is_some()).count()
+            + groups.filter(|name| name.parts().1.is_some()).count();
+        Self {
+            acknowledged: world.acknowledged.len(),
+            absorbed: usize::from(world.absorbed),
+            marked,
+            sealed: known.sealed.iter().count(),
+            cut: usize::from(me.ledger.cut.iter().next().is_some()),
+            ended: facts.ended.len() + facts.unenrolled.len(),
+            shares: facts.shares.len(),
+        }
+    }
+
+    fn and(self, other: Self) -> Self {
+        Self {
+            acknowledged: self.acknowledged + other.acknowledged,
+            absorbed: self.absorbed + other.absorbed,
+            marked: self.marked + other.marked,
+            sealed: self.sealed + other.sealed,
+            cut: self.cut + other.cut,
+            ended: self.ended + other.ended,
+            shares: self.shares + other.shares,
+        }
+    }
+
+    /// What never happens proves nothing.
+    fn is_worth(&self, seeds: u64) -> bool {
+        let all = [self.acknowledged, self.sealed, self.cut, self.ended, self.shares];
+        all.iter().all(|count| *count as u64 > seeds / 4) && self.absorbed > 0 && self.marked > 0
+    }
+}
+
+fn run(seed: u64, trace: bool) -> Tally {
     let mut world = World::new(seed, trace);
     (0..STEPS).for_each(|_| world.step());
     world.heal();
     world.check();
-    (world.acknowledged.len(), world.absorbed)
+    Tally::of(&world)
 }
 
 #[test]
@@ -146,37 +198,27 @@ fn trackers_agree_after_whatever_happened() {
         (Some(seed), None) => (seed, 1),
         (seed, count) => (seed.unwrap_or(0), count.unwrap_or(SEEDS)),
     };
-    let next = std::sync::atomic::AtomicU64::new(first);
+    let next = AtomicU64::new(first);
     let threads = std::thread::available_parallelism().map_or(2, usize::from);
-    let began = crate::clock::monotonic();
-    let (ops, absorbed) = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads)
-            .map(|_| {
-                scope.spawn(|| {
-                    let (mut ops, mut absorbed) = (0, 0);
-                    loop {
-                        let seed = next.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-                        if seed >= first + count {
-                            return (ops, absorbed);
-                        }
-                        let one = std::panic::catch_unwind(|| run(seed, count == 1));
-                        let one = one.unwrap_or_else(|panic| {
-                            println!("MTQ_SEED={seed} replays what failed");
-                            std::panic::resume_unwind(panic)
-                        });
-                        ops += one.0;
-                        absorbed += usize::from(one.1);
-                    }
-                })
-            })
-            .collect();
-        let sum = |(ops, absorbed), (more, taken)| (ops + more, absorbed + taken);
-        workers.into_iter().map(|w| w.join().expect("no seed fails")).fold((0, 0), sum)
+    let worker = || {
+        let mut tally = Tally::default();
+        loop {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= first + count {
+                return tally;
+            }
+            let one = std::panic::catch_unwind(|| run(seed, count == 1));
+            tally = tally.and(one.unwrap_or_else(|panic| {
+                println!("MTQ_SEED={seed} replays what failed");
+                std::panic::resume_unwind(panic)
+            }));
+        }
+    };
+    let tally = std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
+        let done = workers.into_iter().map(|worker| worker.join().expect("no seed fails"));
+        done.fold(Tally::default(), Tally::and)
     });
-    println!(
-        "{count} seeds, {ops} ops, {absorbed} times a tracker took over a state; {:?}",
-        began.elapsed()
-    );
-    // What never happens proves nothing.
-    assert!(count < 100 || (ops as u64 > 20 * count && absorbed > 0), "{ops} ops, {absorbed}");
+    println!("{count} seeds: {tally:?}");
+    assert!(count < 100 || tally.is_worth(count), "{tally:?}");
 }

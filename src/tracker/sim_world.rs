@@ -388,13 +388,9 @@ impl World {
             if me.ledger.is_behind_cut(feed.known()) {
                 continue;
             }
-            while let Some(wanted) = feed.wants() {
+            while let Some(wanted) = feed.wants(self.disks[n].position) {
                 let entries = self.disks[n].read(wanted.start);
-                match feed.take(&wanted, &entries) {
-                    Some(batch) => out.push((*to, batch)),
-                    None if entries.is_empty() || feed.wants() == Some(wanted.clone()) => break,
-                    None => {}
-                }
+                out.extend(feed.take(&wanted, &entries).map(|batch| (*to, batch)));
             }
         }
         for (to, batch) in out {

@@ -347,14 +347,17 @@ impl Store {
         view(&self.published.read().unwrap_or_else(PoisonError::into_inner))
     }
 }
+
 /// The state that `disk` holds, for reading, and how many ops made it.
 ///
 /// # Errors
 /// [`DiskError`].
 pub fn stored(disk: &Disk) -> Result<(State, u64), DiskError> {
     let (published, ..) = load(disk, Rules::default())?;
-    Ok((published.ledger.state, published.position))
+    let ops = published.ledger.op_count();
+    Ok((published.ledger.state, ops))
 }
+
 #[cfg(test)]
 mod tests {
     use super::*;

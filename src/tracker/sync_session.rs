@@ -250,7 +250,7 @@ impl Session {
             let theirs = self.feed().known().clone();
             // What the log lacks comes otherwise, and the rest follows on it.
             let behind = store.read_ledger(|ledger| ledger.is_behind_cut(&theirs));
-            let wanted = self.feed().wants().filter(|wanted| !behind && wanted.start < end);
+            let wanted = self.feed().wants(end).filter(|_| !behind);
             let Some(wanted) = wanted else {
                 tokio::select! {
                     () = self.moved.notified() => {}
@@ -306,7 +306,7 @@ impl Session {
                     });
                 }
             }
-            SyncMessage::Digest { knowledge, digest } => self.compare(knowledge, digest),
+            SyncMessage::Digest { knowledge, digest } => self.compare(knowledge, digest).await,
             SyncMessage::Presence(news) => {
                 if news.len() > GOSSIP_BATCH {
                     return Err(LinkError::TooMuch);
@@ -398,13 +398,17 @@ impl Session {
         Ok(())
     }
 
-    fn compare(&self, knowledge: Knowledge, digest: Blake3Hash) {
-        let ours = self.shared.store.read_ledger(|ledger| {
-            let ours = ledger.chains.knowledge();
-            let same = ours.covers_all(&knowledge) && knowledge.covers_all(&ours);
-            same.then(|| ledger.digest())
-        });
-        let Some(ours) = ours else { return };
+    /// Compares what the same ops amount to here and there.
+    async fn compare(&self, knowledge: Knowledge, digest: Blake3Hash) {
+        let shared = self.shared.clone();
+        let compare = move || {
+            shared.store.read_ledger(|ledger| {
+                let ours = ledger.chains.knowledge();
+                let same = ours.covers_all(&knowledge) && knowledge.covers_all(&ours);
+                same.then(|| ledger.digest())
+            })
+        };
+        let Ok(Some(ours)) = tokio::task::spawn_blocking(compare).await else { return };
         let same = ours == digest;
         self.shared.links.siblings().compared(self.tracker, same, clock::now());
         if !same {

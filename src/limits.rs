@@ -124,6 +124,13 @@ pub const SYNC_WINDOW: usize = 8;
 /// How often trackers tell each other what they have.
 pub const SYNC_TICK: Duration = Duration::from_secs(5);
 
+/// On a connection of trackers something is sent at least this often.
+pub const SYNC_PULSE: Duration = Duration::from_millis(400);
+
+/// A tracker of which nothing at all was heard for so long is lost: who was online there is soon
+/// doubtful.
+pub const SYNC_SILENCE: Duration = Duration::from_secs(6);
+
 /// How often trackers compare their digests.
 pub const DIGEST_TICK: Duration = Duration::from_secs(60);
 

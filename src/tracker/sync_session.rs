@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::feed::{Feed, OpBatch};
 use super::ledger::Essence;
-use super::links::Link;
+use super::links::{Link, Pulse};
 use super::op::Op;
 use super::refusal::Refusal;
 use super::session::Shared;
@@ -70,6 +70,7 @@ struct Session {
     connection: Connection,
     tracker: PeerId,
     outbox: mpsc::Sender<SyncMessage>,
+    pulse: Arc<Pulse>,
     feed: Mutex<Feed>,
     /// The number of the last batch that was taken.
     heard: AtomicU64,
@@ -111,7 +112,9 @@ pub async fn establish(
     let (control, pushes, hello) =
         greeted.map_err(|error| refuse(error.code(), error.to_string()))?;
     let (outbox, queue) = mpsc::channel(limits::SYNC_WINDOW * 4);
-    let link = Link { connection: connection.clone(), outbox: outbox.clone() };
+    let pulse = Arc::new(Pulse::new(clock::monotonic()));
+    let link =
+        Link { connection: connection.clone(), outbox: outbox.clone(), pulse: pulse.clone() };
     match shared.links.enter(shared.endpoint.identity().peer_id(), link) {
         (false, _) => {
             return Err(refuse(ErrorCode::Duplicate, ErrorCode::Duplicate.to_string()));
@@ -124,7 +127,7 @@ pub async fn establish(
     let now = clock::now();
     let clock_ahead = hello.time.0 as i64 - now.0 as i64;
     shared.links.siblings().connected(tracker, hello.knowledge.clone(), clock_ahead, now);
-    let session = Session::start(shared.clone(), connection, outbox, hello.knowledge);
+    let session = Session::start(shared.clone(), connection, outbox, pulse, hello.knowledge);
     Ok(Established { session, control, queue, pushes })
 }
 
@@ -181,6 +184,7 @@ impl Session {
         shared: Arc<Shared>,
         connection: Connection,
         outbox: mpsc::Sender<SyncMessage>,
+        pulse: Arc<Pulse>,
         at_first: Knowledge,
     ) -> Arc<Self> {
         let log = shared.store.log();
@@ -190,6 +194,7 @@ impl Session {
             shared,
             connection,
             outbox,
+            pulse,
             feed: Mutex::new(feed),
             heard: AtomicU64::new(0),
             absorbing: AtomicBool::new(false),
@@ -216,6 +221,7 @@ impl Session {
             ended = self.hear_all(pushes, &tasks) => ended,
             ended = self.answer_all(&tasks) => ended,
             () = self.gossip() => Ok(ErrorCode::Done),
+            () = self.feel_pulse() => Ok(ErrorCode::TimedOut),
             () = self.keep_in_step() => Ok(ErrorCode::Done),
             () = self.go_in_order(&stop) => Ok(ErrorCode::GoingAway),
         }
@@ -461,6 +467,17 @@ impl Session {
         // Dropping an unacknowledged stream is fine, losing the tail is not.
         let _ = tokio::time::timeout(limits::ANSWER_DEADLINE, send.stopped()).await;
         Ok(())
+    }
+
+    /// Ends when nothing has been heard for too long: long before QUIC gives the connection up.
+    async fn feel_pulse(&self) {
+        loop {
+            tokio::time::sleep(limits::SYNC_PULSE / 2).await;
+            let silent = self.pulse.feel(self.connection.received(), clock::monotonic());
+            if silent >= limits::SYNC_SILENCE {
+                return tracing::warn!(tracker = %self.tracker.short(), "tracker is silent");
+            }
+        }
     }
 
     /// Tells who is online here.

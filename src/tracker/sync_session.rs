@@ -109,8 +109,16 @@ pub async fn establish(
     }
     let greeting = tokio::time::timeout(limits::FIRST_FRAME_DEADLINE, greet(shared, &connection));
     let greeted = greeting.await.unwrap_or(Err(FrameError::TimedOut));
-    let (control, pushes, hello) =
-        greeted.map_err(|error| refuse(error.code(), error.to_string()))?;
+    let (control, pushes, hello) = greeted.map_err(|error| {
+        let reason = match error.to_string() {
+            reason if reason.contains(ErrorCode::NotATracker.sentence()) => {
+                "this tracker is not in its roster: there, `mtq tracker roster add` puts it in"
+                    .to_owned()
+            }
+            reason => reason,
+        };
+        refuse(error.code(), reason)
+    })?;
     let (outbox, queue) = mpsc::channel(limits::SYNC_WINDOW * 4);
     let pulse = Arc::new(Pulse::new(clock::monotonic()));
     let link =

@@ -82,6 +82,41 @@ impl World {
         Some(Order { device: who, operator, request, command })
     }
 
+    /// Two trackers are asked for one name at once.
+    pub(super) fn race(&mut self, n: usize) {
+        let m = self.rng.usize(..self.count());
+        let name = self.rng.usize(..GROUPS);
+        for at in [n, m] {
+            let request = RequestId::random(&mut self.rng);
+            let device = self.rng.usize(..USERS);
+            let command = Command::CreateGroup { group: group(name), hidden: false };
+            self.propose(at, Order { device, operator: false, request, command });
+            let millis = self.rng.u64(..3);
+            self.pass(millis);
+        }
+    }
+
+    /// An owner changes something twice, and the first time is asked for again elsewhere.
+    pub(super) fn stutter(&mut self, n: usize) {
+        let (m, name) = (self.rng.usize(..self.count()), group(self.rng.usize(..GROUPS)));
+        let Some(me) = &self.running[n] else { return };
+        let state = &me.ledger.state;
+        let owner = state.group_named(&name).and_then(|id| state.owner(id));
+        let device = (0..USERS).find(|who| owner.is_some() && state.user_of(device(*who)) == owner);
+        let Some(device) = device else { return };
+        let mut order = || {
+            let (request, offline_grace) = (RequestId::random(&mut self.rng), self.rng.u32(..90));
+            let command = Command::SetGroup { group: name.clone(), offline_grace };
+            Order { device, operator: false, request, command }
+        };
+        let (first, second) = (order(), order());
+        for (at, order) in [(n, first.clone()), (n, second), (m, first)] {
+            self.propose(at, order);
+            let millis = self.rng.u64(..100);
+            self.pass(millis);
+        }
+    }
+
     pub(super) fn step(&mut self) {
         let n = self.rng.usize(..self.count());
         match self.rng.u8(..100) {
@@ -125,6 +160,8 @@ impl World {
             }
             89 => self.skew[n] = self.rng.u64(..8_000),
             90..93 => self.snapshot(n),
+            93..95 => self.race(n),
+            95..97 => self.stutter(n),
             _ => {
                 let millis = self.rng.u64(..8_000);
                 self.pass(millis);

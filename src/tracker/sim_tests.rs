@@ -12,6 +12,7 @@ use super::reservations::WantedName;
 use super::state::{PUBLIC, State};
 use crate::id::{EnrolmentId, GroupId, MembershipId, ShareId, UserId};
 
+use super::lattice::{RequestKey, Stamp};
 use super::sim_world::*;
 
 /// Seeds of an ordinary run.
@@ -56,6 +57,7 @@ impl World {
             assert_eq!(reference.digest(first.latest), first.digest(), "as if it were one tracker");
         }
         self.nothing_is_back(&first.state, &survived);
+        the_first_time_counts(&first.state, &survived);
         names_are_unique(&first.state);
         self.no_sure_name_is_marked(&first.state);
     }
@@ -114,6 +116,22 @@ impl World {
         for (name, count) in holders {
             assert_eq!(count, 1, "{name} was given to several, each time for sure");
         }
+    }
+}
+
+/// Of what was asked for more than once, the first time counts; of all, the last.
+fn the_first_time_counts(state: &State, survived: &[&Op]) {
+    let mut said: BTreeMap<GroupId, BTreeMap<RequestKey, (Stamp, u32)>> = BTreeMap::new();
+    for op in survived {
+        if let Some(Change::GroupSet { group, offline_grace }) = op.change() {
+            let word = (op.stamp(), offline_grace);
+            let known = said.entry(group).or_default().entry((op.actor, op.request));
+            known.and_modify(|known| *known = word.min(*known)).or_insert(word);
+        }
+    }
+    for (group, words) in said.into_iter().filter(|(group, _)| state.is_living(*group)) {
+        let last = words.values().max().map(|(_, grace)| *grace);
+        assert_eq!(Some(state.offline_grace(group)), last, "a change was made twice");
     }
 }
 

@@ -108,7 +108,7 @@ pub const MAX_REQUESTS_PER_USER: usize = 100;
 
 /// Origins in a version vector: every run of every tracker that made changes is one, until all
 /// trackers have it whole.
-pub const MAX_ORIGINS: usize = 4_096;
+pub const MAX_ORIGINS: usize = 16_384;
 
 /// Origins that are complete everywhere and remembered as such, about 100 bytes each; the oldest go first.
 pub const MAX_SEALED: usize = 16_384;
@@ -174,6 +174,11 @@ pub const STORE_CACHE: usize = 32 * 1024 * 1024;
 /// Ops after a snapshot before the next one; with more things than that, as many as there are
 /// things, so that snapshots never cost more than the ops between them.
 pub const SNAPSHOT_AFTER: usize = 20_000;
+
+/// With more origins than this that are not sealed, a snapshot is due after `SEAL_AFTER` ops.
+pub const SEAL_ABOVE: usize = 256;
+/// See [`SEAL_ABOVE`].
+pub const SEAL_AFTER: u64 = 1_000;
 
 /// Removals are remembered this long: longer than any ticket lives. Rejections are remembered for
 /// `REJECTED_WAIT`.

@@ -141,6 +141,12 @@ impl Feed {
         self.unheard.retain(|batch| batch.number > number);
     }
 
+    /// The other one took over all that was known here.
+    pub fn knows(&mut self, knowledge: &Knowledge) {
+        self.known.vector.join(&knowledge.vector);
+        self.known.sealed.join(&knowledge.sealed);
+    }
+
     /// Some seconds later; the log ends at `end` now.
     pub fn tick(&mut self, end: u64) {
         self.tick += 1;

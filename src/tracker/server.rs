@@ -265,6 +265,15 @@ async fn serve(
         tracing::debug!(%address, "handshake failed");
         return;
     };
+    // Trackers do not count among clients, behind whatever address.
+    if connection.alpn() == Alpn::Sync {
+        let tracker = connection.remote();
+        match establish(&shared, connection).await {
+            Ok(link) => link.serve(stop, tasks).await,
+            Err(reason) => tracing::debug!(%tracker, %address, reason, "a tracker is turned away"),
+        }
+        return;
+    }
     if place.is_none() {
         place = shared.throttle.admit(address.ip());
     }
@@ -273,14 +282,6 @@ async fn serve(
         connection.close(ErrorCode::LimitReached);
         return;
     };
-    if connection.alpn() == Alpn::Sync {
-        let tracker = connection.remote();
-        match establish(&shared, connection).await {
-            Ok(link) => link.serve(stop, tasks).await,
-            Err(reason) => tracing::warn!(%tracker, %address, reason, "a tracker is turned away"),
-        }
-        return;
-    }
     let number = shared.presence.next_number();
     let (outlet, queue) = Outlet::new();
     let greeting = greet(&shared, &connection, number, outlet.clone());

@@ -101,6 +101,14 @@ impl Siblings {
         sibling.heard = Some(now);
     }
 
+    /// One took over everything that was known here.
+    pub fn knows(&mut self, id: PeerId, knowledge: &Knowledge) {
+        if let Some(sibling) = self.0.get_mut(&id) {
+            sibling.known.vector.join(&knowledge.vector);
+            sibling.known.sealed.join(&knowledge.sealed);
+        }
+    }
+
     /// One sent ops, which it therefore has.
     pub fn sent(&mut self, id: PeerId, ops: &Vector) {
         if let Some(sibling) = self.0.get_mut(&id) {

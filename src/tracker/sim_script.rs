@@ -1,11 +1,12 @@
 //! What happens to trackers in memory: commands, partitions, crashes, time.
 
 use super::command::Command;
-use crate::id::{RequestId, UserId};
-use crate::manifest::testing::manifest_of;
-use crate::name::Selector;
-
+use super::op::{Change, Op};
 use super::sim_world::*;
+use crate::id::{GroupId, RequestId, UserId};
+use crate::limits::{CLAIM_LIFE, CLAIM_PATIENCE, SYNC_TICK};
+use crate::manifest::testing::manifest_of;
+use crate::name::{GroupName, Selector};
 
 impl World {
     /// Makes an account, then enrols its device.
@@ -82,18 +83,55 @@ impl World {
         Some(Order { device: who, operator, request, command })
     }
 
-    /// Two trackers are asked for one name at once.
+    /// Two trackers are asked for one name at once. While all can speak, exactly one gives it.
     pub(super) fn race(&mut self, n: usize) {
         let m = self.rng.usize(..self.count());
-        let name = self.rng.usize(..GROUPS);
-        for at in [n, m] {
+        let name = group(self.rng.usize(..GROUPS));
+        let askers = [self.rng.usize(..USERS), self.rng.usize(..USERS)];
+        let lossy = std::mem::replace(&mut self.lossy, false);
+        let fair = n != m && self.all_can_speak() && {
+            // Long enough for what is under way to be over.
+            self.pass(CLAIM_LIFE.as_millis() as u64 + 3 * SYNC_TICK.as_millis() as u64);
+            [n, m].iter().zip(askers).all(|(at, who)| self.may_create(*at, who, &name))
+        };
+        let mut ids = Vec::new();
+        for (at, device) in [n, m].into_iter().zip(askers) {
             let request = RequestId::random(&mut self.rng);
-            let device = self.rng.usize(..USERS);
-            let command = Command::CreateGroup { group: group(name), hidden: false };
+            ids.push(GroupId(request.created(super::sim_world::device(device))));
+            let command = Command::CreateGroup { group: name.clone(), hidden: false };
             self.propose(at, Order { device, operator: false, request, command });
             let millis = self.rng.u64(..3);
             self.pass(millis);
         }
+        if fair {
+            self.pass(CLAIM_PATIENCE.as_millis() as u64 + 200);
+            let made = self.ops.values().filter_map(Op::change);
+            let made = made.filter(|change| match change {
+                Change::GroupCreated { group, .. } => ids.contains(group),
+                _ => false,
+            });
+            assert_eq!(made.count(), 1, "of two that wanted {name} one has it");
+            self.races += 1;
+        }
+        self.lossy = lossy;
+    }
+
+    fn all_can_speak(&self) -> bool {
+        let now = self.now;
+        self.cut.is_empty()
+            && self.running.iter().all(|me| {
+                me.as_ref().is_some_and(|me| {
+                    now > me.names_from
+                        && me.links.len() + 1 == self.count()
+                        && me.links.values().all(|link| link.feed.is_some())
+                })
+            })
+    }
+
+    fn may_create(&self, n: usize, who: usize, name: &GroupName) -> bool {
+        let Some(me) = &self.running[n] else { return false };
+        let state = &me.ledger.state;
+        state.user_of(device(who)).is_some() && state.group_named(name).is_none()
     }
 
     /// An owner changes something twice, and the first time is asked for again elsewhere.

@@ -160,6 +160,7 @@ struct Tally {
     cut: usize,
     ended: usize,
     shares: usize,
+    races: usize,
 }
 
 impl Tally {
@@ -179,6 +180,7 @@ impl Tally {
             cut: usize::from(me.ledger.cut.iter().next().is_some()),
             ended: facts.ended.len() + facts.unenrolled.len(),
             shares: facts.shares.len(),
+            races: world.races,
         }
     }
 
@@ -191,13 +193,17 @@ impl Tally {
             cut: self.cut + other.cut,
             ended: self.ended + other.ended,
             shares: self.shares + other.shares,
+            races: self.races + other.races,
         }
     }
 
     /// What never happens proves nothing.
     fn is_worth(&self, seeds: u64) -> bool {
         let all = [self.acknowledged, self.sealed, self.cut, self.ended, self.shares];
-        all.iter().all(|count| *count as u64 > seeds / 4) && self.absorbed > 0 && self.marked > 0
+        all.iter().all(|count| *count as u64 > seeds / 4)
+            && self.absorbed > 0
+            && self.marked > 0
+            && self.races > 0
     }
 }
 

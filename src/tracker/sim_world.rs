@@ -141,6 +141,7 @@ pub(super) enum Message {
     Have { heard: u64, vector: Vector, behind: bool },
     AskEssence,
     Essence(Box<Essence>),
+    Knows(Knowledge),
     Reserve { name: WantedName, claim: Claim },
     Reserved { name: WantedName, claim: Claim, granted: bool },
 }
@@ -174,6 +175,8 @@ pub(super) struct World {
     /// Names given away that no tracker was left out of.
     pub(super) sure: BTreeMap<[u8; 16], WantedName>,
     pub(super) absorbed: bool,
+    /// Names that two wanted at once and one got.
+    pub(super) races: usize,
     pub(super) retries: Vec<Order>,
     pub(super) trace: bool,
 }
@@ -203,6 +206,7 @@ impl World {
             acknowledged: BTreeSet::new(),
             sure: BTreeMap::new(),
             absorbed: false,
+            races: 0,
             retries: Vec::new(),
             trace,
         };
@@ -448,9 +452,15 @@ impl World {
                 me.ledger.state.check_invariants();
                 let disk = &mut self.disks[to];
                 disk.snapshot = (disk.position, me.ledger.essence(), me.ledger.cut.clone());
-                let (heard, vector) = (link.heard, me.ledger.chains.vector());
+                let knowledge = me.ledger.chains.knowledge();
                 self.say(|| format!("{to} takes over what {from} knows"));
-                self.send(to, from, Message::Have { heard, vector, behind: false });
+                self.send(to, from, Message::Knows(knowledge));
+            }
+            Message::Knows(knowledge) => {
+                me.siblings.knows(tracker(from), &knowledge);
+                if let Some(feed) = &mut link.feed {
+                    feed.knows(&knowledge);
+                }
             }
             Message::Ops(batch) => {
                 let ops = batch.ops.into_iter();

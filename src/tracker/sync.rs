@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::session::Shared;
-use super::sync_message::SyncMessage;
 use super::sync_session::{establish, note_gone};
 use crate::clock;
 use crate::error_code::ErrorCode;
@@ -48,6 +47,10 @@ pub async fn run(shared: Arc<Shared>, stop: CancellationToken, tasks: TaskTracke
         let known = rosters.borrow_and_update().clone();
         let others: Vec<_> = known.siblings().map(|entry| entry.peer_id()).collect();
         let last = |tracker: PeerId| heard.get(&tracker).copied();
+        // From when on a tracker that never comes is absent.
+        for tracker in others.iter().filter(|tracker| !heard.contains_key(*tracker)) {
+            shared.store.note_heard(*tracker, clock::now());
+        }
         shared.links.siblings().set_roster(&others, last, clock::now());
         if others.is_empty() {
             shared.links.open_names();
@@ -76,20 +79,10 @@ pub async fn run(shared: Arc<Shared>, stop: CancellationToken, tasks: TaskTracke
                 ended
             });
         }
-        tell_all(&shared, known.bytes());
         tokio::select! {
             () = stop.cancelled() => return,
             changed = rosters.changed() => if changed.is_err() { return },
         }
-    }
-}
-
-/// Tells every tracker of the roster.
-fn tell_all(shared: &Shared, roster: Option<&[u8]>) {
-    let Some(roster) = roster else { return };
-    for (_, link) in shared.links.all_live() {
-        // Whoever has no room for it hears of it when it is connected again.
-        let _ = link.outbox.try_send(SyncMessage::Roster(roster.to_vec()));
     }
 }
 

@@ -80,6 +80,8 @@ struct Session {
     at_first: Knowledge,
     /// Something may be sent that could not be before.
     moved: Notify,
+    /// Something was taken that the other one has not been told of.
+    took: Notify,
 }
 
 /// A connection to another tracker on which both have said hello.
@@ -208,6 +210,7 @@ impl Session {
             absorbing: AtomicBool::new(false),
             at_first,
             moved: Notify::new(),
+            took: Notify::new(),
         })
     }
 
@@ -219,10 +222,6 @@ impl Session {
         stop: CancellationToken,
         tasks: TaskTracker,
     ) -> Result<ErrorCode, LinkError> {
-        if let Some(roster) = self.shared.rosters.known().bytes() {
-            self.say(SyncMessage::Roster(roster.to_vec())).await;
-        }
-        self.say_have().await;
         tokio::select! {
             ended = write_all(control, queue) => ended.map_err(LinkError::from),
             ended = self.feed_log() => ended,
@@ -231,6 +230,8 @@ impl Session {
             () = self.gossip() => Ok(ErrorCode::Done),
             () = self.feel_pulse() => Ok(ErrorCode::TimedOut),
             () = self.keep_in_step() => Ok(ErrorCode::Done),
+            () = self.tell_what_is_taken() => Ok(ErrorCode::Done),
+            () = self.tell_roster() => Ok(ErrorCode::Done),
             () = self.go_in_order(&stop) => Ok(ErrorCode::GoingAway),
         }
     }
@@ -253,6 +254,28 @@ impl Session {
             .read_ledger(|ledger| (ledger.chains.vector(), ledger.is_behind_cut(&theirs)));
         let heard = self.heard.load(Ordering::Relaxed);
         self.say(SyncMessage::Have { heard, vector, time: clock::now(), behind }).await;
+    }
+
+    /// Says what is here, at first and whenever something was taken.
+    async fn tell_what_is_taken(&self) {
+        loop {
+            self.say_have().await;
+            self.took.notified().await;
+        }
+    }
+
+    /// Says what the roster is, at first and whenever it changes.
+    async fn tell_roster(&self) {
+        let mut rosters = self.shared.rosters.watch();
+        loop {
+            let roster = rosters.borrow_and_update().bytes().map(<[u8]>::to_vec);
+            if let Some(roster) = roster {
+                self.say(SyncMessage::Roster(roster)).await;
+            }
+            if rosters.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
     }
 
     /// Sends what the other one lacks, and then what is new.
@@ -320,6 +343,15 @@ impl Session {
                     });
                 }
             }
+            SyncMessage::Knows(knowledge) => {
+                if !knowledge.is_bounded() {
+                    return Err(LinkError::TooMuch);
+                }
+                self.feed().knows(&knowledge);
+                self.shared.links.siblings().knows(self.tracker, &knowledge);
+                self.moved.notify_one();
+                self.settle();
+            }
             SyncMessage::Digest { knowledge, digest } => self.compare(knowledge, digest).await,
             SyncMessage::Presence(news) => {
                 if news.len() > GOSSIP_BATCH {
@@ -370,7 +402,8 @@ impl Session {
             );
         }
         self.heard.fetch_max(number, Ordering::Relaxed);
-        self.say_have().await;
+        // Not here: who waits for room to speak does not listen, and two that do so are stuck.
+        self.took.notify_one();
         self.settle();
         Ok(())
     }
@@ -407,7 +440,8 @@ impl Session {
         let essence = decoded.map_err(|_| Refusal::Internal)?.map_err(LinkError::Op)?;
         self.shared.store.absorb(essence).await?;
         tracing::info!(%tracker, "took over everything it knows");
-        self.say_have().await;
+        let knowledge = self.shared.store.read_ledger(|ledger| ledger.chains.knowledge());
+        self.say(SyncMessage::Knows(knowledge)).await;
         self.settle();
         Ok(())
     }

@@ -24,7 +24,7 @@ use super::vector::Knowledge;
 use crate::clock::UnixMillis;
 use crate::hash::Blake3Hash;
 use crate::id::{RequestId, UserId};
-use crate::limits::{SNAPSHOT_AFTER, STORE_BATCH};
+use crate::limits::{SEAL_ABOVE, SEAL_AFTER, SNAPSHOT_AFTER, STORE_BATCH};
 use crate::peer_id::PeerId;
 
 /// Hears of changes once they are durable and visible, in log order. Must not wait.
@@ -414,6 +414,7 @@ impl Work {
         self.publish(ops.iter().zip(&bytes), Vec::new());
         if self.stale || !ops.is_empty() {
             let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
+            ledger.come_after_others();
             self.pending = ledger;
             self.pending_pages = published.pages.clone();
             self.stale = false;
@@ -447,7 +448,10 @@ impl Work {
         let due = {
             let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
             let things = published.ledger.state.facts().len().max(SNAPSHOT_AFTER);
-            published.position - self.snapshot_at >= things as u64
+            let new = published.position - self.snapshot_at;
+            // Origins that ended leave the vector with a snapshot.
+            let many = published.ledger.chains.count() > SEAL_ABOVE;
+            new >= things as u64 || (many && new >= SEAL_AFTER)
         };
         if due && !self.failed {
             self.snapshot();
@@ -532,6 +536,7 @@ impl Work {
     fn adopt(&mut self, ledger: Ledger, effects: &[Effect]) -> Batch {
         let gone = self.pending_pages.follow(effects);
         self.pending = ledger.clone();
+        self.pending.come_after_others();
         let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
         published.pages.follow(effects);
         let old = std::mem::replace(&mut published.ledger, ledger);

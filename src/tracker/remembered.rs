@@ -7,6 +7,9 @@ use super::lattice::RequestKey;
 use crate::id::OpId;
 use crate::limits::MAX_REMEMBERED_REQUESTS;
 
+/// Granted requests, the oldest first, with their answers and what they became.
+pub type Grants = Vec<(RequestKey, Outcome, OpId)>;
+
 /// What was answered to the latest granted requests, so that a repeat changes nothing and gets the
 /// same answer.
 #[derive(Clone, Debug, Default)]
@@ -40,8 +43,13 @@ impl Remembered {
         }
     }
 
+    /// Keeps what another tracker remembers.
+    pub fn keep_all(&mut self, grants: Grants) {
+        grants.into_iter().for_each(|(request, outcome, op)| self.keep(request, outcome, op));
+    }
+
     /// All of them, the oldest first.
-    pub fn all(&self) -> Vec<(RequestKey, Outcome, OpId)> {
+    pub fn all(&self) -> Grants {
         let known = self.order.iter();
         let all = known.filter_map(|key| {
             let (outcome, op) = self.outcomes.get(key)?;

@@ -9,7 +9,7 @@ use super::feed::{Feed, OpBatch};
 use super::ledger::{Essence, Ledger, Run};
 use super::op::Op;
 use super::pages::Pages;
-use super::remembered::Remembered;
+use super::remembered::{Grants, Remembered};
 use super::reservations::{Claim, Reservations, WantedName};
 use super::siblings::Siblings;
 use super::state::Rules;
@@ -140,7 +140,7 @@ pub(super) enum Message {
     Ops(OpBatch),
     Have { heard: u64, vector: Vector, behind: bool },
     AskEssence,
-    Essence(Box<Essence>),
+    Essence(Box<(Essence, Grants)>),
     Knows(Knowledge),
     Reserve { name: WantedName, claim: Claim },
     Reserved { name: WantedName, claim: Claim, granted: bool },
@@ -443,12 +443,15 @@ impl World {
             }
             Message::AskEssence => {
                 let essence = me.ledger.essence();
+                let granted = self.disks[to].granted.all();
                 let delay = self.rng.u64(1..500);
-                self.send_at(delay, to, from, Message::Essence(Box::new(essence)));
+                self.send_at(delay, to, from, Message::Essence(Box::new((essence, granted))));
             }
-            Message::Essence(essence) => {
+            Message::Essence(everything) => {
                 self.absorbed = true;
-                let _ = me.ledger.absorb(*essence);
+                let (essence, granted) = *everything;
+                let _ = me.ledger.absorb(essence);
+                self.disks[to].granted.keep_all(granted);
                 me.ledger.state.check_invariants();
                 let disk = &mut self.disks[to];
                 disk.snapshot = (disk.position, me.ledger.essence(), me.ledger.cut.clone());

@@ -16,6 +16,7 @@ use super::disk::{Disk, DiskError, LogEntry};
 use super::ledger::{Essence, Ledger, Merged, Run};
 use super::op::Op;
 use super::refusal::Refusal;
+use super::remembered::Grants;
 use super::state::{Rules, State};
 use super::time::{Reading, TrackerTime};
 use super::writer::{Clock, Job, Published, Work, load};
@@ -157,9 +158,9 @@ impl Store {
     ///
     /// # Errors
     /// [`Refusal`], as with [`Self::merge`].
-    pub async fn absorb(&self, essence: Essence) -> Result<(), Refusal> {
+    pub async fn absorb(&self, essence: Essence, granted: Grants) -> Result<(), Refusal> {
         let (answer, answered) = oneshot::channel();
-        let job = Job::Absorb { essence: Box::new(essence), answer };
+        let job = Job::Absorb { essence: Box::new(essence), granted, answer };
         self.jobs.send(job).await.map_err(|_| Refusal::Internal)?;
         answered.await.unwrap_or(Err(Refusal::Internal))
     }
@@ -199,6 +200,11 @@ impl Store {
     /// The place of the next op in the log, whenever it changes.
     pub fn places(&self) -> watch::Receiver<u64> {
         self.places.clone()
+    }
+
+    /// Everything this tracker knows, for another one.
+    pub fn everything(&self) -> (Essence, Grants) {
+        self.published(|published| (published.ledger.essence(), published.granted.all()))
     }
 
     /// Reads everything that ops made.

@@ -69,7 +69,8 @@ pub enum SyncMessage {
 /// A question, on a stream of its own.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SyncRequest {
-    /// Everything the other one knows; the answer is frames of bytes up to the end of the stream.
+    /// Everything the other one knows, and which requests it granted lately; the answer is frames
+    /// of bytes up to the end of the stream.
     Essence,
     /// The bytes of a hash page.
     Page {

@@ -13,6 +13,7 @@ use super::ledger::Essence;
 use super::links::{Link, Pulse};
 use super::op::Op;
 use super::refusal::Refusal;
+use super::remembered::Grants;
 use super::session::Shared;
 use super::sync_message::{SyncHello, SyncMessage, SyncReply, SyncRequest};
 use super::vector::{Knowledge, Vector};
@@ -436,9 +437,10 @@ impl Session {
                 Err(error) => return Err(error.into()),
             }
         }
-        let decoded = tokio::task::spawn_blocking(move || wire::decode::<Essence>(&bytes)).await;
-        let essence = decoded.map_err(|_| Refusal::Internal)?.map_err(LinkError::Op)?;
-        self.shared.store.absorb(essence).await?;
+        let decoded =
+            tokio::task::spawn_blocking(move || wire::decode::<(Essence, Grants)>(&bytes)).await;
+        let (essence, granted) = decoded.map_err(|_| Refusal::Internal)?.map_err(LinkError::Op)?;
+        self.shared.store.absorb(essence, granted).await?;
         tracing::info!(%tracker, "took over everything it knows");
         let knowledge = self.shared.store.read_ledger(|ledger| ledger.chains.knowledge());
         self.say(SyncMessage::Knows(knowledge)).await;
@@ -490,7 +492,7 @@ impl Session {
         match request {
             SyncRequest::Essence => {
                 let shared = shared.clone();
-                let encode = move || wire::encode(&shared.store.read_ledger(|l| l.essence()));
+                let encode = move || wire::encode(&shared.store.everything());
                 let bytes = tokio::task::spawn_blocking(encode).await;
                 for part in bytes.map_err(|_| Refusal::Internal)?.chunks(ESSENCE_PART) {
                     write_frame(&mut send, &part).await?;

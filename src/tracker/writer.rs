@@ -17,7 +17,7 @@ use super::ledger::{Entry, Essence, Ledger, Merged, Run};
 use super::op::{Change, Op};
 use super::pages::Pages;
 use super::refusal::Refusal;
-use super::remembered::Remembered;
+use super::remembered::{Grants, Remembered};
 use super::state::{Effect, Rules, State};
 use super::time::{Reading, TrackerTime};
 use super::vector::Knowledge;
@@ -99,6 +99,7 @@ pub(super) enum Job {
     /// Everything another tracker knows.
     Absorb {
         essence: Box<Essence>,
+        granted: Grants,
         answer: Answer<()>,
     },
     /// The bytes of a page that another tracker had.
@@ -219,8 +220,8 @@ impl Work {
                 let after = left.split_off(at + 1);
                 let absorb = left.pop();
                 self.round(std::mem::replace(&mut left, after));
-                if let Some(Job::Absorb { essence, answer }) = absorb {
-                    drop(answer.send(self.absorb(*essence)));
+                if let Some(Job::Absorb { essence, granted, answer }) = absorb {
+                    drop(answer.send(self.absorb(*essence, granted)));
                 }
             }
             self.round(left);
@@ -499,17 +500,18 @@ impl Work {
     }
 
     /// Takes over everything another tracker knows.
-    fn absorb(&mut self, essence: Essence) -> Result<(), Refusal> {
+    fn absorb(&mut self, essence: Essence, granted: Grants) -> Result<(), Refusal> {
         if self.failed {
             self.recover().map_err(|error| refusal_of(&error))?;
         }
-        let (mut ledger, position, granted) = {
+        let (mut ledger, position, mut remembered) = {
             let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
-            (published.ledger.clone(), published.position, published.granted.all())
+            (published.ledger.clone(), published.position, published.granted.clone())
         };
         let effects = ledger.absorb(essence);
+        remembered.keep_all(granted);
         let (essence, cut) = (ledger.essence(), ledger.cut.clone());
-        let snapshot = Snapshot { position, essence, cut, granted };
+        let snapshot = Snapshot { position, essence, cut, granted: remembered.all() };
         if let Err(error) = self.disk.replace_snapshot(&snapshot, 0) {
             tracing::error!(%error, "cannot store the state of another tracker");
             self.failed = true;
@@ -519,6 +521,9 @@ impl Work {
         }
         self.snapshot_at = position;
         let pages = self.adopt(ledger, &effects);
+        let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
+        published.granted = remembered;
+        drop(published);
         if !pages.is_empty()
             && let Err(error) = self.disk.commit(&pages)
         {

@@ -16,7 +16,8 @@ pub struct Hello {
     pub features: u64,
     /// Program and version, for logs.
     pub agent: String,
-    /// Higher for every connection of this device: the newest wins.
+    /// Which run of the program this is: the same on all its connections, higher than in those
+    /// before. The newest wins.
     pub session: u64,
     /// Where the client believes to be reachable; private addresses only are of use.
     pub addresses: Vec<SocketAddr>,

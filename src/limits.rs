@@ -143,7 +143,7 @@ pub const CLAIM_LIFE: Duration = Duration::from_secs(3);
 /// A tracker that does not say in time whether a name is free is not waited for.
 pub const CLAIM_PATIENCE: Duration = Duration::from_secs(1);
 
-/// Names reserved at once; more are told that the tracker is busy.
+/// Names reserved at once; more are refused, as if they were taken.
 pub const MAX_CLAIMS: usize = 10_000;
 
 /// Wall clocks of trackers that differ by more are an alarm.

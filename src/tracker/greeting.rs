@@ -16,8 +16,8 @@ pub struct Hello {
     pub features: u64,
     /// Program and version, for logs.
     pub agent: String,
-    /// One number for each run of the device's agent, on all its connections to all trackers, and
-    /// higher than those of earlier runs: the newest wins.
+    /// Which run of the program this is: the same on all its connections, higher than in those
+    /// before. The newest wins.
     pub session: u64,
     /// Where the client believes to be reachable; private addresses only are of use.
     pub addresses: Vec<SocketAddr>,

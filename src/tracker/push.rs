@@ -110,12 +110,13 @@ pub enum Push {
         bytes: Vec<u8>,
     },
     /// One's own account is called this now: another one of the same name was made earlier, on a
-    /// tracker that could not be asked. Also said after a login.
+    /// tracker that could not be asked.
     Renamed {
         /// The name.
         user: UserName,
     },
-    /// A group one is in is called this now, for the same reason. Also said after a login.
+    /// A group one is in is called this now, for the same reason. Also said after a login, when the
+    /// name has a mark.
     GroupRenamed {
         /// Which.
         id: GroupId,

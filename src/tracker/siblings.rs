@@ -164,8 +164,8 @@ impl Siblings {
         (self.0.len() as u32, having as u32)
     }
 
-    /// By how many milliseconds our wall clock is ahead of what most trackers say; of two, the
-    /// slower counts. Nothing while it is within what is tolerated, or nobody is there to compare.
+    /// By how many milliseconds our wall clock differs from the middle one of all trackers'; of two,
+    /// the slower counts. Nothing while it is within what is tolerated, or nobody is there to compare.
     pub fn clock_off(&self) -> Option<u64> {
         let others = self.0.values().filter(|sibling| sibling.connected);
         let mut clocks: Vec<i64> = others.filter_map(|sibling| sibling.clock.ahead()).collect();

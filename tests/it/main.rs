@@ -17,3 +17,6 @@ mod demo;
 mod operator;
 mod fake_tracker;
 mod failover;
+mod cluster;
+mod sync;
+mod split;

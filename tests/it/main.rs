@@ -20,3 +20,4 @@ mod failover;
 mod cluster;
 mod sync;
 mod split;
+mod storm;

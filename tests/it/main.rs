@@ -21,3 +21,4 @@ mod cluster;
 mod sync;
 mod split;
 mod storm;
+mod evil_tracker;

@@ -2,16 +2,23 @@
 //! backup: what one acknowledged, all have in the end.
 
 use std::fs;
+use std::sync::Arc;
 use std::time::Duration;
 
 use mtq::clock;
 use mtq::error_code::ErrorCode;
+use mtq::limits::SNAPSHOT_AFTER;
 use mtq::tracker::message::{Reply, Request};
+use mtq::tracker::refusal::Refusal;
+use mtq::tracker::server::{Tracker, TrackerConfig};
+use mtq::tracker_link::{TrackerInfo, TrackerLink};
+use mtq::transport::identity::Identity;
 use tokio::task::JoinSet;
 
 use crate::cluster::{Cluster, Device, Line, client_until, named, small, until};
-use crate::net::request_id;
-use crate::world::{content, quoted, wait_for};
+use crate::durable::grow_old;
+use crate::net::{loopback, request_id, user};
+use crate::world::{content, free_port, quoted, wait_for};
 
 /// A tracker that was away is level within this; really it is a second or two.
 const LEVEL_WITHIN: Duration = Duration::from_secs(15);
@@ -253,4 +260,93 @@ fn trackers_are_added_and_replaced_under_running_clients() {
     assert_eq!(bob.ok("list-files lab")["files"].as_array().map(Vec::len), Some(2));
     bob.quit();
     alice.quit();
+}
+
+/// Changes after which a tracker that has made all but these writes a snapshot and cuts its log.
+const UNTIL_SNAPSHOT: u64 = 200;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_old_backup_takes_over_everything_and_brings_nobody_back() {
+    let mut cluster = Cluster::new(2);
+    let lab = named("lab");
+    let (owner, alice) = Device::of("alice", &cluster.link(0)).await;
+    let (_device, carol) = Device::of("carol", &cluster.link(0)).await;
+    let (thrown_out, bob) = Device::of("bob", &cluster.link(0)).await;
+    alice.create(&lab).await;
+    for line in [&bob, &carol] {
+        line.join(&lab).await;
+    }
+    alice.accept(&lab, "bob").await;
+    bob.share(&lab, "bobs").await;
+    cluster.wait_level();
+    let backup = cluster.path("backup.redb");
+    cluster.operated(1, &format!("backup {}", backup.display()));
+
+    let (id, group) = (request_id(), lab.clone());
+    alice.granted(Request::Kick { request_id: id, group, user: user("bob") }).await;
+    alice.accept(&lab, "carol").await;
+    cluster.wait_level();
+    cluster.stop(0);
+    cluster.stop(1);
+    let count = SNAPSHOT_AFTER as u64 - UNTIL_SNAPSHOT;
+    grow_old(&cluster.place(0), cluster.peer_id(0), count).await;
+    cluster.start(0);
+    cluster.start(1);
+    let up = clock::monotonic();
+    cluster.wait_agreed();
+    println!("{count} ops came over in {:?}", up.elapsed());
+    cluster.wait_level();
+    let alice = owner.known_at(&cluster.link(0)).await;
+    write(&alice, "news", UNTIL_SNAPSHOT as usize).await;
+    for offline_grace in 0..UNTIL_SNAPSHOT as u32 {
+        let (request_id, group) = (request_id(), lab.clone());
+        alice.granted(Request::SetGroup { request_id, group, offline_grace }).await;
+    }
+    let log = cluster.status(0).expect("up")["log_ops"].as_u64().expect("a count");
+    assert!(log < 2 * UNTIL_SNAPSHOT, "{log} ops are in the log");
+    cluster.wait_level();
+
+    cluster.kill(1);
+    fs::copy(&backup, cluster.place(1).join("tracker.redb")).expect("put in its place");
+    cluster.start(1);
+    let up = clock::monotonic();
+    cluster.wait_agreed();
+    println!("an old backup is level after {:?}", up.elapsed());
+    cluster.wait_level();
+    assert!(cluster.log(1).contains("took over everything it knows"), "{}", cluster.log(1));
+    let (alice, bob) =
+        (owner.known_at(&cluster.link(1)).await, thrown_out.known_at(&cluster.link(1)).await);
+    let members = [("alice".to_owned(), true), ("carol".to_owned(), false)];
+    assert_eq!(alice.members(&lab).await, members);
+    assert_eq!(alice.files(&lab).await, []);
+    let ask = Request::ListFiles { group: lab.clone(), after: None };
+    assert_eq!(bob.ask(&ask).await, Err(Refusal::NotAMember(lab.clone())));
+    // It takes writes again, and the other one takes them from it.
+    alice.share(&lab, "afterwards").await;
+    cluster.wait_level();
+    let alice = owner.known_at(&cluster.link(0)).await;
+    let afterwards = ("afterwards".to_owned(), vec!["alice".to_owned()]);
+    assert_eq!(alice.files(&lab).await, [afterwards]);
+    let sum = |number| cluster.status(number).expect("up")["sync_alarms"].as_u64();
+    assert_eq!((sum(0), sum(1)), (Some(0), Some(0)));
+}
+
+/// Before anything can be written: what the others lack would be cut from the log otherwise.
+#[tokio::test]
+async fn a_tracker_knows_of_the_others_as_soon_as_it_is_started() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let identity = Arc::new(Identity::generate());
+    let port = free_port();
+    let link = |port: u16, id| TrackerLink::new(([127, 0, 0, 1], port).into(), id);
+    let (own, other) = (identity.peer_id(), Identity::generate().peer_id());
+    let links = vec![link(port, own), link(free_port(), other)];
+    let config = TrackerConfig {
+        trackers: Some(TrackerInfo::new(links).expect("two")),
+        ..TrackerConfig::new(identity, loopback())
+    };
+    // On one thread, nothing that was spawned has run yet.
+    let tracker = Tracker::start(config, dir.path()).expect("a tracker");
+    let known: Vec<_> = tracker.shared().links.siblings().all().map(|(id, _)| id).collect();
+    assert_eq!(known, [other]);
+    tracker.shutdown().await;
 }

@@ -22,3 +22,4 @@ mod sync;
 mod split;
 mod storm;
 mod evil_tracker;
+mod steady;

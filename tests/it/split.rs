@@ -143,6 +143,9 @@ async fn what_both_sides_of_a_split_wrote_comes_together() {
     alice.a.granted(Request::Kick { request_id: id, group, user: user("erin") }).await;
     erin.b.share(&den, "after").await;
 
+    let digest = |number| cluster.status(number).expect("up")["digest"].clone();
+    assert_ne!(digest(0), digest(1), "they were split");
+
     cluster.heal();
     let healed = clock::monotonic();
     cluster.wait_agreed();

@@ -47,7 +47,7 @@ fn seconds(name: &str, default: f64) -> Duration {
 }
 
 /// What was acknowledged of one group.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Page {
     owner: usize,
     asking: BTreeSet<usize>,
@@ -300,7 +300,8 @@ async fn compare(cluster: &Cluster, number: usize, devices: &[Arc<Device>], ledg
     for device in devices {
         lines.push(device.known_at(&cluster.link(number)).await);
     }
-    for (name, page) in &*ledger.pages() {
+    let pages = ledger.pages().clone();
+    for (name, page) in &pages {
         let (line, group): (_, GroupName) = (&lines[page.owner], named(name));
         let mut members: Vec<_> = page.members.iter().map(|who| (name_of(*who), false)).collect();
         members.push((name_of(page.owner), true));

@@ -29,6 +29,7 @@ use mtq::tracker::refusal::Refusal;
 use mtq::tracker::state::{Effect, Rules, State};
 use mtq::tracker::store::{Listener, Store, StoreConfig};
 use mtq::tracker::stub::{CallError, PushQueue, TrackerConnection};
+use mtq::tracker::time::Reading;
 use mtq::tracker_link::TrackerLink;
 use mtq::transport::endpoint::Endpoint;
 use mtq::transport::identity::{FILE_NAME, Identity};
@@ -447,7 +448,7 @@ impl Scene {
             tracker: self.tracker.peer_id(),
             rules: Rules::default(),
             origin: OriginId::random(&mut fastrand::Rng::new()),
-            clock: Box::new(clock::now),
+            clock: Box::new(|| Reading { wall: clock::now(), passed: Duration::ZERO }),
         };
         Arc::new(Store::start(disk, config, Nobody).expect("started"))
     }

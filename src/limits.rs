@@ -108,7 +108,7 @@ pub const MAX_REQUESTS_PER_USER: usize = 100;
 
 /// Origins in a version vector: every run of every tracker that made changes is one, until all
 /// trackers have it whole.
-pub const MAX_ORIGINS: usize = 4_096;
+pub const MAX_ORIGINS: usize = 16_384;
 
 /// Origins that are complete everywhere and remembered as such, about 100 bytes each; the oldest go first.
 pub const MAX_SEALED: usize = 16_384;
@@ -123,6 +123,13 @@ pub const SYNC_WINDOW: usize = 8;
 
 /// How often trackers tell each other what they have.
 pub const SYNC_TICK: Duration = Duration::from_secs(5);
+
+/// On a connection of trackers something is sent at least this often.
+pub const SYNC_PULSE: Duration = Duration::from_millis(400);
+
+/// A tracker of which nothing at all was heard for so long is lost: who was online there is soon
+/// doubtful.
+pub const SYNC_SILENCE: Duration = Duration::from_secs(6);
 
 /// How often trackers compare their digests.
 pub const DIGEST_TICK: Duration = Duration::from_secs(60);
@@ -141,6 +148,9 @@ pub const MAX_CLAIMS: usize = 10_000;
 
 /// Wall clocks of trackers that differ by more are an alarm.
 pub const CLOCK_TOLERANCE: Duration = Duration::from_secs(5);
+
+/// Of what a tracker says its clock shows, the best of one to two such spans counts.
+pub const CLOCK_WINDOW: Duration = Duration::from_secs(30);
 
 /// A tracker not heard of for so long is not waited for any more: it is told everything anew.
 pub const ABSENT: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -164,6 +174,11 @@ pub const STORE_CACHE: usize = 32 * 1024 * 1024;
 /// Ops after a snapshot before the next one; with more things than that, as many as there are
 /// things, so that snapshots never cost more than the ops between them.
 pub const SNAPSHOT_AFTER: usize = 20_000;
+
+/// With more origins than this that are not sealed, a snapshot is due after `SEAL_AFTER` ops.
+pub const SEAL_ABOVE: usize = 256;
+/// See [`SEAL_ABOVE`].
+pub const SEAL_AFTER: u64 = 1_000;
 
 /// Removals are remembered this long: longer than any ticket lives. Rejections are remembered for
 /// `REJECTED_WAIT`.

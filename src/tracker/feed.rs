@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::disk::LogEntry;
 use super::vector::{Knowledge, Vector};
-use crate::id::{OpId, OriginId};
+use crate::id::OriginId;
 use crate::limits::{SYNC_BATCH_BYTES, SYNC_BATCH_OPS, SYNC_WINDOW};
 
 /// Ticks after which a batch that nobody speaks of is taken for lost.
@@ -78,15 +78,14 @@ impl Feed {
         &self.known
     }
 
-    /// Which places of the log are to be read for it now; nothing while enough is under way.
-    pub fn wants(&self) -> Option<Range<u64>> {
-        if self.unheard.len() >= SYNC_WINDOW {
-            return None;
-        }
-        Some(match self.sweep {
-            Some(end) => self.floor..end,
-            None => self.cursor..u64::MAX,
-        })
+    /// Which places of the log, which ends at `end`, are to be read for it now; nothing while
+    /// enough is under way.
+    pub fn wants(&self, end: u64) -> Option<Range<u64>> {
+        let wanted = match self.sweep {
+            Some(sent) => self.floor..sent,
+            None => self.cursor..end,
+        };
+        (self.unheard.len() < SYNC_WINDOW && !wanted.is_empty()).then_some(wanted)
     }
 
     /// Takes what was read of the `wanted` places, in order, with none left out; returns what is
@@ -96,10 +95,12 @@ impl Feed {
         let (mut ops, mut bytes, mut from) = (Vec::new(), 0, None);
         let mut next = wanted.start;
         let mut whole = sweeping;
-        if sweeping && !entries.iter().any(|entry| wanted.contains(&entry.place)) {
+        if !entries.iter().any(|entry| wanted.contains(&entry.place)) {
             // Cut meanwhile: everybody has it.
-            self.floor = self.floor.max(wanted.end);
-            self.sweep = None;
+            match self.sweep.take() {
+                Some(_) => self.floor = self.floor.max(wanted.end),
+                None => self.cursor = self.cursor.max(wanted.end),
+            }
             return None;
         }
         for entry in entries.iter().filter(|entry| wanted.contains(&entry.place)) {
@@ -140,6 +141,12 @@ impl Feed {
         self.unheard.retain(|batch| batch.number > number);
     }
 
+    /// The other one took over all that was known here.
+    pub fn knows(&mut self, knowledge: &Knowledge) {
+        self.known.vector.join(&knowledge.vector);
+        self.known.sealed.join(&knowledge.sealed);
+    }
+
     /// Some seconds later; the log ends at `end` now.
     pub fn tick(&mut self, end: u64) {
         self.tick += 1;
@@ -150,9 +157,102 @@ impl Feed {
         let sent = self.unheard.front().map_or(self.cursor, |batch| batch.from.min(self.cursor));
         self.sweep = (self.floor < sent).then_some(sent);
     }
+}
 
-    /// Whether an op is known to have arrived.
-    pub fn has(&self, op: OpId) -> bool {
-        self.known.covers(op)
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::OpId;
+
+    const OWN: OriginId = OriginId([1; 16]);
+    const OTHER: OriginId = OriginId([2; 16]);
+
+    /// A log of ops with these origins; each has its number in its origin as its bytes.
+    fn log(origins: &[OriginId]) -> Vec<LogEntry> {
+        let mut log: Vec<LogEntry> = Vec::new();
+        for (place, origin) in (0u64..).zip(origins) {
+            let seq = 1 + log.iter().filter(|entry| entry.op.origin == *origin).count() as u64;
+            let op = OpId { origin: *origin, seq };
+            log.push(LogEntry { place, op, bytes: vec![origin.0[0], seq as u8] });
+        }
+        log
+    }
+
+    /// Everything that is sent now, as (origin, number).
+    fn sent(feed: &mut Feed, log: &[LogEntry]) -> Vec<(u8, u8)> {
+        let mut all = Vec::new();
+        let end = log.len() as u64;
+        while let Some(wanted) = feed.wants(end) {
+            let entries: Vec<_> = log.iter().filter(|e| e.place >= wanted.start).cloned().collect();
+            let batch = feed.take(&wanted, &entries);
+            all.extend(batch.into_iter().flat_map(|b| b.ops).map(|op| (op[0], op[1])));
+        }
+        all
+    }
+
+    fn vector(own: u64, other: u64) -> Vector {
+        [(OWN, own), (OTHER, other)].into_iter().filter(|(_, seq)| *seq > 0).collect()
+    }
+
+    #[test]
+    fn it_sends_what_is_lacking_then_its_own_and_others_only_when_they_do_not_come() {
+        let mut ops = vec![OWN, OTHER, OWN, OTHER];
+        let known = Knowledge { vector: vector(1, 0), sealed: Vector::default() };
+        let mut feed = Feed::new(OWN, known, 0..4);
+        assert_eq!(sent(&mut feed, &log(&ops)), [(2, 1), (1, 2), (2, 2)], "what is lacking");
+        feed.heard(1, &vector(2, 2));
+        ops.extend([OTHER, OWN]);
+        assert_eq!(sent(&mut feed, &log(&ops)), [(1, 3)], "its own; the other comes by itself");
+        feed.heard(2, &vector(3, 2));
+        feed.tick(6);
+        assert_eq!(sent(&mut feed, &log(&ops)), [], "perhaps it is on its way");
+        feed.tick(6);
+        assert_eq!(sent(&mut feed, &log(&ops)), [(2, 3)], "it is not");
+        feed.heard(3, &vector(3, 3));
+        feed.tick(6);
+        assert_eq!(sent(&mut feed, &log(&ops)), []);
+        assert_eq!(feed.floor, 6);
+    }
+
+    #[test]
+    fn what_is_lost_is_sent_again_and_what_is_under_way_is_not() {
+        let ops = vec![OWN; 3];
+        let mut feed = Feed::new(OWN, Knowledge::default(), 0..0);
+        assert_eq!(sent(&mut feed, &log(&ops)), [(1, 1), (1, 2), (1, 3)]);
+        for _ in 0..LOST_AFTER {
+            feed.tick(3);
+            assert_eq!(sent(&mut feed, &log(&ops)), []);
+        }
+        feed.tick(3);
+        assert_eq!(sent(&mut feed, &log(&ops)), [(1, 1), (1, 2), (1, 3)]);
+        // It was heard, and something in it could not be taken.
+        feed.heard(2, &vector(1, 0));
+        feed.tick(3);
+        assert_eq!(sent(&mut feed, &log(&ops)), [(1, 2), (1, 3)]);
+    }
+
+    #[test]
+    fn little_is_under_way_at_once_and_a_log_cut_under_it_stops_nothing() {
+        let ops = vec![OWN; SYNC_BATCH_OPS * (SYNC_WINDOW + 2)];
+        let whole = log(&ops);
+        let mut feed = Feed::new(OWN, Knowledge::default(), 0..0);
+        assert_eq!(sent(&mut feed, &whole).len(), SYNC_BATCH_OPS * SYNC_WINDOW);
+        let most = (SYNC_BATCH_OPS * SYNC_WINDOW) as u64;
+        feed.heard(SYNC_WINDOW as u64, &vector(most, 0));
+        feed.tick(whole.len() as u64);
+        // Everything that was heard is cut meanwhile.
+        let rest = whole[most as usize..].to_vec();
+        let mut more = Vec::new();
+        while let Some(wanted) = feed.wants(whole.len() as u64) {
+            let entries: Vec<_> =
+                rest.iter().filter(|e| e.place >= wanted.start).cloned().collect();
+            more.extend(feed.take(&wanted, &entries).into_iter().flat_map(|batch| batch.ops));
+        }
+        assert_eq!(more.len(), 2 * SYNC_BATCH_OPS);
+        let mut level =
+            Feed::new(OWN, Knowledge { vector: vector(9, 0), sealed: Vector::default() }, 0..9);
+        let wanted = level.wants(9).expect("not looked at yet");
+        assert_eq!(level.take(&wanted, &[]), None);
+        assert_eq!(level.wants(9), None, "nothing is left of the log");
     }
 }

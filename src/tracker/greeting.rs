@@ -16,7 +16,8 @@ pub struct Hello {
     pub features: u64,
     /// Program and version, for logs.
     pub agent: String,
-    /// Higher for every connection of this device: the newest wins.
+    /// One number for each run of the device's agent, on all its connections to all trackers, and
+    /// higher than those of earlier runs: the newest wins.
     pub session: u64,
     /// Where the client believes to be reachable; private addresses only are of use.
     pub addresses: Vec<SocketAddr>,

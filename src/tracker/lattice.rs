@@ -86,13 +86,13 @@ pub struct Word<T> {
 pub struct Words<T> {
     last: Word<T>,
     /// What would count if the last one turned out to be older.
-    others: Option<Box<BTreeMap<RequestKey, Word<T>>>>,
+    others: BTreeMap<RequestKey, Word<T>>,
 }
 
 impl<T> Words<T> {
     /// The first word.
     pub fn new(word: Word<T>) -> Self {
-        Self { last: word, others: None }
+        Self { last: word, others: BTreeMap::new() }
     }
 
     /// The word that counts.
@@ -109,8 +109,7 @@ impl<T> Words<T> {
             }
             return;
         }
-        let others = self.others.get_or_insert_default();
-        if let Some(known) = others.get_mut(&word.request) {
+        if let Some(known) = self.others.get_mut(&word.request) {
             if word.stamp < known.stamp {
                 *known = word;
             }
@@ -120,17 +119,16 @@ impl<T> Words<T> {
             true => std::mem::replace(&mut self.last, word),
             false => word,
         };
-        others.insert(older.request, older);
+        self.others.insert(older.request, older);
     }
 
     /// The latest word becomes the one that counts.
     fn choose(&mut self) {
-        let Some(others) = &mut self.others else { return };
-        let latest = others.values().max_by_key(|word| word.stamp);
+        let latest = self.others.values().max_by_key(|word| word.stamp);
         let latest = latest.filter(|word| word.stamp > self.last.stamp).map(|word| word.request);
-        if let Some(word) = latest.and_then(|request| others.remove(&request)) {
+        if let Some(word) = latest.and_then(|request| self.others.remove(&request)) {
             let older = std::mem::replace(&mut self.last, word);
-            others.insert(older.request, older);
+            self.others.insert(older.request, older);
         }
     }
 
@@ -139,24 +137,18 @@ impl<T> Words<T> {
         if !known.covers(self.last.stamp.op()) {
             return;
         }
-        if let Some(others) = &mut self.others {
-            others.retain(|_, word| !known.covers(word.stamp.op()));
-            if others.is_empty() {
-                self.others = None;
-            }
-        }
+        self.others.retain(|_, word| !known.covers(word.stamp.op()));
     }
 
     /// All words, in no order.
     pub fn into_all(self) -> impl Iterator<Item = Word<T>> {
-        let others = self.others.map(|others| others.into_values()).into_iter().flatten();
-        std::iter::once(self.last).chain(others)
+        std::iter::once(self.last).chain(self.others.into_values())
     }
 
     /// Whether any word is not in `known`.
     pub fn is_news(&self, known: &Knowledge) -> bool {
-        let mut others = self.others.iter().flat_map(|others| others.values());
-        !known.covers(self.last.stamp.op()) || others.any(|word| !known.covers(word.stamp.op()))
+        !known.covers(self.last.stamp.op())
+            || self.others.values().any(|word| !known.covers(word.stamp.op()))
     }
 }
 

@@ -17,7 +17,7 @@ use super::state::{Effect, Rules, State};
 use super::vector::{Knowledge, Vector};
 use crate::clock::UnixMillis;
 use crate::hash::Blake3Hash;
-use crate::id::{OpId, OriginId, RequestId};
+use crate::id::{OriginId, RequestId};
 use crate::peer_id::PeerId;
 
 /// One run of one tracker: who makes ops.
@@ -75,13 +75,16 @@ pub struct Ledger {
     pub cut: Vector,
     /// Time of the latest op.
     pub latest: UnixMillis,
+    /// The next op made here is not before this: it comes after all of other trackers.
+    floor: UnixMillis,
 }
 
 impl Ledger {
     /// What these facts and chains are.
     pub fn new(essence: Essence, cut: Vector, rules: Rules) -> Self {
         let Essence { chains, latest, facts } = essence;
-        Self { state: State::new(facts, rules), chains, cut, latest }
+        let floor = latest.plus(Duration::from_millis(1));
+        Self { state: State::new(facts, rules), chains, cut, latest, floor }
     }
 
     /// What it amounts to.
@@ -126,9 +129,8 @@ impl Ledger {
         let mut entries = Vec::new();
         if self.chains.tip(run.origin).seq == 0 {
             let vector = self.chains.vector().iter().collect();
+            self.come_after_others();
             let began = Change::OriginBegan { tracker: run.tracker, vector };
-            // After every op of other origins; within one, the number tells which came first.
-            self.tick();
             entries.push(self.make(run, (run.tracker, RequestId(run.origin.0)), &began, now));
         }
         if matches!(change, Change::DeviceEnrolled { .. }) {
@@ -159,7 +161,7 @@ impl Ledger {
             origin: run.origin,
             seq: tip.seq + 1,
             previous: tip.hash,
-            clock: now.max(self.latest),
+            clock: now.max(self.latest).max(self.floor),
             actor,
             request,
             kind,
@@ -187,7 +189,16 @@ impl Ledger {
                 }
             }
         }
+        if merged.new > 0 {
+            self.come_after_others();
+        }
         (merged, entries)
+    }
+
+    /// What is made here from now on comes after everything so far, whoever made that. Ops of one
+    /// origin have their numbers for that, and need no time of their own.
+    pub fn come_after_others(&mut self) {
+        self.floor = self.latest.plus(Duration::from_millis(1));
     }
 
     /// Takes over everything another tracker knows; returns what changed. The log does not have
@@ -206,6 +217,7 @@ impl Ledger {
             self.cut.raise(origin, seq);
         }
         self.drop_sealed();
+        self.come_after_others();
         effects
     }
 
@@ -245,8 +257,9 @@ impl Ledger {
         sealed.iter().for_each(|(origin, _)| self.cut.forget(origin));
     }
 
-    /// Whether an op is known.
-    pub fn has(&self, op: OpId) -> bool {
-        self.chains.knowledge().covers(op)
+    /// How many ops are known, in the log or not.
+    pub fn op_count(&self) -> u64 {
+        let known = self.chains.knowledge();
+        known.vector.iter().chain(known.sealed.iter()).map(|(_, seq)| seq).sum()
     }
 }

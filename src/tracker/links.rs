@@ -2,8 +2,8 @@
 //! bytes of a page.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
@@ -14,7 +14,7 @@ use super::siblings::Siblings;
 use super::store::Store;
 use super::sync_message::{SyncMessage, SyncReply, SyncRequest};
 use super::vector::Knowledge;
-use crate::clock::UnixMillis;
+use crate::clock::{self, UnixMillis};
 use crate::hash::{Blake3Hash, blake3};
 use crate::id::OpId;
 use crate::limits;
@@ -30,6 +30,28 @@ pub struct Link {
     pub connection: Connection,
     /// Messages wait here to be written.
     pub outbox: mpsc::Sender<SyncMessage>,
+    /// When anything was last heard on it.
+    pub pulse: Arc<Pulse>,
+}
+
+/// When anything was last heard on a connection. Something always is, while the other one lives.
+#[derive(Debug)]
+pub struct Pulse(Mutex<(u64, Instant)>);
+
+impl Pulse {
+    /// Of a connection that has just been made.
+    pub fn new(now: Instant) -> Self {
+        Self(Mutex::new((0, now)))
+    }
+
+    /// So many datagrams have come; returns for how long there was none.
+    pub fn feel(&self, received: u64, now: Instant) -> Duration {
+        let mut last = lock(&self.0);
+        if received != last.0 {
+            *last = (received, now);
+        }
+        now.saturating_duration_since(last.1)
+    }
 }
 
 /// All of them, and what is known by them.
@@ -162,10 +184,12 @@ impl Links {
         for (_, link) in live {
             let request = SyncRequest::Reserve { name: name.clone(), claim };
             asked.spawn(async move {
-                let answer = ask(&link.connection, &request, limits::CLAIM_PATIENCE).await;
-                match answer {
-                    Ok(SyncReply::Reserved(granted)) => Some(granted),
-                    _ => None,
+                tokio::select! {
+                    answer = ask(&link.connection, &request, limits::CLAIM_PATIENCE) => match answer {
+                        Ok(SyncReply::Reserved(granted)) => Some(granted),
+                        _ => None,
+                    },
+                    () = silence(&link) => None,
                 }
             });
         }
@@ -245,6 +269,18 @@ impl Links {
             row.has_op = op.map(|op| sibling.known.covers(op));
         }
         row
+    }
+}
+
+/// Waits until nothing was heard on a connection for as long as an answer is waited for; what is
+/// asked now has a moment in any case.
+async fn silence(link: &Link) {
+    loop {
+        tokio::time::sleep(limits::SYNC_PULSE / 4).await;
+        let silent = link.pulse.feel(link.connection.received(), clock::monotonic());
+        if silent >= limits::CLAIM_PATIENCE {
+            return;
+        }
     }
 }
 

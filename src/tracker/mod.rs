@@ -21,6 +21,8 @@ pub mod ledger;
 pub mod remembered;
 pub mod disk;
 pub mod feed;
+pub mod time;
+mod writer;
 pub mod store;
 pub mod siblings;
 pub mod reservations;
@@ -38,6 +40,7 @@ pub mod password;
 pub mod rosters;
 pub mod session;
 mod login;
+pub mod sync_session;
 pub mod sync;
 pub mod status;
 pub mod control;
@@ -48,6 +51,10 @@ pub mod stub;
 
 #[cfg(test)]
 mod model_tests;
+#[cfg(test)]
+mod sim_world;
+#[cfg(test)]
+mod sim_script;
 #[cfg(test)]
 mod sim_tests;
 #[cfg(test)]

@@ -332,6 +332,11 @@ impl Chains {
         self.tips.get(&origin).copied().or(sealed).unwrap_or(none)
     }
 
+    /// How many origins are not sealed.
+    pub fn count(&self) -> usize {
+        self.tips.len()
+    }
+
     /// The version vector: what is known of origins that are not sealed.
     pub fn vector(&self) -> Vector {
         self.tips.iter().map(|(origin, tip)| (*origin, tip.seq)).collect()

@@ -27,8 +27,10 @@ use super::session::{ClientSession, Shared};
 use super::state::Rules;
 use super::store::{Store, StoreConfig};
 use super::sync;
+use super::sync_session::establish;
 use super::throttle::Throttle;
-use crate::clock::{self, UnixMillis};
+use super::time::Reading;
+use crate::clock;
 use crate::error_code::ErrorCode;
 use crate::id::OriginId;
 use crate::limits::{self, MAX_TRACKER_CONNECTIONS};
@@ -131,7 +133,7 @@ impl Tracker {
             tracker: endpoint.identity().peer_id(),
             rules: config.rules,
             origin: OriginId::random(&mut fastrand::Rng::new()),
-            clock: never_back(),
+            clock: clocks(),
         };
         let store = Store::start(disk, store, Herald(presence.clone()))?;
         let counters = Arc::new(Counters::default());
@@ -197,10 +199,10 @@ impl Tracker {
     }
 }
 
-/// The wall clock as it was at the start, and what has passed since.
-fn never_back() -> Box<dyn Fn() -> UnixMillis + Send + Sync> {
-    let (wall, began) = (clock::now(), clock::monotonic());
-    Box::new(move || wall.plus(began.elapsed()))
+/// The clocks of this machine.
+fn clocks() -> Box<dyn Fn() -> Reading + Send + Sync> {
+    let began = clock::monotonic();
+    Box::new(move || Reading { wall: clock::now(), passed: began.elapsed() })
 }
 
 /// Forgets, now and then, who asked long ago.
@@ -264,6 +266,15 @@ async fn serve(
         tracing::debug!(%address, "handshake failed");
         return;
     };
+    // Trackers do not count among clients, behind whatever address.
+    if connection.alpn() == Alpn::Sync {
+        let tracker = connection.remote();
+        match establish(&shared, connection).await {
+            Ok(link) => link.serve(stop, tasks).await,
+            Err(reason) => tracing::debug!(%tracker, %address, reason, "a tracker is turned away"),
+        }
+        return;
+    }
     if place.is_none() {
         place = shared.throttle.admit(address.ip());
     }
@@ -272,14 +283,6 @@ async fn serve(
         connection.close(ErrorCode::LimitReached);
         return;
     };
-    if connection.alpn() == Alpn::Sync {
-        let tracker = connection.remote();
-        match sync::establish(&shared, connection).await {
-            Ok(link) => link.serve(stop, tasks).await,
-            Err(reason) => tracing::warn!(%tracker, %address, reason, "a tracker is turned away"),
-        }
-        return;
-    }
     let number = shared.presence.next_number();
     let (outlet, queue) = Outlet::new();
     let greeting = greet(&shared, &connection, number, outlet.clone());

@@ -7,8 +7,31 @@ use super::store::Horizon;
 use super::vector::{Knowledge, Vector};
 use crate::clock::UnixMillis;
 use crate::id::OpId;
-use crate::limits::{ABSENT, CLOCK_TOLERANCE};
+use crate::limits::{ABSENT, CLOCK_TOLERANCE, CLOCK_WINDOW};
 use crate::peer_id::PeerId;
+
+/// By how many milliseconds a wall clock is ahead of ours. What it says arrives late, sometimes
+/// very late, and then it seems to be behind: of several words the greatest is nearest to the truth.
+#[derive(Clone, Copy, Debug, Default)]
+struct ClockAhead {
+    lately: Option<i64>,
+    before: Option<i64>,
+    since: UnixMillis,
+}
+
+impl ClockAhead {
+    fn hear(&mut self, ahead: i64, now: UnixMillis) {
+        // Our own clock may have been set.
+        if now < self.since || now.since(self.since) >= CLOCK_WINDOW {
+            *self = Self { lately: None, before: self.lately, since: now };
+        }
+        self.lately = Some(self.lately.map_or(ahead, |known| known.max(ahead)));
+    }
+
+    fn ahead(&self) -> Option<i64> {
+        self.lately.max(self.before)
+    }
+}
 
 /// One other tracker.
 #[derive(Clone, Debug, Default)]
@@ -23,8 +46,7 @@ pub struct Sibling {
     pub heard: Option<UnixMillis>,
     /// Since when it has not had everything that is here.
     pub behind_since: Option<UnixMillis>,
-    /// Milliseconds its wall clock is ahead of ours.
-    pub clock_ahead: Option<i64>,
+    clock: ClockAhead,
     /// When its digest was last compared and the same.
     pub agreed: Option<UnixMillis>,
     /// Whether it was another when it was last compared.
@@ -34,6 +56,13 @@ pub struct Sibling {
 /// All other trackers of the roster.
 #[derive(Debug, Default)]
 pub struct Siblings(BTreeMap<PeerId, Sibling>);
+
+impl Sibling {
+    /// Milliseconds its wall clock is ahead of ours, while there is a connection to it.
+    pub fn clock_ahead(&self) -> Option<i64> {
+        self.clock.ahead()
+    }
+}
 
 impl Siblings {
     /// The roster has these others; those not heard of before count as heard at `now`.
@@ -60,7 +89,8 @@ impl Siblings {
         sibling.known = known;
         // It may have come back old.
         sibling.settled = sibling.settled.meet(&sibling.known);
-        sibling.clock_ahead = Some(clock_ahead);
+        sibling.clock = ClockAhead::default();
+        sibling.clock.hear(clock_ahead, now);
         sibling.heard = Some(now);
     }
 
@@ -73,8 +103,16 @@ impl Siblings {
     pub fn said(&mut self, id: PeerId, vector: &Vector, clock_ahead: i64, now: UnixMillis) {
         let Some(sibling) = self.0.get_mut(&id) else { return };
         sibling.known.vector.join(vector);
-        sibling.clock_ahead = Some(clock_ahead);
+        sibling.clock.hear(clock_ahead, now);
         sibling.heard = Some(now);
+    }
+
+    /// One took over everything that was known here.
+    pub fn knows(&mut self, id: PeerId, knowledge: &Knowledge) {
+        if let Some(sibling) = self.0.get_mut(&id) {
+            sibling.known.vector.join(&knowledge.vector);
+            sibling.known.sealed.join(&knowledge.sealed);
+        }
     }
 
     /// One sent ops, which it therefore has.
@@ -88,7 +126,7 @@ impl Siblings {
     pub fn lost(&mut self, id: PeerId) {
         if let Some(sibling) = self.0.get_mut(&id) {
             sibling.connected = false;
-            sibling.clock_ahead = None;
+            sibling.clock = ClockAhead::default();
         }
     }
 
@@ -136,7 +174,7 @@ impl Siblings {
     /// slower counts. Nothing while it is within what is tolerated, or nobody is there to compare.
     pub fn clock_off(&self) -> Option<u64> {
         let others = self.0.values().filter(|sibling| sibling.connected);
-        let mut clocks: Vec<i64> = others.filter_map(|sibling| sibling.clock_ahead).collect();
+        let mut clocks: Vec<i64> = others.filter_map(|sibling| sibling.clock.ahead()).collect();
         clocks.push(0);
         clocks.sort_unstable();
         let agreed = clocks[(clocks.len() - 1) / 2];
@@ -226,5 +264,22 @@ mod tests {
         assert_eq!(off(&[-60_000]), Some(60_000));
         assert_eq!(off(&[60_000, 60_000]), Some(60_000), "both others say so");
         assert_eq!(off(&[60_000, 0]), None);
+    }
+
+    #[test]
+    fn words_that_come_late_do_not_make_a_clock_wrong() {
+        let mut siblings = siblings(&[2]);
+        let at = |seconds: u64| UnixMillis(seconds * 1_000);
+        siblings.connected(id(2), known(&[]), 0, at(100));
+        let mut say = |ahead: i64, now| {
+            siblings.said(id(2), &Vector::default(), ahead, now);
+            siblings.clock_off()
+        };
+        assert_eq!(say(-20_000, at(105)), None, "that one took long");
+        assert_eq!(say(-20_000, at(125)), None);
+        // But when it says nothing else, it is so.
+        assert_eq!(say(-20_000, at(135)), None);
+        assert_eq!(say(-20_000, at(165)), Some(20_000));
+        assert_eq!(say(-10, at(170)), None, "mended");
     }
 }

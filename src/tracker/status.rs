@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::census;
 use super::counters::Gauges;
 use super::session::Shared;
+use super::siblings::Sibling;
 use super::state::Registration;
 use crate::clock::{self, UnixMillis};
 use crate::peer_id::PeerId;
@@ -44,7 +45,7 @@ pub struct Status {
     pub users_online: usize,
     /// Contents that somebody online holds, once for each group.
     pub swarms: usize,
-    /// Durable changes ever made.
+    /// Durable changes that are known, wherever they were made.
     pub ops: u64,
     /// Time of the latest, if there is one.
     pub latest_op: Option<UnixMillis>,
@@ -117,7 +118,7 @@ impl SiblingStatus {
                 behind_ms: row.behind_ms,
                 ahead_ops: sibling.map_or(0, |s| s.known.vector.ahead_of(&ours)),
                 heard: row.heard,
-                clock_ahead_ms: sibling.and_then(|s| s.clock_ahead),
+                clock_ahead_ms: sibling.and_then(Sibling::clock_ahead),
                 agreed: sibling.and_then(|s| s.agreed),
                 disagrees: sibling.is_some_and(|s| s.disagrees),
             }
@@ -130,7 +131,7 @@ impl Status {
     /// What `shared` is and holds now.
     pub fn of(shared: &Shared) -> Self {
         let (totals, rules) = shared.store.read(|state| (census::totals(state), state.rules));
-        let (ops, latest) = shared.store.position();
+        let (ops, latest) = shared.store.read_ledger(|l| (l.op_count(), l.latest));
         let (pages, page_bytes) = shared.store.page_size();
         Self {
             version: env!("CARGO_PKG_VERSION"),

@@ -62,6 +62,8 @@ pub enum SyncMessage {
     Presence(Vec<News>),
     /// The sender's roster.
     Roster(Vec<u8>),
+    /// All that the sender has, now that it took over everything the receiver knew.
+    Knows(Knowledge),
 }
 
 /// A question, on a stream of its own.

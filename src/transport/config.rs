@@ -15,6 +15,8 @@ pub(super) fn transport(alpn: Alpn, accepted: bool) -> Arc<TransportConfig> {
         Alpn::Peer => (limits::PEER_STREAMS, limits::PEER_WINDOW),
         Alpn::Tracker | Alpn::Sync => (limits::TRACKER_STREAMS, limits::TRACKER_WINDOW),
     };
+    // The side that dialled is enough: what it sends is acknowledged.
+    let keep_alive = if alpn == Alpn::Sync { limits::SYNC_PULSE } else { limits::KEEP_ALIVE };
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
@@ -25,7 +27,7 @@ pub(super) fn transport(alpn: Alpn, accepted: bool) -> Arc<TransportConfig> {
         .receive_window(varint(if accepted { window.min(limits::STRANGER_WINDOW) } else { window }))
         .send_window(window)
         .datagram_receive_buffer_size(None)
-        .keep_alive_interval(Some(limits::KEEP_ALIVE))
+        .keep_alive_interval(Some(keep_alive))
         .max_idle_timeout(Some(idle_timeout(limits::IDLE_TIMEOUT)));
     Arc::new(config)
 }

@@ -43,6 +43,7 @@ const PURE: &[&str] = &[
     "tracker/control.rs",
     "tracker/pages.rs",
     "tracker/feed.rs",
+    "tracker/time.rs",
     "tracker/siblings.rs",
     "tracker/reservations.rs",
     "tracker/seats.rs",

@@ -30,6 +30,7 @@ use mtq::tracker::refusal::Refusal;
 use mtq::tracker::state::{Effect, Rules, State};
 use mtq::tracker::store::{Listener, Store, StoreConfig};
 use mtq::tracker::stub::{CallError, TrackerConnection};
+use mtq::tracker::time::Reading;
 use mtq::tracker_link::TrackerLink;
 use mtq::transport::endpoint::Endpoint;
 use mtq::transport::identity::Identity;
@@ -134,7 +135,7 @@ pub async fn grow_old(place: &Path, tracker: PeerId, changes: u64) {
         tracker,
         rules: Rules::default(),
         origin: OriginId::random(&mut fastrand::Rng::new()),
-        clock: Box::new(clock::now),
+        clock: Box::new(|| Reading { wall: clock::now(), passed: Duration::ZERO }),
     };
     let store = Arc::new(Store::start(disk, config, Nobody).expect("started"));
     let device = Identity::generate().peer_id();

@@ -121,9 +121,16 @@ impl Links {
         all.map(|(tracker, link)| (*tracker, link.clone())).collect()
     }
 
-    /// Takes up a connection. Of two to one tracker, the one stays that was begun by the lower peer
-    /// id; of two begun by the same, the later. Returns whether it is this one, and the other.
-    pub fn enter(&self, own: PeerId, link: Link) -> (bool, Option<Link>) {
+    /// Takes up a connection to a tracker that has what is `known` and whose clock is ahead by so
+    /// many milliseconds. Of two to one tracker, the one stays that was begun by the lower peer id;
+    /// of two begun by the same, the later. Returns whether it is this one, and the other.
+    pub fn enter(
+        &self,
+        own: PeerId,
+        link: Link,
+        (known, clock_ahead): (Knowledge, i64),
+        now: UnixMillis,
+    ) -> (bool, Option<Link>) {
         let tracker = link.connection.remote();
         let mut live = lock(&self.live);
         let by_lower = link.connection.dialled() == (own < tracker);
@@ -135,6 +142,8 @@ impl Links {
         if stays {
             return (false, None);
         }
+        // With the map held: whatever became of an earlier connection comes before or after both.
+        self.siblings().connected(tracker, known, clock_ahead, now);
         (true, live.insert(tracker, link))
     }
 
@@ -147,6 +156,7 @@ impl Links {
             .is_some_and(|link| link.connection.stable_id() == connection.stable_id());
         if current {
             live.remove(&tracker);
+            self.siblings().lost(tracker);
         }
         current
     }

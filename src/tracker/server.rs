@@ -153,10 +153,11 @@ impl Tracker {
             store_file: data_dir.join(disk::FILE_NAME),
             metrics: scraped.as_ref().map(|(_, address)| *address),
         });
+        let heard = sync::begin(&shared);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
         tasks.spawn(accept(shared.clone(), stop.clone(), tasks.clone()));
         tasks.spawn(tidy(shared.clone(), stop.clone()));
-        tasks.spawn(sync::run(shared.clone(), stop.clone(), tasks.clone()));
+        tasks.spawn(sync::run(shared.clone(), heard, stop.clone(), tasks.clone()));
         tasks.spawn(proclaim(shared.clone(), changes, stop.clone()));
         tasks.spawn(operator::serve(shared.clone(), control, stop.clone(), tasks.clone()));
         if let Some((listener, address)) = scraped {

@@ -82,8 +82,9 @@ impl Siblings {
     }
 
     /// There is a connection to one, which said at its beginning what it has and what time it is.
+    /// That can be before [`Siblings::set_roster`] is told of it.
     pub fn connected(&mut self, id: PeerId, known: Knowledge, clock_ahead: i64, now: UnixMillis) {
-        let Some(sibling) = self.0.get_mut(&id) else { return };
+        let sibling = self.0.entry(id).or_default();
         sibling.connected = true;
         sibling.known = known;
         // It may have come back old.
@@ -91,6 +92,11 @@ impl Siblings {
         sibling.clock = ClockAhead::default();
         sibling.clock.hear(clock_ahead, now);
         sibling.heard = Some(now);
+    }
+
+    /// One is not in the roster after all.
+    pub fn forget(&mut self, id: PeerId) {
+        self.0.remove(&id);
     }
 
     /// One said what it has.
@@ -206,6 +212,16 @@ mod tests {
         let others: Vec<_> = others.iter().map(|n| id(*n)).collect();
         siblings.set_roster(&others, |_| None, UnixMillis(1_000));
         siblings
+    }
+
+    #[test]
+    fn one_that_connects_before_the_roster_is_taken_up_is_connected() {
+        let mut siblings = Siblings::default();
+        siblings.connected(id(2), known(&[(2, 1)]), 0, UnixMillis(1_000));
+        siblings.set_roster(&[id(2)], |_| None, UnixMillis(1_001));
+        let sibling = siblings.get(id(2)).expect("known");
+        assert!(sibling.connected);
+        assert_eq!((&sibling.known, sibling.heard), (&known(&[(2, 1)]), Some(UnixMillis(1_000))));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! A tracker among others: keeps a connection to each of the roster, sees to what they lack, and
 //! notices when they are lost or of another opinion.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,7 +11,7 @@ use tokio_util::task::TaskTracker;
 
 use super::session::Shared;
 use super::sync_session::{establish, note_gone};
-use crate::clock;
+use crate::clock::{self, UnixMillis};
 use crate::error_code::ErrorCode;
 use crate::hash::Blake3Hash;
 use crate::limits;
@@ -32,26 +32,58 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How often the disk hears that another tracker was heard.
 const HEARD_TICK: Duration = Duration::from_secs(3600);
 
-/// Keeps this tracker together with the others of the roster until `stop`.
-pub async fn run(shared: Arc<Shared>, stop: CancellationToken, tasks: TaskTracker) {
-    let own = shared.endpoint.identity().peer_id();
-    let mut rosters = shared.rosters.watch();
+/// When each other tracker was last heard.
+pub type Heard = BTreeMap<PeerId, UnixMillis>;
+
+/// Takes up the other trackers there are: before anything is written here, since the log is cut by
+/// what they have. Returns when they were last heard.
+pub fn begin(shared: &Shared) -> Heard {
     let heard = shared.store.disk().heard().unwrap_or_else(|error| {
         tracing::warn!(%error, "when other trackers were last heard is not known");
         Default::default()
     });
+    let now = clock::now();
+    take_up(shared, &heard, now);
+    set_horizon(shared, now);
+    heard
+}
+
+/// The other trackers are those of the roster.
+fn take_up(shared: &Shared, heard: &Heard, now: UnixMillis) -> Vec<PeerId> {
+    let known = shared.rosters.known();
+    let others: Vec<_> = known.siblings().map(|entry| entry.peer_id()).collect();
+    // From when on a tracker that never comes is absent.
+    for tracker in others.iter().filter(|tracker| !heard.contains_key(*tracker)) {
+        shared.store.note_heard(*tracker, now);
+    }
+    let last = |tracker: PeerId| heard.get(&tracker).copied();
+    shared.links.siblings().set_roster(&others, last, now);
+    others
+}
+
+/// Says how much of the log everybody has.
+fn set_horizon(shared: &Shared, now: UnixMillis) {
+    let own = shared.endpoint.identity().peer_id();
+    let ours = shared.store.read_ledger(|ledger| ledger.chains.knowledge());
+    let horizon = {
+        let mut siblings = shared.links.siblings();
+        siblings.settle(&ours, now);
+        siblings.horizon(own, &ours, now)
+    };
+    shared.store.set_horizon(horizon);
+}
+
+/// Keeps this tracker together with the others of the roster until `stop`; [`begin`] said when
+/// they were `heard`.
+pub async fn run(shared: Arc<Shared>, heard: Heard, stop: CancellationToken, tasks: TaskTracker) {
+    let own = shared.endpoint.identity().peer_id();
+    let mut rosters = shared.rosters.watch();
     let mut dialling: HashMap<PeerId, CancellationToken> = HashMap::new();
     tasks.spawn(oversee(shared.clone(), stop.clone()));
     tasks.spawn(fetch_pages(shared.clone(), stop.clone()));
     loop {
-        let known = rosters.borrow_and_update().clone();
-        let others: Vec<_> = known.siblings().map(|entry| entry.peer_id()).collect();
-        let last = |tracker: PeerId| heard.get(&tracker).copied();
-        // From when on a tracker that never comes is absent.
-        for tracker in others.iter().filter(|tracker| !heard.contains_key(*tracker)) {
-            shared.store.note_heard(*tracker, clock::now());
-        }
-        shared.links.siblings().set_roster(&others, last, clock::now());
+        rosters.mark_unchanged();
+        let others = take_up(&shared, &heard, clock::now());
         if others.is_empty() {
             shared.links.open_names();
         }
@@ -167,7 +199,6 @@ async fn dial(shared: &Shared, tracker: PeerId) -> Result<Connection, String> {
 
 /// What is to be seen to whether or not there are connections.
 async fn oversee(shared: Arc<Shared>, stop: CancellationToken) {
-    let own = shared.endpoint.identity().peer_id();
     let began = clock::monotonic();
     let mut ticks = tokio::time::interval(LOOK);
     let mut was_off = None;
@@ -179,15 +210,13 @@ async fn oversee(shared: Arc<Shared>, stop: CancellationToken) {
         }
         let now = clock::now();
         note_gone(&shared, shared.presence.expire(now));
-        let ours = shared.store.read_ledger(|ledger| ledger.chains.knowledge());
-        let (horizon, off, connected) = {
-            let mut siblings = shared.links.siblings();
-            siblings.settle(&ours, now);
+        set_horizon(&shared, now);
+        let (off, connected) = {
+            let siblings = shared.links.siblings();
             let connected: Vec<_> =
                 siblings.all().filter(|(_, s)| s.connected).map(|(tracker, _)| tracker).collect();
-            (siblings.horizon(own, &ours, now), siblings.clock_off(), connected)
+            (siblings.clock_off(), connected)
         };
-        shared.store.set_horizon(horizon);
         if began.elapsed() >= limits::NAMES_WAIT {
             shared.links.open_names();
         }

@@ -106,9 +106,10 @@ pub async fn establish(
         connection.close(code);
         reason
     };
-    if shared.rosters.known().siblings().all(|entry| entry.peer_id() != tracker) {
-        let reason = "not in the roster: `mtq tracker roster add` puts it there";
-        return Err(refuse(ErrorCode::NotATracker, reason.to_owned()));
+    let listed = || shared.rosters.known().siblings().any(|entry| entry.peer_id() == tracker);
+    let stranger = "not in the roster: `mtq tracker roster add` puts it there";
+    if !listed() {
+        return Err(refuse(ErrorCode::NotATracker, stranger.to_owned()));
     }
     let greeting = tokio::time::timeout(limits::FIRST_FRAME_DEADLINE, greet(shared, &connection));
     let greeted = greeting.await.unwrap_or(Err(FrameError::TimedOut));
@@ -126,18 +127,24 @@ pub async fn establish(
     let pulse = Arc::new(Pulse::new(clock::monotonic()));
     let link =
         Link { connection: connection.clone(), outbox: outbox.clone(), pulse: pulse.clone() };
-    match shared.links.enter(shared.endpoint.identity().peer_id(), link) {
+    let now = clock::now();
+    let said = (hello.knowledge.clone(), hello.time.0 as i64 - now.0 as i64);
+    match shared.links.enter(shared.endpoint.identity().peer_id(), link, said, now) {
         (false, _) => {
             return Err(refuse(ErrorCode::Duplicate, ErrorCode::Duplicate.to_string()));
         }
         (true, Some(old)) => old.connection.close(ErrorCode::Duplicate),
         (true, None) => {}
     }
+    // Whoever was taken out of the roster before this was not closed with the others.
+    if !listed() {
+        if shared.links.leave(&connection) {
+            shared.links.siblings().forget(tracker);
+        }
+        return Err(refuse(ErrorCode::NotATracker, stranger.to_owned()));
+    }
     let (short, address) = (tracker.short(), connection.remote_address());
     tracing::info!(tracker = %short, %address, agent = hello.agent, "tracker connected");
-    let now = clock::now();
-    let clock_ahead = hello.time.0 as i64 - now.0 as i64;
-    shared.links.siblings().connected(tracker, hello.knowledge.clone(), clock_ahead, now);
     let session = Session::start(shared.clone(), connection, outbox, pulse, hello.knowledge);
     Ok(Established { session, control, queue, pushes })
 }
@@ -160,7 +167,6 @@ impl Established {
         connection.close(code);
         if shared.links.leave(&connection) {
             let now = clock::now();
-            shared.links.siblings().lost(tracker);
             shared.presence.tracker_lost(tracker, now);
             shared.store.note_heard(tracker, now);
             tracing::info!(tracker = %tracker.short(), "tracker disconnected");

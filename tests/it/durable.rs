@@ -6,6 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::env;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
@@ -18,6 +19,7 @@ use mtq::id::{OriginId, RequestId};
 use mtq::limits::SNAPSHOT_AFTER;
 use mtq::manifest::{Manifest, PieceHashes};
 use mtq::name::{FileName, GroupName, Selector, UserName};
+use mtq::peer_id::PeerId;
 use mtq::piece::PieceLayout;
 use mtq::tracker::command::{Actor, Command};
 use mtq::tracker::disk::Disk;
@@ -72,7 +74,8 @@ fn nothing_acknowledged_is_lost_and_nothing_is_there_twice() {
         .enable_all()
         .build()
         .expect("a runtime");
-    runtime.block_on(grow_old(&world));
+    let (place, tracker) = (world.path("tracker"), world.link().peer_id());
+    runtime.block_on(grow_old(&place, tracker, SNAPSHOT_AFTER as u64 - UNTIL_SNAPSHOT));
     world.start_tracker();
     let (run, up) = watch::channel(Some(0));
     let clients: Vec<_> = (0..CLIENTS)
@@ -124,11 +127,12 @@ fn nothing_acknowledged_is_lost_and_nothing_is_there_twice() {
     assert!(snapshot_at > 0 || acknowledged < UNTIL_SNAPSHOT, "no snapshot was ever written");
 }
 
-/// Fills the log until a snapshot is near: what follows goes through one.
-async fn grow_old(world: &World) {
-    let disk = Disk::open(&world.path("tracker")).expect("opened");
+/// Makes so many changes in the store of a tracker that is not running: with `SNAPSHOT_AFTER` of
+/// them comes a snapshot.
+pub async fn grow_old(place: &Path, tracker: PeerId, changes: u64) {
+    let disk = Disk::open(place).expect("opened");
     let config = StoreConfig {
-        tracker: world.link().peer_id(),
+        tracker,
         rules: Rules::default(),
         origin: OriginId::random(&mut fastrand::Rng::new()),
         clock: Box::new(|| Reading { wall: clock::now(), passed: Duration::ZERO }),
@@ -149,15 +153,15 @@ async fn grow_old(world: &World) {
     let group: GroupName = ELDER.parse().expect("a name");
     let create = Command::CreateGroup { group: group.clone(), hidden: true };
     store.propose(elder, request_id(), create).await.expect("granted");
-    let mut changes = JoinSet::new();
-    for offline_grace in 0..(SNAPSHOT_AFTER as u64 - UNTIL_SNAPSHOT) as u32 {
+    let mut tasks = JoinSet::new();
+    for offline_grace in 0..changes as u32 {
         let (store, group) = (store.clone(), group.clone());
-        changes.spawn(async move {
+        tasks.spawn(async move {
             let set = Command::SetGroup { group, offline_grace };
             store.propose(elder, request_id(), set).await.expect("granted");
         });
     }
-    changes.join_all().await;
+    tasks.join_all().await;
     store.close().await;
 }
 

@@ -5,6 +5,7 @@ use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::Duration;
@@ -30,10 +31,17 @@ pub fn run(command: &mut Command) -> Output {
     command.stdin(Stdio::null()).output().expect("mtq runs")
 }
 
-/// A free UDP port on loopback.
+/// A free UDP port on loopback, below those that systems give to whoever asks for any: it is still
+/// free when its tracker is started again.
 pub fn free_port() -> u16 {
-    let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
-    socket.local_addr().expect("an address").port()
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let next = std::process::id() * 101 + NEXT.fetch_add(1, Ordering::Relaxed);
+        let port = 12_000 + (next % 20_000) as u16;
+        if UdpSocket::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
 }
 
 /// Content that differs from piece to piece.
@@ -115,11 +123,7 @@ impl World {
     pub fn start_tracker(&mut self) {
         self.launch_tracker();
         let log = self.path("tracker.log");
-        let child = self.tracker.as_mut().expect("launched");
-        wait_for("the tracker", || {
-            assert!(matches!(child.try_wait(), Ok(None)), "the tracker ended");
-            fs::read_to_string(&log).unwrap_or_default().contains("tracker is up").then_some(())
-        });
+        wait_until_up(self.tracker.as_mut().expect("launched"), &log);
     }
 
     /// Starts the tracker and does not wait for it.
@@ -167,18 +171,12 @@ impl World {
 
     /// Runs `mtq tracker` with the words of `line` on the tracker's data directory.
     pub fn operate(&self, line: &str) -> Output {
-        let words = line.split_whitespace();
-        let place = self.path(&self.tracker_dir);
-        run(mtq().arg("tracker").args(words).arg("--data-dir").arg(place))
+        operate_at(&self.path(&self.tracker_dir), line)
     }
 
     /// The same, which must succeed; returns its result.
     pub fn operated(&self, line: &str) -> Value {
-        let output = self.operate(&format!("{line} --json"));
-        assert!(output.status.success(), "{line}: {output:?}");
-        let answer: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
-        assert_eq!((&answer["v"], &answer["ok"]), (&1.into(), &true.into()), "{line}: {answer}");
-        answer["result"].clone()
+        operated_at(&self.path(&self.tracker_dir), line)
     }
 
     /// The same, which must fail; returns its error's code and the exit status.
@@ -222,14 +220,14 @@ impl World {
 
     /// Starts a client that answers in JSON.
     pub fn client(&self, name: &str) -> Client {
-        Client::start(self, name)
+        let log = self.path(format!("{name}.log"));
+        Client::start(name, self.client_command(name), &log)
     }
 
     /// Starts a client, makes its account and logs in.
     pub fn user(&self, name: &str) -> Client {
         let mut client = self.client(name);
-        client.ok(&format!("create-user {name} {name}-secret"));
-        client.ok(&format!("login {name} {name}-secret"));
+        client.sign_up();
         client
     }
 
@@ -267,7 +265,31 @@ pub fn wait_for<T>(what: &str, mut event: impl FnMut() -> Option<T>) -> T {
     }
 }
 
-fn terminate(child: &Child) {
+/// Waits until the tracker that was launched last says so in its log.
+pub fn wait_until_up(tracker: &mut Child, log: &Path) {
+    wait_for("the tracker", || {
+        assert!(matches!(tracker.try_wait(), Ok(None)), "the tracker ended");
+        fs::read_to_string(log).unwrap_or_default().contains("tracker is up").then_some(())
+    });
+}
+
+/// Runs `mtq tracker` with the words of `line` on a tracker's data directory.
+pub fn operate_at(place: &Path, line: &str) -> Output {
+    let words = line.split_whitespace();
+    run(mtq().arg("tracker").args(words).arg("--data-dir").arg(place))
+}
+
+/// The same, which must succeed; returns its result.
+pub fn operated_at(place: &Path, line: &str) -> Value {
+    let output = operate_at(place, &format!("{line} --json"));
+    assert!(output.status.success(), "{line}: {output:?}");
+    let answer: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
+    assert_eq!((&answer["v"], &answer["ok"]), (&1.into(), &true.into()), "{line}: {answer}");
+    answer["result"].clone()
+}
+
+/// Asks a process to end in order.
+pub fn terminate(child: &Child) {
     let id = rustix::process::Pid::from_child(child);
     rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("signalled");
 }
@@ -282,11 +304,11 @@ pub struct Client {
 }
 
 impl Client {
-    fn start(world: &World, name: &str) -> Self {
-        let mut child = world
-            .client_command(name)
+    /// Starts a client by its command line.
+    pub fn start(name: &str, mut command: Command, log: &Path) -> Self {
+        let mut child = command
             .args(["--json", "--keep-going", "--log-file"])
-            .arg(world.path(format!("{name}.log")))
+            .arg(log)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
@@ -303,6 +325,13 @@ impl Client {
         });
         let input = child.stdin.take();
         Self { name: name.to_owned(), child, input, answers, failed: false }
+    }
+
+    /// Makes the account of its name and logs in.
+    pub fn sign_up(&mut self) {
+        let name = self.name.clone();
+        self.ok(&format!("create-user {name} {name}-secret"));
+        self.ok(&format!("login {name} {name}-secret"));
     }
 
     /// Writes a command without waiting for its answer.

@@ -21,7 +21,7 @@ use tokio::task::JoinSet;
 
 use super::{
     Client, ROUNDS, Scene, Tracker, change, close, file_name, free_address, granted, lab, ms,
-    one_round, own_group, percentile, request_id, thousands,
+    one_round, own_group, percentile, request_id, thousands, user_name,
 };
 
 /// Changes whose way to the other tracker is timed.
@@ -135,15 +135,22 @@ fn digest(dir: &Path) -> String {
 /// From the answer at one tracker to the push at the other.
 async fn latency(count: usize) {
     println!("\nsync, latency: a file listed at one tracker, heard of by a member at the other");
-    let mut scene = Scene::new(count + 2).await;
+    let scene = Scene::new(count + 2).await;
     let store = scene.store().await;
-    scene.make_lab(&store).await;
+    // Only the one who shares and the one who hears of it are in it.
+    let (sharer, hearer) = (scene.actors[count], scene.actors[count + 1]);
+    for (actor, command) in [
+        (sharer, Command::CreateGroup { group: lab(), hidden: false }),
+        (hearer, Command::JoinGroup { group: lab() }),
+        (sharer, Command::AcceptRequest { group: lab(), user: user_name(count + 1) }),
+    ] {
+        store.propose(actor, request_id(), command).await.expect("granted");
+    }
     let head = scene.make_groups(&store).await.encode();
     close(store).await;
     let pair = Pair::new(scene);
     let first = pair.start_first();
     let mut writers = pair.first.connect(&first).await;
-    // The last two are the one who shares and the one who hears of it.
     writers.pop();
     let sharer = writers.pop().expect("one more");
     let second = pair.start_second();

@@ -2,7 +2,8 @@
 //! bytes of a page.
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
@@ -30,6 +31,37 @@ pub struct Link {
     pub connection: Connection,
     /// Messages wait here to be written.
     pub outbox: mpsc::Sender<SyncMessage>,
+    /// What had come on the connection when the tracker let a claim go unanswered.
+    silent_at: Arc<AtomicU64>,
+}
+
+impl Link {
+    /// A new connection.
+    pub fn new(connection: Connection, outbox: mpsc::Sender<SyncMessage>) -> Self {
+        Self { connection, outbox, silent_at: Arc::new(AtomicU64::new(u64::MAX)) }
+    }
+
+    /// Whether it let a claim go unanswered, and nothing has come since.
+    fn is_silent(&self) -> bool {
+        self.silent_at.load(Ordering::Relaxed) == self.connection.received()
+    }
+
+    /// Asks whether a name is free; nothing when there is no answer.
+    async fn claim(&self, name: WantedName, claim: Claim) -> Option<bool> {
+        if self.is_silent() {
+            return None;
+        }
+        let before = self.connection.received();
+        let request = SyncRequest::Reserve { name, claim };
+        match ask(&self.connection, &request, limits::CLAIM_PATIENCE).await {
+            Ok(SyncReply::Reserved(granted)) => Some(granted),
+            Ok(_) => None,
+            Err(_) => {
+                self.silent_at.store(before, Ordering::Relaxed);
+                None
+            }
+        }
+    }
 }
 
 /// All of them, and what is known by them.
@@ -129,7 +161,8 @@ impl Links {
         current
     }
 
-    /// Reserves a name at all trackers that can be asked, for what shall have the id `id`.
+    /// Reserves a name at all trackers that can be asked, for what shall have the id `id`. One
+    /// that is lost is waited for once, not again with each name until its connection ends.
     ///
     /// # Errors
     /// [`NameTaken`].
@@ -150,14 +183,8 @@ impl Links {
         reserved.provisional = live.len() < self.siblings().all().count();
         let mut asked = JoinSet::new();
         for (_, link) in live {
-            let request = SyncRequest::Reserve { name: name.clone(), claim };
-            asked.spawn(async move {
-                let answer = ask(&link.connection, &request, limits::CLAIM_PATIENCE).await;
-                match answer {
-                    Ok(SyncReply::Reserved(granted)) => Some(granted),
-                    _ => None,
-                }
-            });
+            let name = name.clone();
+            asked.spawn(async move { link.claim(name, claim).await });
         }
         while let Some(answer) = asked.join_next().await {
             match answer.ok().flatten() {

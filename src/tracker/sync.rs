@@ -264,7 +264,7 @@ pub async fn establish(
     let (control, pushes, hello) =
         greeted.map_err(|error| refuse(error.code(), error.to_string()))?;
     let (outbox, queue) = mpsc::channel(limits::SYNC_WINDOW * 4);
-    let link = Link { connection: connection.clone(), outbox: outbox.clone() };
+    let link = Link::new(connection.clone(), outbox.clone());
     match shared.links.enter(shared.endpoint.identity().peer_id(), link) {
         (false, _) => {
             return Err(refuse(ErrorCode::Duplicate, ErrorCode::Duplicate.to_string()));

@@ -1,7 +1,8 @@
 //! A tracker under load: a real `mtq tracker` process on a directory of its own, with raw clients
 //! in this process; and its store without the network, as the upper bound.
 //!
-//! `cargo bench --bench tracker -- ops|announce|idle|search|argon2|sync|all [--clients N]`
+//! `cargo bench --bench tracker -- ops|announce|idle|search|argon2|sync|all [--clients N]`; `sync` is
+//! `latency`, `catch-up` and `cost`.
 
 mod sync;
 
@@ -56,8 +57,7 @@ const IDLE: Duration = Duration::from_secs(30);
 /// Of `/proc/PID/stat`, on every Linux there is.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-const USAGE: &str =
-    "usage: tracker [ops] [announce] [idle] [search] [argon2] [sync] [all] [--clients N]";
+const USAGE: &str = "usage: tracker [ops] [announce] [idle] [search] [argon2] [sync] [latency] [catch-up] [cost] [all] [--clients N]";
 
 fn main() -> ExitCode {
     let (mut wanted, mut clients) = (Vec::new(), None);
@@ -70,7 +70,8 @@ fn main() -> ExitCode {
                 Some(count) => clients = Some(count),
                 None => return usage(),
             },
-            "ops" | "announce" | "idle" | "search" | "argon2" | "sync" | "all" => wanted.push(arg),
+            "ops" | "announce" | "idle" | "search" | "argon2" | "sync" | "latency" | "catch-up"
+            | "cost" | "all" => wanted.push(arg),
             _ => return usage(),
         }
     }
@@ -98,8 +99,15 @@ fn main() -> ExitCode {
         if is_wanted("argon2") {
             argon2(clients.unwrap_or(32)).await;
         }
-        if is_wanted("sync") {
-            sync::all(clients.unwrap_or(256)).await;
+        let writers = clients.unwrap_or(256);
+        if is_wanted("sync") || is_wanted("latency") {
+            sync::latency(writers).await;
+        }
+        if is_wanted("sync") || is_wanted("catch-up") {
+            sync::catch_up(writers).await;
+        }
+        if is_wanted("sync") || is_wanted("cost") {
+            sync::cost(writers).await;
         }
     });
     ExitCode::SUCCESS
@@ -663,6 +671,13 @@ impl Tracker {
             std::thread::sleep(Duration::from_millis(10));
         }
         tracker
+    }
+
+    /// Ends it in order, so that nobody waits for it.
+    fn end(mut self) {
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("it runs");
+        self.child.wait().expect("it ends");
     }
 
     /// CPU seconds so far.

@@ -33,13 +33,6 @@ const MISSED: usize = 100_000;
 /// How often a tracker that catches up is looked at.
 const LOOK: Duration = Duration::from_millis(5);
 
-/// All of it, with so many clients that write at once.
-pub async fn all(clients: usize) {
-    latency(clients).await;
-    catch_up(clients).await;
-    cost(clients).await;
-}
-
 /// A scene on the first tracker, and a second tracker that knows nothing yet.
 struct Pair {
     first: Scene,
@@ -133,7 +126,7 @@ fn digest(dir: &Path) -> String {
 }
 
 /// From the answer at one tracker to the push at the other.
-async fn latency(count: usize) {
+pub async fn latency(count: usize) {
     println!("\nsync, latency: a file listed at one tracker, heard of by a member at the other");
     let scene = Scene::new(count + 2).await;
     let store = scene.store().await;
@@ -237,7 +230,7 @@ async fn timed(what: &str, sharer: &Client, hearer: &mut Client, head: &[u8]) {
 }
 
 /// A tracker that was away, or is new.
-async fn catch_up(count: usize) {
+pub async fn catch_up(count: usize) {
     println!(
         "\nsync, catching up: {MISSED} ops, from \"connected\" until the other one has them durably"
     );
@@ -267,7 +260,7 @@ async fn catch_up(count: usize) {
             cpu.0,
             cpu.1
         );
-        drop(second);
+        second.end();
         // So that the next is not taken for this one.
         while pair.second_is(&clients[0]).await.0 {
             tokio::time::sleep(LOOK).await;
@@ -298,7 +291,7 @@ async fn fill(scene: &Scene, store: &Arc<mtq::tracker::store::Store>, head: &Arc
 }
 
 /// What a second tracker costs the first.
-async fn cost(count: usize) {
+pub async fn cost(count: usize) {
     println!(
         "\nsync, cost: {count} clients write at one tracker, with another beside it and without"
     );
@@ -337,7 +330,9 @@ async fn cost(count: usize) {
             let thousand = things as f64 / 1000.0;
             let first_cpu = 1000.0 * (first.cpu() - cpu.0) / thousand;
             let second_cpu = second.as_ref().map_or(0.0, |s| 1000.0 * (s.cpu() - cpu.1) / thousand);
-            drop(second);
+            if let Some(second) = second {
+                second.end();
+            }
             while pair.second_is(&clients[0]).await.0 {
                 tokio::time::sleep(LOOK).await;
             }

@@ -27,8 +27,11 @@ pub const SIZE: u64 = 512 << 20;
 /// The tracker is killed when this part of all downloads is there.
 const KILLED_AT: f64 = 0.25;
 
-/// Commands that are answered at least before the tracker is killed, and after.
-const COMMANDS: usize = 20;
+/// Commands that are answered at least before the tracker is killed.
+const BEFORE: usize = 6;
+
+/// And after.
+const AFTER: usize = 20;
 
 /// Between two commands.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -252,7 +255,7 @@ async fn command(
             (true, format!("leave-group {group}")),
         ];
         for (is_owners, line) in steps {
-            let enough = answers.len() >= COMMANDS + number as usize % 5;
+            let enough = answers.len() >= BEFORE;
             if killed.is_none() && enough && watched.part() >= KILLED_AT {
                 // What only the killed tracker knows, comes back with it; what builds upon it has
                 // to wait. These commands build upon each other, so the other one is to know.
@@ -279,7 +282,7 @@ async fn command(
             tokio::time::sleep(PAUSE).await;
         }
         if let Some((victim, before, killed)) = killed
-            && answers.len() >= before + COMMANDS
+            && answers.len() >= before + AFTER
             && watched.complete.is_cancelled()
         {
             return Ok(Asked { answers, victim, killed });

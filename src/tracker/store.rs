@@ -92,6 +92,9 @@ struct Published {
 
 type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
 
+/// What a store will answer; nothing when it ended.
+pub type Answered<T> = oneshot::Receiver<Result<T, Refusal>>;
+
 #[derive(Debug)]
 enum Job {
     Propose {
@@ -223,14 +226,16 @@ impl Store {
         answered.await.unwrap_or(Err(Refusal::Internal))
     }
 
-    /// Takes over ops of another tracker; what was new is durable when this returns.
+    /// Takes over ops of another tracker, after those of earlier calls; what was new is durable
+    /// when the answer is there.
     ///
     /// # Errors
-    /// [`Refusal`]; nothing changed then, except perhaps with [`Refusal::StorageFailed`].
-    pub async fn merge(&self, ops: Vec<(Op, Vec<u8>)>) -> Result<Merged, Refusal> {
+    /// [`Refusal`]; nothing changed then. The same in the answer, except perhaps with
+    /// [`Refusal::StorageFailed`].
+    pub async fn merge(&self, ops: Vec<(Op, Vec<u8>)>) -> Result<Answered<Merged>, Refusal> {
         let (answer, answered) = oneshot::channel();
         self.jobs.send(Job::Merge { ops, answer }).await.map_err(|_| Refusal::Internal)?;
-        answered.await.unwrap_or(Err(Refusal::Internal))
+        Ok(answered)
     }
 
     /// Takes over everything another tracker knows; durable when this returns.

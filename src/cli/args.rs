@@ -35,15 +35,29 @@ pub enum Verb {
 /// `mtq demo`.
 #[derive(Debug, Args)]
 pub struct DemoArgs {
+    /// What is shown.
+    #[arg(long, value_enum, default_value_t, value_name = "NAME")]
+    pub scenario: Scenario,
     /// Clients in all; the first shares, the others fetch at the same time.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u16).range(2..=32))]
     pub peers: u16,
-    /// Size of the generated file.
-    #[arg(long, default_value = "256MiB", value_name = "SIZE")]
-    pub size: ByteSize,
+    /// Size of the generated file [default: 256MiB; 512MiB for failover].
+    #[arg(long, value_name = "SIZE")]
+    pub size: Option<ByteSize>,
     /// Keep everything (files, logs, keys) in this new directory instead of a temporary one.
     #[arg(long, value_name = "DIR")]
     pub keep: Option<PathBuf>,
+}
+
+/// What a demo shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum Scenario {
+    /// One tracker; a file goes to everybody at once, and all copies are compared.
+    #[default]
+    Plain,
+    /// Two trackers; the one in use is killed in the middle of downloads and of commands, which go
+    /// on; then it comes back, and both come to know the same.
+    Failover,
 }
 
 /// `mtq certs`.

@@ -12,6 +12,8 @@ pub mod certs;
 pub mod tracker;
 pub mod operate;
 pub mod client;
+pub mod demo_stage;
+pub mod demo_failover;
 pub mod demo;
 pub mod entry;
 

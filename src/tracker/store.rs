@@ -19,8 +19,8 @@ use super::refusal::Refusal;
 use super::remembered::Grants;
 use super::state::{Rules, State};
 use super::time::{Reading, TrackerTime};
+pub use super::writer::{Answered, Horizon, Listener};
 use super::writer::{Clock, Job, Published, Work, load};
-pub use super::writer::{Horizon, Listener};
 use crate::clock::UnixMillis;
 use crate::hash::Blake3Hash;
 use crate::id::{OpId, OriginId, RequestId, UserId};
@@ -144,14 +144,16 @@ impl Store {
         answered.await.unwrap_or(Err(Refusal::Internal))
     }
 
-    /// Takes over ops of another tracker; what was new is durable when this returns.
+    /// Takes over ops of another tracker, after those of earlier calls; what was new is durable
+    /// when the answer is there.
     ///
     /// # Errors
-    /// [`Refusal`]; nothing changed then, except perhaps with [`Refusal::StorageFailed`].
-    pub async fn merge(&self, ops: Vec<(Op, Vec<u8>)>) -> Result<Merged, Refusal> {
+    /// [`Refusal`]; nothing changed then. The same in the answer, except perhaps with
+    /// [`Refusal::StorageFailed`].
+    pub async fn merge(&self, ops: Vec<(Op, Vec<u8>)>) -> Result<Answered<Merged>, Refusal> {
         let (answer, answered) = oneshot::channel();
         self.jobs.send(Job::Merge { ops, answer }).await.map_err(|_| Refusal::Internal)?;
-        answered.await.unwrap_or(Err(Refusal::Internal))
+        Ok(answered)
     }
 
     /// Takes over everything another tracker knows; durable when this returns.

@@ -9,12 +9,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::feed::{Feed, OpBatch};
-use super::ledger::Essence;
+use super::ledger::{Essence, Merged};
 use super::links::{Link, Pulse};
 use super::op::Op;
 use super::refusal::Refusal;
 use super::remembered::Grants;
 use super::session::Shared;
+use super::store::Answered;
 use super::sync_message::{SyncHello, SyncMessage, SyncReply, SyncRequest};
 use super::vector::{Knowledge, Vector};
 use crate::clock;
@@ -83,6 +84,14 @@ struct Session {
     moved: Notify,
     /// Something was taken that the other one has not been told of.
     took: Notify,
+}
+
+/// A batch that the store was given.
+struct Merging {
+    number: u64,
+    /// What is in it.
+    sent: Vector,
+    answered: Answered<Merged>,
 }
 
 /// A connection to another tracker on which both have said hello.
@@ -229,10 +238,12 @@ impl Session {
         stop: CancellationToken,
         tasks: TaskTracker,
     ) -> Result<ErrorCode, LinkError> {
+        let (merging, merged) = mpsc::channel(limits::SYNC_WINDOW);
         tokio::select! {
             ended = write_all(control, queue) => ended.map_err(LinkError::from),
             ended = self.feed_log() => ended,
-            ended = self.hear_all(pushes, &tasks) => ended,
+            ended = self.hear_all(pushes, merging, &tasks) => ended,
+            ended = self.note_merged(merged) => ended,
             ended = self.answer_all(&tasks) => ended,
             () = self.gossip() => Ok(ErrorCode::Done),
             () = self.feel_pulse() => Ok(ErrorCode::TimedOut),
@@ -313,10 +324,15 @@ impl Session {
     async fn hear_all(
         self: &Arc<Self>,
         mut pushes: RecvStream,
+        merging: mpsc::Sender<Merging>,
         tasks: &TaskTracker,
     ) -> Result<ErrorCode, LinkError> {
         loop {
             match read_frame(&mut pushes, limits::MAX_FRAME_LEN).await {
+                Ok(SyncMessage::Ops(batch)) => {
+                    let batch = self.take(batch).await?;
+                    let _ = merging.send(batch).await;
+                }
                 Ok(message) => self.hear(message, tasks).await?,
                 Err(FrameError::Connection(_) | FrameError::Ended) => return Ok(ErrorCode::Done),
                 Err(error) => return Err(error.into()),
@@ -330,7 +346,8 @@ impl Session {
         tasks: &TaskTracker,
     ) -> Result<(), LinkError> {
         match message {
-            SyncMessage::Ops(batch) => self.take(batch).await?,
+            // Have their own way.
+            SyncMessage::Ops(_) => {}
             SyncMessage::Have { heard, vector, time, behind } => {
                 let now = clock::now();
                 let clock_ahead = time.0 as i64 - now.0 as i64;
@@ -387,8 +404,9 @@ impl Session {
         Ok(())
     }
 
-    /// Takes over ops; says so once they are durable.
-    async fn take(&self, batch: OpBatch) -> Result<(), LinkError> {
+    /// Hands ops to the store. While it writes them the next ones are read, so that it finds
+    /// several batches at once.
+    async fn take(&self, batch: OpBatch) -> Result<Merging, LinkError> {
         let OpBatch { number, ops } = batch;
         if ops.len() > limits::SYNC_BATCH_OPS {
             return Err(LinkError::TooMuch);
@@ -397,22 +415,33 @@ impl Session {
             ops.into_iter().map(|bytes| Ok((Op::decode(&bytes)?, bytes))).collect();
         let decoded = decoded.map_err(LinkError::Op)?;
         let sent: Vector = decoded.iter().map(|(op, _)| (op.origin, op.seq)).collect();
-        let merged = self.shared.store.merge(decoded).await?;
-        // Whoever sends ops has them.
-        self.feed().heard(0, &sent);
-        self.shared.links.siblings().sent(self.tracker, &sent);
-        if merged.forked > 0 {
-            self.shared.counters.sync_alarm();
-            tracing::error!(
-                tracker = %self.tracker.short(), ops = merged.forked,
-                "ALARM: ops contradict those that are known: two made them under one name"
-            );
+        let answered = self.shared.store.merge(decoded).await?;
+        Ok(Merging { number, sent, answered })
+    }
+
+    /// Notes what was taken over once it is durable, in the order in which it came.
+    async fn note_merged(
+        &self,
+        mut batches: mpsc::Receiver<Merging>,
+    ) -> Result<ErrorCode, LinkError> {
+        while let Some(Merging { number, sent, answered }) = batches.recv().await {
+            let merged = answered.await.unwrap_or(Err(Refusal::Internal))?;
+            // Whoever sends ops has them.
+            self.feed().heard(0, &sent);
+            self.shared.links.siblings().sent(self.tracker, &sent);
+            if merged.forked > 0 {
+                self.shared.counters.sync_alarm();
+                tracing::error!(
+                    tracker = %self.tracker.short(), ops = merged.forked,
+                    "ALARM: ops contradict those that are known: two made them under one name"
+                );
+            }
+            self.heard.fetch_max(number, Ordering::Relaxed);
+            // Not here: who waits for room to speak does not listen, and two that do so are stuck.
+            self.took.notify_one();
+            self.settle();
         }
-        self.heard.fetch_max(number, Ordering::Relaxed);
-        // Not here: who waits for room to speak does not listen, and two that do so are stuck.
-        self.took.notify_one();
-        self.settle();
-        Ok(())
+        Ok(ErrorCode::Done)
     }
 
     /// Notes who has what; with all that the other one had, names may be given away.

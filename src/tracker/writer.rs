@@ -63,6 +63,9 @@ pub(super) struct Published {
     pub(super) position: u64,
 }
 
+/// What a store will answer; nothing when it ended.
+pub type Answered<T> = oneshot::Receiver<Result<T, Refusal>>;
+
 pub(super) type Answer<T> = oneshot::Sender<Result<T, Refusal>>;
 
 #[derive(Debug)]

@@ -1,7 +1,10 @@
 //! A tracker under load: a real `mtq tracker` process on a directory of its own, with raw clients
 //! in this process; and its store without the network, as the upper bound.
 //!
-//! `cargo bench --bench tracker -- ops|announce|idle|search|argon2|all [--clients N]`
+//! `cargo bench --bench tracker -- ops|announce|idle|search|argon2|sync|all [--clients N]`; `sync` is
+//! `latency`, `catch-up` and `cost`.
+
+mod sync;
 
 use std::env;
 use std::fs;
@@ -55,7 +58,7 @@ const IDLE: Duration = Duration::from_secs(30);
 /// Of `/proc/PID/stat`, on every Linux there is.
 const TICKS_PER_SECOND: f64 = 100.0;
 
-const USAGE: &str = "usage: tracker [ops] [announce] [idle] [search] [argon2] [all] [--clients N]";
+const USAGE: &str = "usage: tracker [ops] [announce] [idle] [search] [argon2] [sync] [latency] [catch-up] [cost] [all] [--clients N]";
 
 fn main() -> ExitCode {
     let (mut wanted, mut clients) = (Vec::new(), None);
@@ -68,7 +71,8 @@ fn main() -> ExitCode {
                 Some(count) => clients = Some(count),
                 None => return usage(),
             },
-            "ops" | "announce" | "idle" | "search" | "argon2" | "all" => wanted.push(arg),
+            "ops" | "announce" | "idle" | "search" | "argon2" | "sync" | "latency" | "catch-up"
+            | "cost" | "all" => wanted.push(arg),
             _ => return usage(),
         }
     }
@@ -95,6 +99,16 @@ fn main() -> ExitCode {
         }
         if is_wanted("argon2") {
             argon2(clients.unwrap_or(32)).await;
+        }
+        let writers = clients.unwrap_or(256);
+        if is_wanted("sync") || is_wanted("latency") {
+            sync::latency(writers).await;
+        }
+        if is_wanted("sync") || is_wanted("catch-up") {
+            sync::catch_up(writers).await;
+        }
+        if is_wanted("sync") || is_wanted("cost") {
+            sync::cost(writers).await;
         }
     });
     ExitCode::SUCCESS
@@ -146,17 +160,21 @@ async fn ops(counts: &[usize]) {
         let quic = rounds(count, most, &scene.dir, Some(&tracker), move |client, step| {
             let (line, head) = (clients[client].line.clone(), head.clone());
             async move {
-                let (request_id, group, name) = (request_id(), own_group(client), file_name());
-                let request = match step % 2 {
-                    0 => Request::Share { request_id, group, name, head },
-                    _ => Request::StopShare { request_id, group, file: Selector::Name(name) },
-                };
-                granted(&line, &request).await;
+                granted(&line, &change(client, step, head)).await;
             }
         });
         let quic = quic.await;
         quic.print(&format!("over QUIC, {count} clients"), "ops");
         println!("  ratio {:.2}", quic.rate / alone.rate);
+    }
+}
+
+/// A client's own file is listed, and withdrawn at the next step.
+fn change(client: usize, step: u64, head: Vec<u8>) -> Request {
+    let (request_id, group, name) = (request_id(), own_group(client), file_name());
+    match step % 2 {
+        0 => Request::Share { request_id, group, name, head },
+        _ => Request::StopShare { request_id, group, file: Selector::Name(name) },
     }
 }
 
@@ -352,21 +370,7 @@ where
     for round in 0..=ROUNDS {
         let before = (tracker.map_or(0.0, Tracker::cpu), cpu_of("self"));
         let begun = clock::monotonic();
-        let mut tasks = JoinSet::new();
-        for number in 0..count {
-            let thing = thing.clone();
-            tasks.spawn(async move {
-                let (mut step, mut took) = (first_step, Vec::new());
-                while begun.elapsed() < ROUND && step - first_step < most {
-                    let asked = clock::monotonic();
-                    thing(number, step).await;
-                    took.push(asked.elapsed());
-                    step += 1;
-                }
-                (step, took)
-            });
-        }
-        let done = tasks.join_all().await;
+        let done = one_round(count, most, first_step, &thing).await;
         let elapsed = begun.elapsed().as_secs_f64();
         let after = (tracker.map_or(0.0, Tracker::cpu), cpu_of("self"));
         // A pair begun stays one pair.
@@ -389,6 +393,35 @@ where
         p99: percentile(&mut took, 99),
         cpu: (cpu.0 / thousand, cpu.1 / thousand),
     }
+}
+
+/// One round: up to which step each task came, and what each of its things took.
+async fn one_round<F, T>(
+    count: usize,
+    most: u64,
+    first_step: u64,
+    thing: &Arc<F>,
+) -> Vec<(u64, Vec<Duration>)>
+where
+    F: Fn(usize, u64) -> T + Send + Sync + 'static,
+    T: Future<Output = ()> + Send,
+{
+    let begun = clock::monotonic();
+    let mut tasks = JoinSet::new();
+    for number in 0..count {
+        let thing = thing.clone();
+        tasks.spawn(async move {
+            let (mut step, mut took) = (first_step, Vec::new());
+            while begun.elapsed() < ROUND && step - first_step < most {
+                let asked = clock::monotonic();
+                thing(number, step).await;
+                took.push(asked.elapsed());
+                step += 1;
+            }
+            (step, took)
+        });
+    }
+    tasks.join_all().await
 }
 
 fn request_id() -> RequestId {
@@ -613,12 +646,19 @@ struct Tracker {
 
 impl Tracker {
     fn start(dir: &Path, id: PeerId) -> Self {
-        let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
-        let address = socket.local_addr().expect("an address");
-        drop(socket);
+        Self::start_at(dir, TrackerLink::new(free_address(), id), None)
+    }
+
+    /// Starts one where `link` says, with the other trackers that a file names.
+    fn start_at(dir: &Path, link: TrackerLink, trackers: Option<&Path>) -> Self {
+        let address = format!("{}:{}", link.host(), link.port());
         let log = dir.join("log");
+        // What an earlier one said.
+        let _ = fs::remove_file(&log);
         let child = Process::new(env!("CARGO_BIN_EXE_mtq"))
-            .args(["tracker", "--listen", &address.to_string(), "--data-dir"])
+            .arg("tracker")
+            .args(trackers.into_iter().flat_map(|file| [Path::new("--trackers"), file]))
+            .args(["--listen", &address, "--data-dir"])
             .arg(dir)
             .arg("--log-file")
             .arg(&log)
@@ -626,12 +666,19 @@ impl Tracker {
             .stdin(Stdio::null())
             .spawn()
             .expect("mtq runs");
-        let mut tracker = Self { child, link: TrackerLink::new(address, id) };
+        let mut tracker = Self { child, link };
         while !fs::read_to_string(&log).unwrap_or_default().contains("tracker is up") {
             assert!(matches!(tracker.child.try_wait(), Ok(None)), "the tracker ended");
             std::thread::sleep(Duration::from_millis(10));
         }
         tracker
+    }
+
+    /// Ends it in order, so that nobody waits for it.
+    fn end(mut self) {
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("it runs");
+        self.child.wait().expect("it ends");
     }
 
     /// CPU seconds so far.
@@ -646,6 +693,11 @@ impl Tracker {
         let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("Linux");
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
+}
+
+fn free_address() -> SocketAddr {
+    let socket = UdpSocket::bind("127.0.0.1:0").expect("a port");
+    socket.local_addr().expect("an address")
 }
 
 impl Drop for Tracker {
@@ -668,7 +720,7 @@ fn cpu_of(process: &str) -> f64 {
 /// A device connected to the tracker.
 struct Client {
     line: Arc<TrackerConnection>,
-    _pushes: PushQueue,
+    pushes: PushQueue,
     _endpoint: Endpoint,
 }
 
@@ -680,7 +732,7 @@ impl Client {
         let hello = Hello { features: 0, agent, session: 1, addresses, roster: None, extensions };
         let opened = TrackerConnection::open(&endpoint, link, &hello).await;
         let (line, pushes) = opened.expect("connected");
-        Self { line: Arc::new(line), _pushes: pushes, _endpoint: endpoint }
+        Self { line: Arc::new(line), pushes, _endpoint: endpoint }
     }
 }
 

@@ -7,7 +7,7 @@ use mtq::clock;
 use mtq::error_code::ErrorCode;
 use mtq::hash::{Blake3Hash, blake3};
 use mtq::id::{OriginId, RequestId, UserId};
-use mtq::limits::{MAX_FRAME_LEN, SYNC_BATCH_OPS};
+use mtq::limits::{MAX_FRAME_LEN, MAX_ORIGINS, SYNC_BATCH_OPS};
 use mtq::peer_id::PeerId;
 use mtq::roster::{Roster, RosterEntry};
 use mtq::tracker::feed::OpBatch;
@@ -174,7 +174,7 @@ async fn a_tracker_that_breaks_the_rules_is_cut_off_and_changes_nothing() {
         assert_eq!(wire.end().await, Some(code), "{what}");
     }
     // A hello that claims more than there can be.
-    let origins = (0..5_000_u32).map(|n| {
+    let origins = (0..=MAX_ORIGINS as u32).map(|n| {
         let mut id = [0; 16];
         id[..4].copy_from_slice(&n.to_le_bytes());
         (OriginId(id), 1)

@@ -170,7 +170,7 @@ async fn who_is_online_at_one_tracker_is_known_at_the_other() {
     seeder.endpoint.close(ErrorCode::Done).await;
 }
 
-/// Until the mark only, which takes the idle timeout; with `MTQ_LONG` until the end of the grace.
+/// Until the mark only, which takes a few seconds; with `MTQ_LONG` until the end of the grace.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn who_was_online_at_a_lost_tracker_stays_in_doubt_for_a_while() {
     let mut cluster = Cluster::new(2);

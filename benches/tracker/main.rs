@@ -295,7 +295,11 @@ async fn argon2(count: usize) {
     let rate = rounds(count, u64::MAX, &scene.dir, Some(&tracker), move |client, _| {
         let clients = clients.clone();
         async move {
-            let request = Request::Login { user: user_name(client), password: password() };
+            let request = Request::Login {
+                request_id: request_id(),
+                user: user_name(client),
+                password: password(),
+            };
             granted(&clients[client].line, &request).await;
         }
     });

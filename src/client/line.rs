@@ -17,6 +17,7 @@ use super::warm::{State, Warm};
 use crate::error_code::ErrorCode;
 use crate::hash::Blake3Hash;
 use crate::id::OpId;
+use crate::id::RequestId;
 use crate::limits;
 use crate::name::UserName;
 use crate::peer_id::PeerId;
@@ -337,7 +338,9 @@ impl TrackerLine {
     /// # Errors
     /// [`AgentError`].
     pub async fn log_in(&self, user: UserName, password: Password) -> Result<UserName, AgentError> {
-        let (answer, number) = self.ask_which(&Request::Login { user, password }).await?;
+        let request_id = RequestId::random(&mut fastrand::Rng::new());
+        let login = Request::Login { request_id, user, password };
+        let (answer, number) = self.ask_which(&login).await?;
         let Reply::LoggedIn { user } = answer.reply else { return Err(AgentError::BadAnswer) };
         let now = self.warm.now();
         self.warm.update(|state| {

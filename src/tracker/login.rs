@@ -101,13 +101,12 @@ impl ClientSession {
 
     pub(super) async fn log_in(
         &self,
+        request: RequestId,
         user: UserName,
         password: Password,
     ) -> Result<Reply, Refusal> {
         self.refuse_other(&user)?;
         let (id, verified) = self.verify(&user, password).await?;
-        // Enrolling is idempotent, so its request id need not come from the client.
-        let request = RequestId::random(&mut fastrand::Rng::new());
         let command = Command::EnrolDevice { user: id, verified };
         self.shared.store.propose(self.actor(), request, command).await?;
         tracing::info!(%user, device = %self.device.short(), "logged in");

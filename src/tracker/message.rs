@@ -52,6 +52,8 @@ pub enum Request {
     },
     /// Become `user` on this connection and enrol this device.
     Login {
+        /// Repeats carry the same.
+        request_id: RequestId,
         /// The account.
         user: UserName,
         /// Its password.
@@ -281,6 +283,7 @@ impl Request {
     pub fn id(&self) -> Option<RequestId> {
         match self {
             Self::CreateUser { request_id, .. }
+            | Self::Login { request_id, .. }
             | Self::CreateGroup { request_id, .. }
             | Self::JoinGroup { request_id, .. }
             | Self::LeaveGroup { request_id, .. }
@@ -295,8 +298,7 @@ impl Request {
             | Self::TransferGroup { request_id, .. }
             | Self::SetGroup { request_id, .. }
             | Self::Unlist { request_id, .. } => Some(*request_id),
-            Self::Login { .. }
-            | Self::LoginByKey
+            Self::LoginByKey
             | Self::Logout
             | Self::ListGroups { .. }
             | Self::ListRequests { .. }
@@ -633,6 +635,7 @@ mod tests {
     #[test]
     fn messages_round_trip_and_truncations_fail() {
         round_trip(&Request::Login {
+            request_id: RequestId([3; 16]),
             user: "bob".parse().expect("name"),
             password: Password("secret".into()),
         });
@@ -682,6 +685,7 @@ mod tests {
     #[test]
     fn passwords_are_not_printed() {
         let request = Request::Login {
+            request_id: RequestId([3; 16]),
             user: "bob".parse().expect("name"),
             password: Password("secret".into()),
         };

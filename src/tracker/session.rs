@@ -210,7 +210,7 @@ impl ClientSession {
     }
 
     async fn dispatch(self: &Arc<Self>, request: Request) -> Result<Granted, Refusal> {
-        if request.id().is_some() || matches!(request, Request::Login { .. } | Request::Logout) {
+        if request.id().is_some() || matches!(request, Request::Logout) {
             self.check_clock()?;
         }
         let reply = match request {
@@ -220,7 +220,9 @@ impl ClientSession {
             Request::CreateGroup { request_id, group, hidden } => {
                 return self.create_group(request_id, group, hidden).await;
             }
-            Request::Login { user, password } => self.log_in(user, password).await,
+            Request::Login { request_id, user, password } => {
+                self.log_in(request_id, user, password).await
+            }
             Request::LoginByKey => self.log_in_by_key(),
             Request::Logout => self.log_out().await,
             Request::ChangePassword { request_id, old, new } => {

@@ -417,11 +417,22 @@ async fn a_tracker_grants_nothing_that_is_not_ones_own() {
     })
     .await
     .expect("created");
-    let wrong = Request::Login { user: user("alice"), password: password() };
+    let wrong =
+        Request::Login { request_id: request_id(), user: user("alice"), password: password() };
     // Alice's password happens to be the same here; eve still needs to know it.
-    let guess = Request::Login { user: user("alice"), password: Password("guess".to_owned()) };
+    let guess = Request::Login {
+        request_id: request_id(),
+        user: user("alice"),
+        password: Password("guess".to_owned()),
+    };
     assert_eq!(code(guess).await, "wrong-credentials");
-    line.call(&Request::Login { user: user("eve"), password: password() }).await.expect("in");
+    line.call(&Request::Login {
+        request_id: request_id(),
+        user: user("eve"),
+        password: password(),
+    })
+    .await
+    .expect("in");
     assert_eq!(code(wrong).await, "logged-in-as-other");
     for request in everything() {
         assert_eq!(code(request).await, "not-a-member");
@@ -462,7 +473,13 @@ async fn a_repeated_request_is_applied_once() {
     for _ in 0..3 {
         assert!(matches!(line.call(&create).await, Ok(Reply::Done)));
     }
-    line.call(&Request::Login { user: user("eve"), password: password() }).await.expect("in");
+    line.call(&Request::Login {
+        request_id: request_id(),
+        user: user("eve"),
+        password: password(),
+    })
+    .await
+    .expect("in");
     let make = Request::CreateGroup { request_id: request_id(), group: group(), hidden: false };
     for _ in 0..3 {
         assert!(matches!(line.call(&make).await, Ok(Reply::Done)));

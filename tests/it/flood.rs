@@ -53,7 +53,11 @@ async fn ten_thousand_wrong_logins_are_refused_and_nobody_else_notices() {
     let (_bob, bob, _pushes) = intruder_at(&link, "127.0.0.1:0").await.expect("connected");
     sign_up(&bob, "bob").await;
     // Each hash takes 19 MiB; what they cost is in the figure to begin with.
-    let wrong = Request::Login { user: user("nobody"), password: Password("wrong".to_owned()) };
+    let wrong = Request::Login {
+        request_id: request_id(),
+        user: user("nobody"),
+        password: Password("wrong".to_owned()),
+    };
     let (_first, line, _pushes) = intruder_at(&link, "127.0.0.3:0").await.expect("connected");
     assert_eq!(refused(&line, wrong).await, "wrong-credentials");
     let before = world.tracker_rss();
@@ -76,11 +80,16 @@ async fn ten_thousand_wrong_logins_are_refused_and_nobody_else_notices() {
         // His own login goes through in the middle of it, from another address.
         let (_endpoint, line, _pushes) =
             intruder_at(&link, "127.0.0.4:0").await.expect("connected");
-        let login = Request::Login { user: user("bob"), password: crate::net::password() };
+        let login = Request::Login {
+            request_id: request_id(),
+            user: user("bob"),
+            password: crate::net::password(),
+        };
         granted(&line, login).await;
         served
     };
     let attack = storm(&lines, 500, |number| Request::Login {
+        request_id: request_id(),
         // Some aim at an account that exists.
         user: if number % 2 == 0 { user("bob") } else { user(&format!("u{number}")) },
         password: Password(format!("guess {number}")),

@@ -125,7 +125,7 @@ impl Net {
                 password: password(),
                 invite: None,
             },
-            Request::Login { user: user(name), password: password() },
+            Request::Login { request_id: request_id(), user: user(name), password: password() },
             Request::JoinGroup { request_id: request_id(), group: group() },
         ] {
             line.call(&request).await.expect("granted");
@@ -190,5 +190,6 @@ pub async fn sign_up(line: &TrackerConnection, name: &str) {
     let create =
         Request::CreateUser { request_id, user: user.clone(), password: password(), invite: None };
     granted(line, create).await;
-    granted(line, Request::Login { user, password: password() }).await;
+    let request_id = RequestId::random(&mut fastrand::Rng::new());
+    granted(line, Request::Login { request_id, user, password: password() }).await;
 }

@@ -99,7 +99,11 @@ async fn a_removed_device_is_signed_out_and_served_no_longer() {
     let mut bob = Served::new(&net, &alice, manifest.content_id()).await;
     // Bob's other device removes the one that downloads.
     let (_other, line, _pushes) = net.intruder().await;
-    granted(&line, Request::Login { user: user("bob"), password: password() }).await;
+    granted(
+        &line,
+        Request::Login { request_id: request_id(), user: user("bob"), password: password() },
+    )
+    .await;
     let Reply::Devices { rows } = granted(&line, Request::ListDevices).await else {
         panic!("no devices")
     };
@@ -114,7 +118,11 @@ async fn a_removed_device_is_signed_out_and_served_no_longer() {
     assert_eq!(refused(&bob.line, Request::Ticket { group: group() }).await, "not-logged-in");
     assert_eq!(refused(&bob.line, Request::LoginByKey).await, "unknown-device");
     // Enrolled again with the password, the same device gets tickets that hold.
-    granted(&bob.line, Request::Login { user: user("bob"), password: password() }).await;
+    granted(
+        &bob.line,
+        Request::Login { request_id: request_id(), user: user("bob"), password: password() },
+    )
+    .await;
     let (lab, fresh) = ticket(&bob.line).await;
     let at = (bob.peer.connection.remote(), bob.peer.connection.remote_address());
     let mut peer = RawPeer::dial(&bob.endpoint, at).await;
@@ -135,7 +143,8 @@ async fn a_disabled_user_is_gone_at_once() {
     let disable = Command::DisableUser { user: user("bob") };
     shared.store.propose(operator, id, disable).await.expect("disabled");
     bob.is_cut_off(&net).await;
-    let login = Request::Login { user: user("bob"), password: password() };
+    let login =
+        Request::Login { request_id: request_id(), user: user("bob"), password: password() };
     let answer = soon("an answer", bob.line.call(&login)).await;
     let Err(CallError::Refused(refusal)) = answer else { panic!("{answer:?}") };
     assert_eq!(refusal.code(), "disabled");
@@ -147,7 +156,11 @@ async fn a_device_whose_password_changed_elsewhere_is_signed_out() {
     let net = Net::new();
     let alice = net.agent("alice").await;
     let (_endpoint, line, mut pushes) = net.intruder().await;
-    granted(&line, Request::Login { user: user("alice"), password: password() }).await;
+    granted(
+        &line,
+        Request::Login { request_id: request_id(), user: user("alice"), password: password() },
+    )
+    .await;
     let new = mtq::tracker::message::Password("another".to_owned());
     let wrong = mtq::tracker::message::Password("wrong".to_owned());
     let refused = alice.change_password(wrong, new.clone()).await.expect_err("wrong");
@@ -155,7 +168,8 @@ async fn a_device_whose_password_changed_elsewhere_is_signed_out() {
     alice.change_password(password(), new).await.expect("changed");
     soon("the news", async { while pushes.next().await.expect("a push") != Push::SignedOut {} })
         .await;
-    let old = Request::Login { user: user("alice"), password: password() };
+    let old =
+        Request::Login { request_id: request_id(), user: user("alice"), password: password() };
     assert_eq!(crate::net::refused(&line, old).await, "wrong-credentials");
     alice.list_groups().await.expect("still logged in");
     net.end([alice]).await;
@@ -191,7 +205,11 @@ async fn an_agent_that_is_signed_out_stops_everything() {
     let (alice, _) = net.seeder(&content(P, 35)).await;
     let mut notices = alice.notices();
     let (_endpoint, line, _pushes) = net.intruder().await;
-    granted(&line, Request::Login { user: user("alice"), password: password() }).await;
+    granted(
+        &line,
+        Request::Login { request_id: request_id(), user: user("alice"), password: password() },
+    )
+    .await;
     let device = alice.peer_id();
     granted(&line, Request::RemoveDevice { request_id: request_id(), device }).await;
     soon("the news", async {

@@ -55,7 +55,7 @@ async fn rename_of(line: &mut Line) -> String {
 /// What a login answers.
 async fn login(line: &Line, name: &str, password: &str) -> Result<String, Refusal> {
     let password = mtq::tracker::message::Password(password.to_owned());
-    match line.ask(&Request::Login { user: user(name), password }).await {
+    match line.ask(&Request::Login { request_id: request_id(), user: user(name), password }).await {
         Ok(Answer { reply: Reply::LoggedIn { user }, .. }) => Ok(user.to_string()),
         Ok(other) => panic!("{other:?}"),
         Err(refusal) => Err(refusal),

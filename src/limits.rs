@@ -180,6 +180,9 @@ pub const SEAL_ABOVE: usize = 256;
 /// See [`SEAL_ABOVE`].
 pub const SEAL_AFTER: u64 = 1_000;
 
+/// What happened longer ago is no news to anybody: a tracker that catches up does not tell it.
+pub const NEWS_AGE: Duration = Duration::from_secs(30);
+
 /// Removals are remembered this long: longer than any ticket lives. Rejections are remembered for
 /// `REJECTED_WAIT`.
 pub const REMOVALS_KEPT: Duration = Duration::from_secs(3600);
@@ -340,6 +343,9 @@ pub const MAX_ECHOES: usize = 10_000;
 
 /// Dialling one candidate address of a tracker or a peer.
 pub const DIAL_DEADLINE: Duration = Duration::from_secs(5);
+
+/// Closing an endpoint waits so long until the other sides were told: a few round trips of any link.
+pub const CLOSE_WAIT: Duration = Duration::from_millis(500);
 
 /// A shutdown lets work in flight finish for this long.
 pub const DRAIN: Duration = Duration::from_secs(3);

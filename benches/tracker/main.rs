@@ -451,7 +451,7 @@ struct Scene {
 struct Nobody;
 
 impl Listener for Nobody {
-    fn committed(&self, _: &State, _: Option<&Change>, _: &[Effect]) {}
+    fn committed(&self, _: &State, _: Option<&Change>, _: &[Effect], _: bool) {}
 }
 
 impl Scene {

@@ -19,6 +19,12 @@ pub fn run(args: &CertsArgs) -> Result<(), Failure> {
     };
     let mut made = Vec::new();
     for (index, address) in args.addresses.iter().enumerate() {
+        if args.addresses[..index].contains(address) {
+            let address = text::printable(address);
+            return Err(Failure::usage(format!(
+                "{address} is named twice: every tracker has its own"
+            )));
+        }
         let identity = Identity::generate();
         let link = format!("mtq://{address}#{}", identity.peer_id());
         let link: TrackerLink = link

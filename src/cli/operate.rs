@@ -412,9 +412,12 @@ fn sibling_text(sibling: &Value) -> String {
         sibling["links"][0].as_str().map_or_else(|| word(sibling, "peer_id"), text::printable);
     let mut parts = vec![link];
     parts.push(match (sibling["connected"] == true, &sibling["heard"]) {
+        (true, _) if count("silent_ms") > 2_000 => {
+            format!("SILENT for {} s", count("silent_ms") / 1_000)
+        }
         (true, _) => "connected".to_owned(),
         (false, Value::String(at)) => format!("NOT CONNECTED, last heard {at}"),
-        (false, _) => "NOT CONNECTED".to_owned(),
+        (false, _) => return format!("{}, NOT CONNECTED, never heard", parts[0]),
     });
     parts.push(match (count("behind_ops"), count("ahead_ops")) {
         (0, 0) => "level".to_owned(),
@@ -473,6 +476,10 @@ fn status_rows(status: &Value) -> Vec<Vec<String>> {
     if let Some(millis) = status["clock_off_ms"].as_u64() {
         let off = humantime::format_duration(Duration::from_millis(millis));
         rows.push(vec!["clock".to_owned(), format!("OFF by {off}: no changes are taken")]);
+    }
+    if status["listed"] == false && status["roster"].as_u64() > Some(0) {
+        let text = "this tracker is NOT IN THE ROSTER: nobody counts on it";
+        rows.push(vec!["roster".to_owned(), text.to_owned()]);
     }
     if status["sync_alarms"].as_u64().unwrap_or(0) > 0 {
         rows.push(vec![

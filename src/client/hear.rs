@@ -113,13 +113,13 @@ impl Core {
                 | Push::MemberLeft { .. }
                 | Push::OwnerChanged { .. }
                 | Push::FileListed { .. }
-                | Push::Removed { .. }
-                | Push::Unlisted { .. }
         );
         if once && !ear.echo.is_new(tracker, &wire::encode(&push), self.line.now()) {
             return;
         }
-        let is_in_use = self.line.in_use() == Some(number);
+        let in_use = self.line.in_use();
+        let is_in_use = in_use == Some(number);
+        let is_hearsay = in_use.is_some() && !is_in_use;
         match push {
             Push::SwarmJoined { group, content, peer } => {
                 let key = SwarmKey { group, content };
@@ -146,6 +146,8 @@ impl Core {
                 self.tasks.spawn(async move { core.find_all_peers().await });
             }
             Push::Lagged => {}
+            // One that catches up tells of what has changed again since; the one in use knows.
+            Push::Removed { .. } | Push::Unlisted { .. } if is_hearsay => {}
             Push::Removed { group, id } => self.removed(id, &group),
             Push::Unlisted { group, content } => {
                 let key = SwarmKey { group, content };

@@ -355,6 +355,11 @@ impl TrackerLine {
     /// # Errors
     /// [`AgentError`]; a tracker that could not store it still has us logged in.
     pub async fn log_out(&self) -> Result<(), AgentError> {
+        // Connections made while leaving log in no more.
+        if let Err(error) = self.ready().await {
+            self.warm.leave(None);
+            return Err(error);
+        }
         let had = self.warm.update(|state| {
             state.leaving = state.user.is_some();
             state.leaving
@@ -383,12 +388,12 @@ impl TrackerLine {
     /// A tracker says on a connection that this device may not act for its user any more. Returns
     /// who is logged out with that: nobody, when it rests on what was before the present login.
     pub fn signed_out(&self, number: Number) -> Option<UserName> {
-        let now = self.warm.now();
         let over = {
             let mut state = self.warm.lock();
             let user = state.user.clone().filter(|_| !state.leaving)?;
-            // One that lags behind tells of the login before; it is asked anew.
-            let of_before = state.fleet.is_fresh_login(now) && state.fleet.in_use() != Some(number);
+            // One that lags behind may tell of a login before; it is asked anew. If it is so, the
+            // one in use says it too.
+            let of_before = state.fleet.in_use().is_some_and(|in_use| in_use != number);
             if of_before {
                 Warm::close(&mut state, number, ErrorCode::Done);
             }

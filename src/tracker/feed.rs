@@ -44,8 +44,8 @@ pub struct Feed {
     cursor: u64,
     /// The other one has everything before this place.
     floor: u64,
-    /// Up to which place what was sent is compared with what arrived; nothing when that is done.
-    sweep: Option<u64>,
+    /// The places where what was sent is still to be compared with what arrived.
+    sweep: Option<Range<u64>>,
     unheard: VecDeque<Unheard>,
     last_number: u64,
     /// Ops of others before this place are passed on.
@@ -81,20 +81,17 @@ impl Feed {
     /// Which places of the log, which ends at `end`, are to be read for it now; nothing while
     /// enough is under way.
     pub fn wants(&self, end: u64) -> Option<Range<u64>> {
-        let wanted = match self.sweep {
-            Some(sent) => self.floor..sent,
-            None => self.cursor..end,
-        };
+        let wanted = self.sweep.clone().unwrap_or(self.cursor..end);
         (self.unheard.len() < SYNC_WINDOW && !wanted.is_empty()).then_some(wanted)
     }
 
     /// Takes what was read of the `wanted` places, in order, with none left out; returns what is
     /// to be sent of it. What it did not take it will want again.
     pub fn take(&mut self, wanted: &Range<u64>, entries: &[LogEntry]) -> Option<OpBatch> {
-        let sweeping = self.sweep.is_some();
         let (mut ops, mut bytes, mut from) = (Vec::new(), 0, None);
         let mut next = wanted.start;
-        let mut whole = sweeping;
+        // Whether everything up to here is known to have arrived.
+        let mut whole = self.sweep.as_ref().is_some_and(|sweep| sweep.start == self.floor);
         if !entries.iter().any(|entry| wanted.contains(&entry.place)) {
             // Cut meanwhile: everybody has it.
             match self.sweep.take() {
@@ -121,12 +118,9 @@ impl Feed {
                 ops.push(entry.bytes.clone());
             }
         }
-        match self.sweep {
+        match self.sweep.take() {
             None => self.cursor = next,
-            // Once around: what was sent again is looked at after the next tick.
-            Some(end) if !ops.is_empty() || next >= end => self.sweep = None,
-            Some(_) if !whole => self.sweep = None,
-            Some(_) => {}
+            Some(sweep) => self.sweep = (next < sweep.end).then_some(next..sweep.end),
         }
         let from = from?;
         self.last_number += 1;
@@ -155,7 +149,7 @@ impl Feed {
         let lost = self.tick.saturating_sub(LOST_AFTER);
         self.unheard.retain(|batch| batch.tick > lost || self.tick <= LOST_AFTER);
         let sent = self.unheard.front().map_or(self.cursor, |batch| batch.from.min(self.cursor));
-        self.sweep = (self.floor < sent).then_some(sent);
+        self.sweep = (self.floor < sent).then_some(self.floor..sent);
     }
 }
 

@@ -18,13 +18,13 @@ use crate::peer_id::PeerId;
 pub struct Herald(pub Arc<Presence>);
 
 impl Listener for Herald {
-    fn committed(&self, state: &State, change: Option<&Change>, effects: &[Effect]) {
+    fn committed(&self, state: &State, change: Option<&Change>, effects: &[Effect], fresh: bool) {
         // First who may no longer: nothing that follows is for them.
         let mut gone = Vec::new();
         for effect in effects {
             match effect {
                 Effect::MemberLeft { group, user, membership } => {
-                    self.member_left(state, *group, *user, *membership);
+                    self.member_left(state, *group, *user, *membership, fresh);
                 }
                 Effect::DeviceGone { user, device } => gone.push((*user, *device)),
                 _ => {}
@@ -33,8 +33,10 @@ impl Listener for Herald {
         self.devices_gone(state, &gone);
         for effect in effects {
             match effect {
-                Effect::MemberJoined { group, user } => self.member_joined(state, *group, *user),
-                Effect::OwnerChanged { group, owner: Some(owner) } => {
+                Effect::MemberJoined { group, user } if fresh => {
+                    self.member_joined(state, *group, *user);
+                }
+                Effect::OwnerChanged { group, owner: Some(owner) } if fresh => {
                     let Some((group_name, owner)) = names(state, *group, *owner) else { continue };
                     let push = Push::OwnerChanged { group: group_name, owner };
                     self.tell_members(state, *group, None, &push);
@@ -54,6 +56,16 @@ impl Listener for Herald {
         }
         let Some(change) = change else { return };
         match change {
+            // Under another name it may be listed still.
+            Change::SharesWithdrawn { group, content, by_owner: true, .. }
+                if state.head(*group, *content).is_none() =>
+            {
+                let push = Push::Unlisted { group: *group, content: *content };
+                self.0.push_to_swarm(*group, *content, &push);
+                self.0.end_swarm(*group, *content);
+            }
+            // What another tracker made long ago is no news.
+            _ if !fresh => {}
             Change::JoinRequested { group, user, .. } => {
                 let Some((group_name, user)) = names(state, *group, *user) else { return };
                 let push = Push::JoinRequested { group: group_name, user };
@@ -78,14 +90,6 @@ impl Listener for Herald {
                     self.tell_members(state, *group, Some(*user), &push);
                 }
             }
-            // Under another name it may be listed still.
-            Change::SharesWithdrawn { group, content, by_owner: true, .. }
-                if state.head(*group, *content).is_none() =>
-            {
-                let push = Push::Unlisted { group: *group, content: *content };
-                self.0.push_to_swarm(*group, *content, &push);
-                self.0.end_swarm(*group, *content);
-            }
             _ => {}
         }
     }
@@ -98,16 +102,19 @@ impl Herald {
         group: GroupId,
         user: Option<UserId>,
         membership: MembershipId,
+        fresh: bool,
     ) {
         let push = Push::Revoked { memberships: vec![membership], devices: Vec::new() };
         self.tell_seeders(state, group, &push);
+        // Another membership may have begun since, or have been there beside it.
+        let user = user.filter(|user| state.member(group, *user).is_none());
         let Some(user) = user else { return };
         self.0.expel(user, group);
         let Some((group_name, name)) = names(state, group, user) else { return };
         // To all devices, also of whoever left by one of them.
         let push = Push::Removed { group: group_name.clone(), id: group };
         self.0.push_to_users([user], &push);
-        if group != PUBLIC {
+        if group != PUBLIC && fresh {
             let push = Push::MemberLeft { group: group_name, user: name };
             self.tell_members(state, group, None, &push);
         }
@@ -115,6 +122,9 @@ impl Herald {
 
     /// One push for all devices, once to everybody it may concern.
     fn devices_gone(&self, state: &State, gone: &[(UserId, PeerId)]) {
+        // One that was enrolled anew since acts by that.
+        let gone = gone.iter().filter(|(user, device)| state.user_of(*device) != Some(*user));
+        let gone: Vec<_> = gone.copied().collect();
         if gone.is_empty() {
             return;
         }

@@ -34,6 +34,13 @@ pub struct Link {
     pub pulse: Arc<Pulse>,
 }
 
+impl Link {
+    /// Milliseconds for which nothing was heard on it.
+    pub fn silent_ms(&self) -> u64 {
+        self.pulse.feel(self.connection.received(), clock::monotonic()).as_millis() as u64
+    }
+}
+
 /// When anything was last heard on a connection. Something always is, while the other one lives.
 #[derive(Debug)]
 pub struct Pulse(Mutex<(u64, Instant)>);
@@ -208,11 +215,13 @@ impl Links {
 
     /// Another tracker is about to register a name; returns whether it may.
     pub fn grant(&self, store: &Store, by: PeerId, name: &WantedName, claim: Claim) -> bool {
+        // Held all along: what was reserved here and is registered by now must be seen as that.
+        let mut reservations = lock(&self.reservations);
         let taken = store.read(|state| match name {
             WantedName::User(name) => state.user_named(name).is_some_and(|id| id.0 != claim.id),
             WantedName::Group(name) => state.group_named(name).is_some_and(|id| id.0 != claim.id),
         });
-        lock(&self.reservations).ask(by, name, claim, taken, store.time())
+        reservations.ask(by, name, claim, taken, store.time())
     }
 
     /// The bytes of a page from whoever has it.

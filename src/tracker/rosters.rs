@@ -171,7 +171,14 @@ impl Rosters {
             );
         }
         if has_info {
-            book.begin(identity.public_key(), &|message| identity.sign(message), clock::now());
+            let before = book.number();
+            let sign = |message: &[u8]| identity.sign(message);
+            if book.begin(identity.public_key(), &sign, clock::now()) && before > 0 {
+                tracing::warn!(
+                    number = book.number(),
+                    "tracker_info.txt was changed: the roster is what it says now, on every tracker"
+                );
+            }
             if stored.as_ref() != Some(&book.encode()) {
                 keep(directory, &book)?;
             }

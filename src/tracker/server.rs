@@ -105,6 +105,8 @@ pub struct Tracker {
     shared: Arc<Shared>,
     stop: CancellationToken,
     tasks: TaskTracker,
+    /// What goes on with other trackers, which ends last: they get what clients still change.
+    sync: (CancellationToken, TaskTracker),
 }
 
 impl Tracker {
@@ -155,16 +157,17 @@ impl Tracker {
         });
         let heard = sync::begin(&shared);
         let (stop, tasks) = (CancellationToken::new(), TaskTracker::new());
-        tasks.spawn(accept(shared.clone(), stop.clone(), tasks.clone()));
+        let sync = (CancellationToken::new(), TaskTracker::new());
+        tasks.spawn(accept(shared.clone(), stop.clone(), tasks.clone(), sync.clone()));
         tasks.spawn(tidy(shared.clone(), stop.clone()));
-        tasks.spawn(sync::run(shared.clone(), heard, stop.clone(), tasks.clone()));
+        sync.1.spawn(sync::run(shared.clone(), heard, sync.0.clone(), sync.1.clone()));
         tasks.spawn(proclaim(shared.clone(), changes, stop.clone()));
         tasks.spawn(operator::serve(shared.clone(), control, stop.clone(), tasks.clone()));
         if let Some((listener, address)) = scraped {
             tracing::info!(%address, "metrics are served");
             tasks.spawn(metrics::serve(shared.clone(), listener, stop.clone(), tasks.clone()));
         }
-        Ok(Self { shared, stop, tasks })
+        Ok(Self { shared, stop, tasks, sync })
     }
 
     /// What its sessions share.
@@ -189,12 +192,19 @@ impl Tracker {
     /// tasks, and closes the store.
     pub async fn shutdown(&self) {
         self.stop.cancel();
+        // Whoever waits for that is answered.
+        self.shared.links.open_names();
         self.tasks.close();
         if tokio::time::timeout(limits::DRAIN, self.tasks.wait()).await.is_err() {
             tracing::warn!("some requests did not finish in time");
         }
+        let (stop, tasks) = &self.sync;
+        stop.cancel();
+        tasks.close();
+        let _ = tokio::time::timeout(limits::DRAIN, tasks.wait()).await;
         self.shared.endpoint.close(ErrorCode::GoingAway).await;
         self.tasks.wait().await;
+        tasks.wait().await;
         self.shared.store.close().await;
     }
 }
@@ -233,7 +243,12 @@ async fn proclaim(
     }
 }
 
-async fn accept(shared: Arc<Shared>, stop: CancellationToken, tasks: TaskTracker) {
+async fn accept(
+    shared: Arc<Shared>,
+    stop: CancellationToken,
+    tasks: TaskTracker,
+    sync: (CancellationToken, TaskTracker),
+) {
     let one_too_many = || shared.counters.hit(Limit::Connections);
     loop {
         let incoming = tokio::select! {
@@ -242,7 +257,7 @@ async fn accept(shared: Arc<Shared>, stop: CancellationToken, tasks: TaskTracker
             incoming = shared.endpoint.accept(MAX_TRACKER_CONNECTIONS, one_too_many) => incoming,
         };
         let Some(incoming) = incoming else { return };
-        tasks.spawn(serve(shared.clone(), incoming, stop.clone(), tasks.clone()));
+        tasks.spawn(serve(shared.clone(), incoming, stop.clone(), sync.clone()));
     }
 }
 
@@ -251,7 +266,7 @@ async fn serve(
     shared: Arc<Shared>,
     incoming: Incoming,
     stop: CancellationToken,
-    tasks: TaskTracker,
+    sync: (CancellationToken, TaskTracker),
 ) {
     let address = incoming.remote_address();
     // Whoever has proven to be there counts from now on; others could say that they are anybody.
@@ -270,7 +285,7 @@ async fn serve(
     if connection.alpn() == Alpn::Sync {
         let tracker = connection.remote();
         match establish(&shared, connection).await {
-            Ok(link) => link.serve(stop, tasks).await,
+            Ok(link) => drop(sync.1.spawn(link.serve(sync.0, sync.1.clone()))),
             Err(reason) => tracing::debug!(%tracker, %address, reason, "a tracker is turned away"),
         }
         return;

@@ -42,8 +42,10 @@ pub struct Sibling {
     pub known: Knowledge,
     /// What it had when we had all of it: whatever it made without knowing these ops is here.
     settled: Knowledge,
-    /// When it was last heard.
+    /// When it was last heard, if it was in this run.
     pub heard: Option<UnixMillis>,
+    /// From when on it is absent if it is not heard.
+    since: UnixMillis,
     /// Since when it has not had everything that is here.
     pub behind_since: Option<UnixMillis>,
     clock: ClockAhead,
@@ -75,8 +77,8 @@ impl Siblings {
         self.0.retain(|id, _| others.contains(id));
         for id in others {
             self.0.entry(*id).or_insert_with(|| {
-                let heard = Some(heard(*id).unwrap_or(now));
-                Sibling { heard, ..Sibling::default() }
+                let since = heard(*id).unwrap_or(now);
+                Sibling { since, ..Sibling::default() }
             });
         }
     }
@@ -158,7 +160,7 @@ impl Siblings {
             return None;
         }
         let here = self.0.values().filter(|sibling| {
-            sibling.connected || sibling.heard.is_some_and(|heard| now.since(heard) < ABSENT)
+            sibling.connected || now.since(sibling.heard.unwrap_or(sibling.since)) < ABSENT
         });
         let everybody = here.fold(ours.clone(), |all, sibling| all.meet(&sibling.settled));
         Some(Horizon { everybody, roster: self.0.keys().copied().chain([own]).collect() })

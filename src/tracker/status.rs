@@ -61,6 +61,8 @@ pub struct Status {
     pub limits_hit: BTreeMap<&'static str, u64>,
     /// The number of the roster; 0 without one.
     pub roster: u64,
+    /// Whether this tracker is in it: clients and other trackers count on those only.
+    pub listed: bool,
     /// The other trackers.
     pub siblings: Vec<SiblingStatus>,
     /// Hash pages that are to be fetched from them.
@@ -84,6 +86,8 @@ pub struct SiblingStatus {
     pub links: Vec<TrackerLink>,
     /// Whether there is a connection to it.
     pub connected: bool,
+    /// Milliseconds for which nothing was heard on that; something is every 400.
+    pub silent_ms: u64,
     /// Ops that are here and that it has not said to have.
     pub behind_ops: u64,
     /// Milliseconds for which it has been behind.
@@ -114,6 +118,7 @@ impl SiblingStatus {
                 peer_id: row.peer_id,
                 links: row.links,
                 connected: row.connected,
+                silent_ms: shared.links.live(row.peer_id).map_or(0, |link| link.silent_ms()),
                 behind_ops: row.behind,
                 behind_ms: row.behind_ms,
                 ahead_ops: sibling.map_or(0, |s| s.known.vector.ahead_of(&ours)),
@@ -156,6 +161,7 @@ impl Status {
             store_writable: shared.store.is_writable(),
             limits_hit: shared.counters.hits().into_iter().collect(),
             roster: shared.rosters.known().book().number(),
+            listed: shared.rosters.known().is_listed(),
             siblings: SiblingStatus::all(shared),
             pages_missing: shared.store.missing_page_count(),
             log_ops: {

@@ -383,7 +383,7 @@ mod tests {
     struct Nobody;
 
     impl Listener for Nobody {
-        fn committed(&self, _: &State, _: Option<&Change>, _: &[Effect]) {}
+        fn committed(&self, _: &State, _: Option<&Change>, _: &[Effect], _: bool) {}
     }
 
     fn clock() -> Reading {

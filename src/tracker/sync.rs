@@ -26,6 +26,9 @@ const REDIAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from
 /// The tracker with the higher peer id waits to be dialled for so long, then dials itself.
 const DIALLED_WITHIN: Duration = Duration::from_secs(2);
 
+/// A connection that lasted for so long was a good one.
+const LASTING: Duration = Duration::from_secs(5);
+
 /// How often there is a look at all that.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -130,11 +133,15 @@ async fn keep(
     let mut reported = false;
     loop {
         if let Some(link) = shared.links.live(tracker) {
+            let began = clock::monotonic();
             tokio::select! {
                 () = stop.cancelled() => return,
                 _ = link.connection.closed() => {}
             }
-            wait = REDIAL.0;
+            // One that ends as soon as it is made is not made again and again at once.
+            if clock::monotonic().saturating_duration_since(began) >= LASTING {
+                wait = REDIAL.0;
+            }
             reported = false;
         }
         let pause = if lower { wait } else { wait.max(DIALLED_WITHIN) };

@@ -24,13 +24,14 @@ use super::vector::Knowledge;
 use crate::clock::UnixMillis;
 use crate::hash::Blake3Hash;
 use crate::id::{RequestId, UserId};
-use crate::limits::{SEAL_ABOVE, SEAL_AFTER, SNAPSHOT_AFTER, STORE_BATCH};
+use crate::limits::{NEWS_AGE, SEAL_ABOVE, SEAL_AFTER, SNAPSHOT_AFTER, STORE_BATCH};
 use crate::peer_id::PeerId;
 
 /// Hears of changes once they are durable and visible, in log order. Must not wait.
 pub trait Listener: Send + 'static {
     /// `change` was made; `state` has it. Without one, the state of another tracker was taken over.
-    fn committed(&self, state: &State, change: Option<&Change>, effects: &[Effect]);
+    /// It is `fresh` unless it was made long ago, on another tracker.
+    fn committed(&self, state: &State, change: Option<&Change>, effects: &[Effect], fresh: bool);
 }
 /// What every tracker of the roster is known to have, and which trackers those are.
 #[derive(Clone, Debug)]
@@ -184,6 +185,7 @@ enum PageMove {
     Put(UserId, Blake3Hash, u64),
     Release(UserId, Vec<Blake3Hash>),
     Arrive(Blake3Hash),
+    Follow(Vec<Effect>),
 }
 
 /// Somebody's answer, held back until the batch is durable.
@@ -279,7 +281,7 @@ impl Work {
             self.unreleased.extend(page_moves.into_iter().filter_map(
                 |page_move| match page_move {
                     PageMove::Release(user, hashes) => Some((user, hashes)),
-                    PageMove::Put(..) | PageMove::Arrive(_) => None,
+                    _ => None,
                 },
             ));
             let refusal = refusal_of(&error);
@@ -318,7 +320,15 @@ impl Work {
             Job::Heard { tracker, at } => drop(round.batch.heard.insert(tracker, at)),
             Job::Merge { ops, answer } => {
                 let (merged, entries) = self.pending.merge(ops);
-                entries.into_iter().for_each(|entry| self.add(round, entry));
+                for entry in entries {
+                    // Whoever asks for it again in this very round is answered as well.
+                    if let Some(change) = entry.op.change() {
+                        let (actor, state) = (entry.op.actor, &self.pending.state);
+                        let known = round.granted.entry((actor, entry.op.request));
+                        known.or_insert_with(|| Outcome::of(&change, actor, state));
+                    }
+                    self.add(round, entry);
+                }
                 round.answers.push(Pending::Merged(answer, Ok(merged)));
             }
             Job::KeepPage { hash, bytes, answer } => {
@@ -365,6 +375,7 @@ impl Work {
     fn add(&mut self, round: &mut Round, Entry { op, bytes, effects }: Entry) {
         let gone = self.pending_pages.follow(&effects);
         round.batch.pages.extend(gone.into_iter().map(|hash| (hash, None)));
+        round.page_moves.push(PageMove::Follow(effects));
         round.batch.ops.push(bytes);
         round.ops.push(op);
     }
@@ -383,21 +394,21 @@ impl Work {
             published.fold(op, bytes).expect("invariant: the pending chains took it")
         };
         let effects: Vec<_> = ops.clone().map(fold).collect();
-        for effects in &effects {
-            published.pages.follow(effects);
-        }
         for page_move in page_moves {
             match page_move {
                 PageMove::Put(user, hash, len) => drop(published.pages.put(user, hash, len)),
                 PageMove::Release(user, hashes) => drop(published.pages.release(user, &hashes)),
                 PageMove::Arrive(hash) => drop(published.pages.arrive(&hash)),
+                PageMove::Follow(effects) => drop(published.pages.follow(&effects)),
             }
         }
         drop(published);
         let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
+        let now = self.clock.now(published.ledger.latest);
         for ((op, _), effects) in ops.zip(&effects) {
             if let Some(change) = op.change() {
-                self.listener.committed(&published.ledger.state, Some(&change), effects);
+                let fresh = now.since(op.clock) < NEWS_AGE;
+                self.listener.committed(&published.ledger.state, Some(&change), effects, fresh);
             }
         }
         self.place.send_replace(published.position);
@@ -412,10 +423,11 @@ impl Work {
         };
         let (ops, bytes): (Vec<_>, Vec<_>) = self.disk.ops(position)?.into_iter().unzip();
         // Nothing is published of what does not follow.
+        let mut page_moves = Vec::new();
         for (op, bytes) in ops.iter().zip(&bytes) {
-            ledger.follow(op, bytes)?;
+            page_moves.push(PageMove::Follow(ledger.follow(op, bytes)?));
         }
-        self.publish(ops.iter().zip(&bytes), Vec::new());
+        self.publish(ops.iter().zip(&bytes), page_moves);
         if self.stale || !ops.is_empty() {
             let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
             ledger.come_after_others();
@@ -535,7 +547,7 @@ impl Work {
             self.try_reopen();
         }
         let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
-        self.listener.committed(&published.ledger.state, None, &effects);
+        self.listener.committed(&published.ledger.state, None, &effects, false);
         self.place.send_replace(published.position);
         Ok(())
     }

@@ -38,12 +38,20 @@ pub enum BindError {
     Tls(#[from] rustls::Error),
 }
 
+/// Two peer ids, short where that tells them apart.
+fn differ(expected: &PeerId, found: &PeerId) -> String {
+    match expected.short() == found.short() {
+        true => format!("{expected}: it answers as {found}"),
+        false => format!("{}: it answers as {}", expected.short(), found.short()),
+    }
+}
+
 /// A connection that did not come to be.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DialError {
     /// Somebody else answered.
-    #[error("{address} is not {}: it answers as {}", .expected.short(), .found.short())]
+    #[error("{address} is not {}", differ(expected, found))]
     WrongPeer {
         /// Where.
         address: SocketAddr,
@@ -206,7 +214,7 @@ impl Endpoint {
     pub async fn close(&self, code: ErrorCode) {
         self.quic.close(quic_code(code), code.sentence().as_bytes());
         // Bounded: a peer that is gone never acknowledges.
-        let _ = tokio::time::timeout(limits::DRAIN, self.quic.wait_idle()).await;
+        let _ = tokio::time::timeout(limits::CLOSE_WAIT, self.quic.wait_idle()).await;
     }
 }
 

@@ -168,7 +168,7 @@ pub async fn grow_old(place: &Path, tracker: PeerId, changes: u64) {
 struct Nobody;
 
 impl Listener for Nobody {
-    fn committed(&self, _: &State, _: Option<&Change>, _: &[Effect]) {}
+    fn committed(&self, _: &State, _: Option<&Change>, _: &[Effect], _: bool) {}
 }
 
 /// A tracker killed while it starts.

@@ -27,6 +27,15 @@ pub struct OpBatch {
     pub ops: Vec<Vec<u8>>,
 }
 
+/// Places of the log that are to be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// Which.
+    pub places: Range<u64>,
+    /// Whether they were read before, and are compared with what arrived.
+    again: bool,
+}
+
 #[derive(Debug)]
 struct Unheard {
     number: u64,
@@ -80,27 +89,25 @@ impl Feed {
 
     /// Which places of the log, which ends at `end`, are to be read for it now; nothing while
     /// enough is under way.
-    pub fn wants(&self, end: u64) -> Option<Range<u64>> {
-        let wanted = self.sweep.clone().unwrap_or(self.cursor..end);
-        (self.unheard.len() < SYNC_WINDOW && !wanted.is_empty()).then_some(wanted)
+    pub fn wants(&self, end: u64) -> Option<Wanted> {
+        let again = self.sweep.is_some();
+        let places = self.sweep.clone().unwrap_or(self.cursor..end);
+        let room = self.unheard.len() < SYNC_WINDOW && !places.is_empty();
+        room.then_some(Wanted { places, again })
     }
 
     /// Takes what was read of the `wanted` places, in order, with none left out; returns what is
-    /// to be sent of it. What it did not take it will want again.
-    pub fn take(&mut self, wanted: &Range<u64>, entries: &[LogEntry]) -> Option<OpBatch> {
-        let (mut ops, mut bytes, mut from) = (Vec::new(), 0, None);
-        let mut next = wanted.start;
+    /// to be sent of it. What it did not take it will want again. Meanwhile it may have wanted
+    /// something else: then nothing follows from this but what is sent.
+    pub fn take(&mut self, wanted: &Wanted, entries: &[LogEntry]) -> Option<OpBatch> {
+        let Wanted { places, again } = wanted;
+        let sweeps = *again && self.sweep.as_ref().is_some_and(|sweep| sweep == places);
         // Whether everything up to here is known to have arrived.
-        let mut whole = self.sweep.as_ref().is_some_and(|sweep| sweep.start == self.floor);
-        if !entries.iter().any(|entry| wanted.contains(&entry.place)) {
-            // Cut meanwhile: everybody has it.
-            match self.sweep.take() {
-                Some(_) => self.floor = self.floor.max(wanted.end),
-                None => self.cursor = self.cursor.max(wanted.end),
-            }
-            return None;
-        }
-        for entry in entries.iter().filter(|entry| wanted.contains(&entry.place)) {
+        let mut whole = sweeps && places.start == self.floor;
+        let (mut ops, mut bytes, mut from) = (Vec::new(), 0, None);
+        // With nothing there it was cut meanwhile: everybody has it.
+        let mut next = places.end;
+        for entry in entries.iter().filter(|entry| places.contains(&entry.place)) {
             if ops.len() >= SYNC_BATCH_OPS || bytes >= SYNC_BATCH_BYTES {
                 break;
             }
@@ -118,9 +125,13 @@ impl Feed {
                 ops.push(entry.bytes.clone());
             }
         }
-        match self.sweep.take() {
-            None => self.cursor = next,
-            Some(sweep) => self.sweep = (next < sweep.end).then_some(next..sweep.end),
+        if sweeps {
+            if whole {
+                self.floor = self.floor.max(next);
+            }
+            self.sweep = (next < places.end).then_some(next..places.end);
+        } else if !again && self.cursor == places.start {
+            self.cursor = next;
         }
         let from = from?;
         self.last_number += 1;
@@ -177,7 +188,8 @@ mod tests {
         let mut all = Vec::new();
         let end = log.len() as u64;
         while let Some(wanted) = feed.wants(end) {
-            let entries: Vec<_> = log.iter().filter(|e| e.place >= wanted.start).cloned().collect();
+            let entries: Vec<_> =
+                log.iter().filter(|e| e.place >= wanted.places.start).cloned().collect();
             let batch = feed.take(&wanted, &entries);
             all.extend(batch.into_iter().flat_map(|b| b.ops).map(|op| (op[0], op[1])));
         }
@@ -226,6 +238,29 @@ mod tests {
     }
 
     #[test]
+    fn a_tick_while_the_log_is_read_loses_nothing() {
+        let ops = [OTHER, OWN, OWN, OWN];
+        let whole = log(&ops);
+        // It has its maker's op from elsewhere soon; of ours it has none yet.
+        let mut feed = Feed::new(OWN, Knowledge::default(), 0..0);
+        assert_eq!(
+            sent(&mut feed, &whole[..3]),
+            [(1, 1), (1, 2)],
+            "the other one's comes by itself"
+        );
+        feed.heard(1, &vector(2, 0));
+        feed.tick(3);
+        feed.tick(3);
+        feed.sweep = None;
+        let wanted = feed.wants(4).expect("the last one");
+        feed.tick(4);
+        feed.heard(1, &vector(3, 0));
+        assert_eq!(feed.take(&wanted, &whole[3..]), None, "it has that by now");
+        assert_eq!(feed.floor, 0, "the first one is still lacking");
+        assert_eq!(sent(&mut feed, &whole), [(2, 1)]);
+    }
+
+    #[test]
     fn little_is_under_way_at_once_and_a_log_cut_under_it_stops_nothing() {
         let ops = vec![OWN; SYNC_BATCH_OPS * (SYNC_WINDOW + 2)];
         let whole = log(&ops);
@@ -239,7 +274,7 @@ mod tests {
         let mut more = Vec::new();
         while let Some(wanted) = feed.wants(whole.len() as u64) {
             let entries: Vec<_> =
-                rest.iter().filter(|e| e.place >= wanted.start).cloned().collect();
+                rest.iter().filter(|e| e.place >= wanted.places.start).cloned().collect();
             more.extend(feed.take(&wanted, &entries).into_iter().flat_map(|batch| batch.ops));
         }
         assert_eq!(more.len(), 2 * SYNC_BATCH_OPS);

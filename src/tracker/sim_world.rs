@@ -393,7 +393,7 @@ impl World {
                 continue;
             }
             while let Some(wanted) = feed.wants(self.disks[n].position) {
-                let entries = self.disks[n].read(wanted.start);
+                let entries = self.disks[n].read(wanted.places.start);
                 out.extend(feed.take(&wanted, &entries).map(|batch| (*to, batch)));
             }
         }

@@ -313,7 +313,7 @@ impl Session {
                 }
                 continue;
             };
-            let entries = store.read_log(wanted.start, limits::SYNC_BATCH_BYTES).await?;
+            let entries = store.read_log(wanted.places.start, limits::SYNC_BATCH_BYTES).await?;
             let batch = self.feed().take(&wanted, &entries);
             if let Some(batch) = batch {
                 self.say(SyncMessage::Ops(batch)).await;

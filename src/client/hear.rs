@@ -278,17 +278,25 @@ impl Core {
 
     /// Announces everything this device holds on one connection.
     async fn announce_on(&self, number: Number) {
-        let mut by_group: HashMap<GroupId, Vec<(ContentId, bool)>> = HashMap::new();
-        for (key, entry) in self.library().entries() {
-            let complete = entry.state == EntryState::Seeding && !entry.store.is_changed();
-            if complete || entry.state.is_under_way() {
-                by_group.entry(key.group).or_default().push((key.content, complete));
-            }
+        let mut by_group: HashMap<GroupId, Vec<ContentId>> = HashMap::new();
+        for (key, _) in self.library().entries() {
+            by_group.entry(key.group).or_default().push(key.content);
         }
+        // As it is when it is said: what was stopped meanwhile is withdrawn, and stays so.
+        let held = |group: GroupId, content: ContentId| {
+            let library = self.library();
+            let entry = library.find(SwarmKey { group, content })?;
+            let complete = entry.state == EntryState::Seeding && !entry.store.is_changed();
+            (complete || entry.state.is_under_way()).then_some((content, complete))
+        };
         for (id, contents) in by_group {
             let Some(group) = self.groups().name_of(id) else { continue };
             for batch in contents.chunks(limits::MAX_ANNOUNCE_BATCH) {
-                let (group, contents) = (group.clone(), batch.to_vec());
+                let contents: Vec<_> =
+                    batch.iter().filter_map(|content| held(id, *content)).collect();
+                if contents.is_empty() {
+                    continue;
+                }
                 let request = Request::Announce { group: group.clone(), contents };
                 match self.line.ask_on(number, &request).await {
                     Ok(_) => {}

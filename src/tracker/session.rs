@@ -102,6 +102,8 @@ struct Unfinished {
     head: ManifestHead,
     user: UserId,
     put: Vec<Blake3Hash>,
+    /// When anything was last asked of it.
+    touched: Instant,
 }
 
 /// One connected client and what it has begun.
@@ -403,20 +405,32 @@ impl ClientSession {
         let content = head.content_id();
         let command = Command::Share { group, name, head: Arc::new(head.clone()) };
         let reply = self.change(id, command).await?;
+        let now = clock::monotonic();
         let done = {
             let mut unfinished = self.lock_unfinished();
             match &reply {
                 Reply::PagesMissing { .. } => {
-                    if !unfinished.contains_key(&content)
-                        && unfinished.len() >= limits::MAX_UNFINISHED_SHARES
-                    {
-                        let what = "unfinished shares on one connection".to_owned();
-                        let max = limits::MAX_UNFINISHED_SHARES as u64;
-                        return Err(Refusal::Limit { what, max });
-                    }
-                    let begun = Unfinished { head, user, put: Vec::new() };
-                    unfinished.entry(content).or_insert(begun);
-                    None
+                    let full = !unfinished.contains_key(&content)
+                        && unfinished.len() >= limits::MAX_UNFINISHED_SHARES;
+                    // One that was finished elsewhere, or given up, makes room.
+                    let oldest = unfinished.iter().min_by_key(|(_, share)| share.touched);
+                    let idle = oldest.filter(|(_, share)| {
+                        now.saturating_duration_since(share.touched)
+                            >= limits::TRACKER_REQUEST_DEADLINE
+                    });
+                    let idle = idle.map(|(content, _)| *content);
+                    let gone = match (full, idle) {
+                        (false, _) => None,
+                        (true, Some(idle)) => unfinished.remove(&idle),
+                        (true, None) => {
+                            let what = "unfinished shares on one connection".to_owned();
+                            let max = limits::MAX_UNFINISHED_SHARES as u64;
+                            return Err(Refusal::Limit { what, max });
+                        }
+                    };
+                    let begun = Unfinished { head, user, put: Vec::new(), touched: now };
+                    unfinished.entry(content).or_insert(begun).touched = now;
+                    gone
                 }
                 _ => unfinished.remove(&content),
             }
@@ -437,6 +451,7 @@ impl ClientSession {
             let mut unfinished = self.lock_unfinished();
             let share = unfinished.get_mut(&content).ok_or(Refusal::NoSuchShare(content))?;
             share.head.check_page(page, &bytes)?;
+            share.touched = clock::monotonic();
             let hash = share.head.page_hashes()[page as usize];
             if share.put.contains(&hash) {
                 return Ok(Reply::Done);

@@ -299,7 +299,15 @@ pub const FIRST_FRAME_DEADLINE: Duration = Duration::from_secs(10);
 /// not a request).
 pub const REQUEST_FRAME_DEADLINE: Duration = Duration::from_secs(15);
 
-/// A connection without any packet for this long is gone (DESIGN: presence is the connection).
+/// A connection of a client with a tracker without any packet for this long is gone. The clock
+/// starts anew with what is sent once after the last packet came, which is at most
+/// `TRACKER_KEEP_ALIVE` later: who died is gone within 15 s.
+pub const TRACKER_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Sent there when nothing else is.
+pub const TRACKER_KEEP_ALIVE: Duration = Duration::from_secs(4);
+
+/// A connection of peers without any packet for this long is gone.
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Clients known only from a tracker that is lost are kept this long, handed out last: twice

@@ -7,8 +7,8 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use crate::limits::{
-    KEEP_ALIVE, SYNC_PATIENCE, TRACKER_PATIENCE, TRACKER_PREFERENCE, TRACKER_REQUEST_DEADLINE,
-    TRACKER_SILENCE,
+    SYNC_PATIENCE, TRACKER_KEEP_ALIVE, TRACKER_PATIENCE, TRACKER_PREFERENCE,
+    TRACKER_REQUEST_DEADLINE, TRACKER_SILENCE,
 };
 use crate::name::UserName;
 use crate::peer_id::PeerId;
@@ -416,7 +416,8 @@ impl Try {
     /// When the connection is given up: nothing came on it for longer than a living one is silent,
     /// or no answer for longer than any takes.
     fn dead_at(&self) -> Duration {
-        let silence = if self.alive { KEEP_ALIVE + TRACKER_SILENCE } else { TRACKER_SILENCE };
+        let silence =
+            if self.alive { TRACKER_KEEP_ALIVE + TRACKER_SILENCE } else { TRACKER_SILENCE };
         (self.heard + silence).min(self.asked + TRACKER_REQUEST_DEADLINE)
     }
 }

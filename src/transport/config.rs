@@ -15,8 +15,12 @@ pub(super) fn transport(alpn: Alpn, accepted: bool) -> Arc<TransportConfig> {
         Alpn::Peer => (limits::PEER_STREAMS, limits::PEER_WINDOW),
         Alpn::Tracker | Alpn::Sync => (limits::TRACKER_STREAMS, limits::TRACKER_WINDOW),
     };
-    // The side that dialled is enough: what it sends is acknowledged.
-    let keep_alive = if alpn == Alpn::Sync { limits::SYNC_PULSE } else { limits::KEEP_ALIVE };
+    let (keep_alive, idle) = match alpn {
+        Alpn::Peer => (limits::KEEP_ALIVE, limits::IDLE_TIMEOUT),
+        Alpn::Tracker => (limits::TRACKER_KEEP_ALIVE, limits::TRACKER_IDLE_TIMEOUT),
+        // The side that dialled is enough: what it sends is acknowledged.
+        Alpn::Sync => (limits::SYNC_PULSE, limits::TRACKER_IDLE_TIMEOUT),
+    };
     let mut config = TransportConfig::default();
     config
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
@@ -28,7 +32,7 @@ pub(super) fn transport(alpn: Alpn, accepted: bool) -> Arc<TransportConfig> {
         .send_window(window)
         .datagram_receive_buffer_size(None)
         .keep_alive_interval(Some(keep_alive))
-        .max_idle_timeout(Some(idle_timeout(limits::IDLE_TIMEOUT)));
+        .max_idle_timeout(Some(idle_timeout(idle)));
     Arc::new(config)
 }
 

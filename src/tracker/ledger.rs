@@ -129,22 +129,17 @@ impl Ledger {
         let mut entries = Vec::new();
         if self.chains.tip(run.origin).seq == 0 {
             let vector = self.chains.vector().iter().collect();
-            self.come_after_others();
+            self.come_after_all();
             let began = Change::OriginBegan { tracker: run.tracker, vector };
             entries.push(self.make(run, (run.tracker, RequestId(run.origin.0)), &began, now));
         }
         if matches!(change, Change::DeviceEnrolled { .. }) {
             // After what was revoked before: its tickets are told from older ones by the time.
-            self.tick();
+            self.come_after_all();
         }
         let device = actor.device();
         entries.push(self.make(run, (device, request), &change, now));
         Ok((Outcome::of(&change, device, &self.state), entries))
-    }
-
-    /// The next op is later than all so far.
-    fn tick(&mut self) {
-        self.latest = self.latest.plus(Duration::from_millis(1));
     }
 
     /// Makes an op of `change` and folds it in.
@@ -190,14 +185,14 @@ impl Ledger {
             }
         }
         if merged.new > 0 {
-            self.come_after_others();
+            self.come_after_all();
         }
         (merged, entries)
     }
 
-    /// What is made here from now on comes after everything so far, whoever made that. Ops of one
-    /// origin have their numbers for that, and need no time of their own.
-    pub fn come_after_others(&mut self) {
+    /// What is made here from now on is later than everything so far, whoever made that. Ops of one
+    /// origin have their numbers for that, and mostly need no time of their own.
+    pub fn come_after_all(&mut self) {
         self.floor = self.latest.plus(Duration::from_millis(1));
     }
 
@@ -217,14 +212,13 @@ impl Ledger {
             self.cut.raise(origin, seq);
         }
         self.drop_sealed();
-        self.come_after_others();
+        self.come_after_all();
         effects
     }
 
     /// Whether somebody with this knowledge misses ops that the log does not have any more.
     pub fn is_behind_cut(&self, them: &Knowledge) -> bool {
-        let sealed = self.chains.knowledge().sealed;
-        let mut gone = self.cut.iter().chain(sealed.iter());
+        let mut gone = self.cut.iter().chain(self.chains.sealed());
         gone.any(|(origin, seq)| them.get(origin) < seq)
     }
 
@@ -239,7 +233,7 @@ impl Ledger {
     ) -> Vec<Effect> {
         cut.iter().for_each(|(origin, seq)| self.cut.raise(*origin, *seq));
         let mut facts = self.state.facts().clone();
-        let sealed = self.chains.knowledge().sealed;
+        let sealed = self.chains.sealed().collect();
         // Only what the log does not have either: whoever comes back without it must be seen to.
         let gone_by = Knowledge { vector: self.cut.clone(), sealed }.meet(everybody);
         facts.forget_removals(self.latest, &gone_by);
@@ -253,13 +247,11 @@ impl Ledger {
     }
 
     fn drop_sealed(&mut self) {
-        let sealed = self.chains.knowledge().sealed;
-        sealed.iter().for_each(|(origin, _)| self.cut.forget(origin));
+        self.chains.sealed().for_each(|(origin, _)| self.cut.forget(origin));
     }
 
     /// How many ops are known, in the log or not.
     pub fn op_count(&self) -> u64 {
-        let known = self.chains.knowledge();
-        known.vector.iter().chain(known.sealed.iter()).map(|(_, seq)| seq).sum()
+        self.chains.vector().iter().chain(self.chains.sealed()).map(|(_, seq)| seq).sum()
     }
 }

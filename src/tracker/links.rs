@@ -21,7 +21,7 @@ use crate::limits;
 use crate::peer_id::PeerId;
 use crate::roster::RosterEntry;
 use crate::transport::connection::Connection;
-use crate::transport::frame::{FrameError, read_frame_within, write_frame};
+use crate::transport::frame::{FrameError, read_frame_within};
 
 /// A connection to another tracker.
 #[derive(Clone, Debug)]
@@ -30,30 +30,21 @@ pub struct Link {
     pub connection: Connection,
     /// Messages wait here to be written.
     pub outbox: mpsc::Sender<SyncMessage>,
-    /// When anything was last heard on it.
-    pub pulse: Arc<Pulse>,
+    /// How many datagrams had come when it was last looked at, and when there was a new one.
+    pulse: Arc<Mutex<(u64, Instant)>>,
 }
 
 impl Link {
-    /// Milliseconds for which nothing was heard on it.
-    pub fn silent_ms(&self) -> u64 {
-        self.pulse.feel(self.connection.received(), clock::monotonic()).as_millis() as u64
-    }
-}
-
-/// When anything was last heard on a connection. Something always is, while the other one lives.
-#[derive(Debug)]
-pub struct Pulse(Mutex<(u64, Instant)>);
-
-impl Pulse {
-    /// Of a connection that has just been made.
-    pub fn new(now: Instant) -> Self {
-        Self(Mutex::new((0, now)))
+    /// A connection that has just been made.
+    pub fn new(connection: Connection, outbox: mpsc::Sender<SyncMessage>) -> Self {
+        let pulse = Arc::new(Mutex::new((0, clock::monotonic())));
+        Self { connection, outbox, pulse }
     }
 
-    /// So many datagrams have come; returns for how long there was none.
-    pub fn feel(&self, received: u64, now: Instant) -> Duration {
-        let mut last = lock(&self.0);
+    /// For how long nothing was heard on it. Something always is, while the other one lives.
+    pub fn silent_for(&self) -> Duration {
+        let (received, now) = (self.connection.received(), clock::monotonic());
+        let mut last = lock(&self.pulse);
         if received != last.0 {
             *last = (received, now);
         }
@@ -122,10 +113,9 @@ impl Links {
     }
 
     /// All living connections.
-    pub fn all_live(&self) -> Vec<(PeerId, Link)> {
+    fn all_live(&self) -> Vec<Link> {
         let live = lock(&self.live);
-        let all = live.iter().filter(|(_, link)| !link.connection.is_closed());
-        all.map(|(tracker, link)| (*tracker, link.clone())).collect()
+        live.values().filter(|link| !link.connection.is_closed()).cloned().collect()
     }
 
     /// Takes up a connection to a tracker that has what is `known` and whose clock is ahead by so
@@ -188,7 +178,7 @@ impl Links {
         let live = self.all_live();
         reserved.provisional = live.len() < self.siblings().all().count();
         let mut asked = JoinSet::new();
-        for (_, link) in live {
+        for link in live {
             let request = SyncRequest::Reserve { name: name.clone(), claim };
             asked.spawn(async move {
                 tokio::select! {
@@ -217,16 +207,13 @@ impl Links {
     pub fn grant(&self, store: &Store, by: PeerId, name: &WantedName, claim: Claim) -> bool {
         // Held all along: what was reserved here and is registered by now must be seen as that.
         let mut reservations = lock(&self.reservations);
-        let taken = store.read(|state| match name {
-            WantedName::User(name) => state.user_named(name).is_some_and(|id| id.0 != claim.id),
-            WantedName::Group(name) => state.group_named(name).is_some_and(|id| id.0 != claim.id),
-        });
+        let taken = store.read(|state| name.is_taken(state, claim));
         reservations.ask(by, name, claim, taken, store.time())
     }
 
     /// The bytes of a page from whoever has it.
     pub async fn fetch_page(&self, hash: Blake3Hash) -> Option<Vec<u8>> {
-        for (_, link) in self.all_live() {
+        for link in self.all_live() {
             let request = SyncRequest::Page { hash };
             let answer = ask(&link.connection, &request, limits::TRACKER_REQUEST_DEADLINE).await;
             if let Ok(SyncReply::Page(Some(bytes))) = answer {
@@ -286,8 +273,7 @@ impl Links {
 async fn silence(link: &Link) {
     loop {
         tokio::time::sleep(limits::SYNC_PULSE / 4).await;
-        let silent = link.pulse.feel(link.connection.received(), clock::monotonic());
-        if silent >= limits::CLAIM_PATIENCE {
+        if link.silent_for() >= limits::CLAIM_PATIENCE {
             return;
         }
     }
@@ -303,10 +289,7 @@ pub async fn ask(
     patience: Duration,
 ) -> Result<SyncReply, FrameError> {
     let exchange = async {
-        let (mut send, mut recv) = connection.open_bi().await?;
-        write_frame(&mut send, request).await?;
-        // A stream the other one stopped already says why when it is read.
-        let _ = send.finish();
+        let mut recv = connection.ask(request).await?;
         read_frame_within(&mut recv, limits::MAX_FRAME_LEN, patience).await
     };
     tokio::time::timeout(patience, exchange).await.unwrap_or(Err(FrameError::TimedOut))

@@ -40,16 +40,9 @@ impl ClientSession {
         let password = self.shared.passwords.hash(password).await?;
         let invite = invite.as_deref().map(invite_id);
         let command = Command::CreateUser { user: user.clone(), password, invite };
-        let actor = self.actor();
-        // What is refused in any case need not be asked of others.
-        let reserved = match store.check(&actor, id, &command)? {
-            true => None,
-            false => {
-                let taken = Refusal::UserExists(user.clone());
-                Some(self.reserve(id, WantedName::User(user.clone()), taken).await?)
-            }
-        };
-        store.propose(actor, id, command).await?;
+        let (name, taken) = (WantedName::User(user.clone()), Refusal::UserExists(user.clone()));
+        let reserved = self.reserve(id, &command, name, taken).await?;
+        store.propose(self.actor(), id, command).await?;
         tracing::info!(%user, address = %self.address, "account created");
         let provisional = reserved.is_some_and(|reserved| reserved.provisional);
         Ok(Granted { reply: Reply::Done, provisional })

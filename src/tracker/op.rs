@@ -342,10 +342,14 @@ impl Chains {
         self.tips.iter().map(|(origin, tip)| (*origin, tip.seq)).collect()
     }
 
+    /// Origins that are sealed, with their last numbers.
+    pub fn sealed(&self) -> impl Iterator<Item = (OriginId, u64)> {
+        self.sealed.iter().map(|(origin, sealed)| (*origin, sealed.tip.seq))
+    }
+
     /// All that is known.
     pub fn knowledge(&self) -> Knowledge {
-        let sealed = self.sealed.iter().map(|(origin, sealed)| (*origin, sealed.tip.seq)).collect();
-        Knowledge { vector: self.vector(), sealed }
+        Knowledge { vector: self.vector(), sealed: self.sealed().collect() }
     }
 
     /// How an op stands to what is known.

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::state::State;
 use crate::clock::UnixMillis;
 use crate::limits::{CLAIM_LIFE, MAX_CLAIMS};
 use crate::name::{GroupName, UserName};
@@ -19,6 +20,16 @@ pub enum WantedName {
     User(UserName),
     /// Of a group.
     Group(GroupName),
+}
+
+impl WantedName {
+    /// Whether something else than `claim` is for has it.
+    pub fn is_taken(&self, state: &State, claim: Claim) -> bool {
+        match self {
+            Self::User(name) => state.user_named(name).is_some_and(|id| id.0 != claim.id),
+            Self::Group(name) => state.group_named(name).is_some_and(|id| id.0 != claim.id),
+        }
+    }
 }
 
 /// One wish for it; the earlier comes first.

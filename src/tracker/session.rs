@@ -71,7 +71,7 @@ pub struct Shared {
 pub fn tracker_rows(shared: &Shared, op: Option<OpId>) -> Vec<TrackerRow> {
     let own = shared.endpoint.identity().peer_id();
     let known = shared.rosters.known();
-    let ours = shared.store.read_ledger(|ledger| ledger.chains.knowledge());
+    let ours = shared.store.knowledge();
     let rows = known.book().entries().iter();
     rows.map(|entry| shared.links.row(own, entry, op, &ours, clock::now())).collect()
 }
@@ -181,16 +181,21 @@ impl ClientSession {
         }
     }
 
-    /// Reserves a name for what `id` is about to make, at all trackers that can be asked.
+    /// Reserves a name for what a command is about to make, at all trackers that can be asked.
+    /// What is refused in any case is not asked of others, nor what was granted before.
     pub(super) async fn reserve(
         &self,
         id: RequestId,
+        command: &Command,
         name: WantedName,
         taken: Refusal,
-    ) -> Result<Reserved<'_>, Refusal> {
+    ) -> Result<Option<Reserved<'_>>, Refusal> {
         let shared = &self.shared;
+        if shared.store.check(&self.actor(), id, command)? {
+            return Ok(None);
+        }
         let reserved = shared.links.reserve(&shared.store, name, id.created(self.device)).await;
-        reserved.map_err(|_| taken)
+        reserved.map(Some).map_err(|_| taken)
     }
 
     async fn create_group(
@@ -200,13 +205,8 @@ impl ClientSession {
         hidden: bool,
     ) -> Result<Granted, Refusal> {
         let command = Command::CreateGroup { group: group.clone(), hidden };
-        // What is refused in any case need not be asked of others.
-        let certain = self.shared.store.check(&self.actor(), id, &command)?;
         let taken = Refusal::GroupExists(group.clone());
-        let reserved = match certain {
-            true => None,
-            false => Some(self.reserve(id, WantedName::Group(group), taken).await?),
-        };
+        let reserved = self.reserve(id, &command, WantedName::Group(group), taken).await?;
         let reply = self.change(id, command).await?;
         Ok(Granted { reply, provisional: reserved.is_some_and(|reserved| reserved.provisional) })
     }

@@ -494,14 +494,7 @@ impl World {
                 }
             }
             Message::Reserve { name, claim } => {
-                let taken = match &name {
-                    WantedName::User(name) => {
-                        me.ledger.state.user_named(name).is_some_and(|user| user.0 != claim.id)
-                    }
-                    WantedName::Group(name) => {
-                        me.ledger.state.group_named(name).is_some_and(|group| group.0 != claim.id)
-                    }
-                };
+                let taken = name.is_taken(&me.ledger.state, claim);
                 let by = tracker(from);
                 let granted = me.reservations.ask(by, &name, claim, taken, wall);
                 self.send(to, from, Message::Reserved { name, claim, granted });

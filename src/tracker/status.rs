@@ -107,7 +107,7 @@ pub struct SiblingStatus {
 impl SiblingStatus {
     fn all(shared: &Shared) -> Vec<Self> {
         let own = shared.endpoint.identity().peer_id();
-        let ours = shared.store.read_ledger(|ledger| ledger.chains.knowledge());
+        let ours = shared.store.knowledge();
         let known = shared.rosters.known();
         let now = clock::now();
         let siblings = known.siblings().map(|entry| {
@@ -118,7 +118,9 @@ impl SiblingStatus {
                 peer_id: row.peer_id,
                 links: row.links,
                 connected: row.connected,
-                silent_ms: shared.links.live(row.peer_id).map_or(0, |link| link.silent_ms()),
+                silent_ms: shared.links.live(row.peer_id).map_or(0, |link| {
+                    u64::try_from(link.silent_for().as_millis()).unwrap_or(u64::MAX)
+                }),
                 behind_ops: row.behind,
                 behind_ms: row.behind_ms,
                 ahead_ops: sibling.map_or(0, |s| s.known.vector.ahead_of(&ours)),

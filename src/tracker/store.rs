@@ -19,8 +19,9 @@ use super::refusal::Refusal;
 use super::remembered::Grants;
 use super::state::{Rules, State};
 use super::time::{Reading, TrackerTime};
+use super::vector::Knowledge;
+use super::writer::{Answer, Clock, Job, Published, Work, load};
 pub use super::writer::{Answered, Horizon, Listener};
-use super::writer::{Clock, Job, Published, Work, load};
 use crate::clock::UnixMillis;
 use crate::hash::Blake3Hash;
 use crate::id::{OpId, OriginId, RequestId, UserId};
@@ -38,6 +39,7 @@ pub struct StoreConfig {
     /// The clocks.
     pub clock: Box<dyn Fn() -> Reading + Send + Sync>,
 }
+
 /// A tracker's durable state.
 pub struct Store {
     disk: Arc<Disk>,
@@ -57,6 +59,7 @@ impl std::fmt::Debug for Store {
         f.write_str("Store")
     }
 }
+
 impl Store {
     /// Loads what `disk` holds and starts writing to it.
     ///
@@ -138,10 +141,8 @@ impl Store {
         request: RequestId,
         command: Command,
     ) -> Result<Outcome, Refusal> {
-        let (answer, answered) = oneshot::channel();
-        let job = Job::Propose { actor, request, command: Box::new(command), answer };
-        self.jobs.send(job).await.map_err(|_| Refusal::Internal)?;
-        answered.await.unwrap_or(Err(Refusal::Internal))
+        let command = Box::new(command);
+        self.done(|answer| Job::Propose { actor, request, command, answer }).await
     }
 
     /// Takes over ops of another tracker, after those of earlier calls; what was new is durable
@@ -151,9 +152,7 @@ impl Store {
     /// [`Refusal`]; nothing changed then. The same in the answer, except perhaps with
     /// [`Refusal::StorageFailed`].
     pub async fn merge(&self, ops: Vec<(Op, Vec<u8>)>) -> Result<Answered<Merged>, Refusal> {
-        let (answer, answered) = oneshot::channel();
-        self.jobs.send(Job::Merge { ops, answer }).await.map_err(|_| Refusal::Internal)?;
-        Ok(answered)
+        self.ask(|answer| Job::Merge { ops, answer }).await
     }
 
     /// Takes over everything another tracker knows; durable when this returns.
@@ -161,10 +160,8 @@ impl Store {
     /// # Errors
     /// [`Refusal`], as with [`Self::merge`].
     pub async fn absorb(&self, essence: Essence, granted: Grants) -> Result<(), Refusal> {
-        let (answer, answered) = oneshot::channel();
-        let job = Job::Absorb { essence: Box::new(essence), granted, answer };
-        self.jobs.send(job).await.map_err(|_| Refusal::Internal)?;
-        answered.await.unwrap_or(Err(Refusal::Internal))
+        let essence = Box::new(essence);
+        self.done(|answer| Job::Absorb { essence, granted, answer }).await
     }
 
     /// Keeps the bytes of a page that a share names.
@@ -173,10 +170,8 @@ impl Store {
     /// Storage refusals.
     pub async fn keep_page(&self, hash: Blake3Hash, bytes: Vec<u8>) -> Result<(), Refusal> {
         let _permit = self.page_permits.acquire().await.map_err(|_| Refusal::Internal)?;
-        let (answer, answered) = oneshot::channel();
-        let job = Job::KeepPage { hash, bytes: bytes.into(), answer };
-        self.jobs.send(job).await.map_err(|_| Refusal::Internal)?;
-        answered.await.unwrap_or(Err(Refusal::Internal))
+        let bytes = bytes.into();
+        self.done(|answer| Job::KeepPage { hash, bytes, answer }).await
     }
 
     /// Says what all trackers of the roster have; nothing when there is only this one.
@@ -207,6 +202,11 @@ impl Store {
     /// Everything this tracker knows, for another one.
     pub fn everything(&self) -> (Essence, Grants) {
         self.published(|published| (published.ledger.essence(), published.granted.all()))
+    }
+
+    /// All the ops that are known.
+    pub fn knowledge(&self) -> Knowledge {
+        self.read_ledger(|ledger| ledger.chains.knowledge())
     }
 
     /// Reads everything that ops made.
@@ -315,10 +315,8 @@ impl Store {
         bytes: Vec<u8>,
     ) -> Result<(), Refusal> {
         let _permit = self.page_permits.acquire().await.map_err(|_| Refusal::Internal)?;
-        let (answer, answered) = oneshot::channel();
-        let job = Job::PutPage { user, hash, bytes: bytes.into(), answer };
-        self.jobs.send(job).await.map_err(|_| Refusal::Internal)?;
-        answered.await.unwrap_or(Err(Refusal::Internal))
+        let bytes = bytes.into();
+        self.done(|answer| Job::PutPage { user, hash, bytes, answer }).await
     }
 
     /// Lets go of pages kept by [`Self::put_page`].
@@ -349,6 +347,18 @@ impl Store {
             }
             Err(_panicked) => Err(Refusal::Internal),
         }
+    }
+
+    /// Queues a job; waits while there is no room.
+    async fn ask<T>(&self, job: impl FnOnce(Answer<T>) -> Job) -> Result<Answered<T>, Refusal> {
+        let (answer, answered) = oneshot::channel();
+        self.jobs.send(job(answer)).await.map_err(|_| Refusal::Internal)?;
+        Ok(answered)
+    }
+
+    /// Has a job done.
+    async fn done<T>(&self, job: impl FnOnce(Answer<T>) -> Job) -> Result<T, Refusal> {
+        self.ask(job).await?.await.unwrap_or(Err(Refusal::Internal))
     }
 
     fn published<R>(&self, view: impl FnOnce(&Published) -> R) -> R {

@@ -151,10 +151,7 @@ impl TrackerConnection {
     pub async fn ask(&self, request: &Request) -> Result<Answer, CallError> {
         let lost = |error: FrameError| CallError::Lost(error.to_string());
         let exchange = async {
-            let (mut send, mut recv) = self.connection.open_bi().await?;
-            write_frame(&mut send, request).await?;
-            // A stream the tracker stopped already says why when it is read.
-            let _ = send.finish();
+            let mut recv = self.connection.ask(request).await?;
             read_frame_within::<Result<Answer, Refusal>>(
                 &mut recv,
                 limits::MAX_FRAME_LEN,

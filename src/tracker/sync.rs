@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::session::Shared;
-use super::sync_session::{establish, note_gone};
+use super::sync_session::{establish, note_gone, settle};
 use crate::clock::{self, UnixMillis};
 use crate::error_code::ErrorCode;
 use crate::hash::Blake3Hash;
@@ -47,7 +47,7 @@ pub fn begin(shared: &Shared) -> Heard {
     });
     let now = clock::now();
     take_up(shared, &heard, now);
-    set_horizon(shared, now);
+    settle(shared, &shared.store.knowledge(), now);
     heard
 }
 
@@ -62,18 +62,6 @@ fn take_up(shared: &Shared, heard: &Heard, now: UnixMillis) -> Vec<PeerId> {
     let last = |tracker: PeerId| heard.get(&tracker).copied();
     shared.links.siblings().set_roster(&others, last, now);
     others
-}
-
-/// Says how much of the log everybody has.
-fn set_horizon(shared: &Shared, now: UnixMillis) {
-    let own = shared.endpoint.identity().peer_id();
-    let ours = shared.store.read_ledger(|ledger| ledger.chains.knowledge());
-    let horizon = {
-        let mut siblings = shared.links.siblings();
-        siblings.settle(&ours, now);
-        siblings.horizon(own, &ours, now)
-    };
-    shared.store.set_horizon(horizon);
 }
 
 /// Keeps this tracker together with the others of the roster until `stop`; [`begin`] said when
@@ -217,7 +205,7 @@ async fn oversee(shared: Arc<Shared>, stop: CancellationToken) {
         }
         let now = clock::now();
         note_gone(&shared, shared.presence.expire(now));
-        set_horizon(&shared, now);
+        settle(&shared, &shared.store.knowledge(), now);
         let (off, connected) = {
             let siblings = shared.links.siblings();
             let connected: Vec<_> =

@@ -10,7 +10,7 @@ use tokio_util::task::TaskTracker;
 
 use super::feed::{Feed, OpBatch};
 use super::ledger::{Essence, Merged};
-use super::links::{Link, Pulse};
+use super::links::Link;
 use super::op::Op;
 use super::refusal::Refusal;
 use super::remembered::Grants;
@@ -18,7 +18,7 @@ use super::session::Shared;
 use super::store::Answered;
 use super::sync_message::{SyncHello, SyncMessage, SyncReply, SyncRequest};
 use super::vector::{Knowledge, Vector};
-use crate::clock;
+use crate::clock::{self, UnixMillis};
 use crate::error_code::ErrorCode;
 use crate::hash::Blake3Hash;
 use crate::limits;
@@ -69,10 +69,8 @@ pub(super) fn note_gone(shared: &Shared, users: Vec<crate::id::UserId>) {
 /// What one connection works on.
 struct Session {
     shared: Arc<Shared>,
-    connection: Connection,
+    link: Link,
     tracker: PeerId,
-    outbox: mpsc::Sender<SyncMessage>,
-    pulse: Arc<Pulse>,
     feed: Mutex<Feed>,
     /// The number of the last batch that was taken.
     heard: AtomicU64,
@@ -133,12 +131,10 @@ pub async fn establish(
         refuse(error.code(), reason)
     })?;
     let (outbox, queue) = mpsc::channel(limits::SYNC_WINDOW * 4);
-    let pulse = Arc::new(Pulse::new(clock::monotonic()));
-    let link =
-        Link { connection: connection.clone(), outbox: outbox.clone(), pulse: pulse.clone() };
+    let link = Link::new(connection.clone(), outbox);
     let now = clock::now();
     let said = (hello.knowledge.clone(), hello.time.0 as i64 - now.0 as i64);
-    match shared.links.enter(shared.endpoint.identity().peer_id(), link, said, now) {
+    match shared.links.enter(shared.endpoint.identity().peer_id(), link.clone(), said, now) {
         (false, _) => {
             return Err(refuse(ErrorCode::Duplicate, ErrorCode::Duplicate.to_string()));
         }
@@ -154,7 +150,7 @@ pub async fn establish(
     }
     let (short, address) = (tracker.short(), connection.remote_address());
     tracing::info!(tracker = %short, %address, agent = hello.agent, "tracker connected");
-    let session = Session::start(shared.clone(), connection, outbox, pulse, hello.knowledge);
+    let session = Session::start(shared.clone(), link, hello.knowledge);
     Ok(Established { session, control, queue, pushes })
 }
 
@@ -163,7 +159,7 @@ impl Established {
     pub async fn serve(self, stop: CancellationToken, tasks: TaskTracker) {
         let Self { session, control, queue, pushes } = self;
         let (shared, tracker) = (session.shared.clone(), session.tracker);
-        let connection = session.connection.clone();
+        let connection = session.link.connection.clone();
         let ended = session.run((control, queue), pushes, stop, tasks).await;
         let code = match ended {
             Ok(code) => code,
@@ -193,7 +189,7 @@ async fn greet(
         features: 0,
         agent: crate::AGENT.to_owned(),
         time: clock::now(),
-        knowledge: shared.store.read_ledger(|ledger| ledger.chains.knowledge()),
+        knowledge: shared.store.knowledge(),
         extensions: Vec::new(),
     };
     write_frame(&mut control, &hello).await?;
@@ -206,21 +202,13 @@ async fn greet(
 }
 
 impl Session {
-    fn start(
-        shared: Arc<Shared>,
-        connection: Connection,
-        outbox: mpsc::Sender<SyncMessage>,
-        pulse: Arc<Pulse>,
-        at_first: Knowledge,
-    ) -> Arc<Self> {
+    fn start(shared: Arc<Shared>, link: Link, at_first: Knowledge) -> Arc<Self> {
         let log = shared.store.log();
         let feed = Feed::new(shared.store.origin(), at_first.clone(), log);
         Arc::new(Self {
-            tracker: connection.remote(),
+            tracker: link.connection.remote(),
             shared,
-            connection,
-            outbox,
-            pulse,
+            link,
             feed: Mutex::new(feed),
             heard: AtomicU64::new(0),
             absorbing: AtomicBool::new(false),
@@ -260,7 +248,7 @@ impl Session {
 
     /// Queues a message; waits while there is no room.
     async fn say(&self, message: SyncMessage) {
-        let _ = self.outbox.send(message).await;
+        let _ = self.link.outbox.send(message).await;
     }
 
     /// Says what is here.
@@ -361,7 +349,7 @@ impl Session {
                         if let Err(error) = session.absorb().await {
                             let tracker = session.tracker.short();
                             tracing::warn!(%tracker, %error, "cannot take over what it knows");
-                            session.connection.close(error.code());
+                            session.link.connection.close(error.code());
                         }
                         session.absorbing.store(false, Ordering::Relaxed);
                     });
@@ -446,21 +434,18 @@ impl Session {
 
     /// Notes who has what; with all that the other one had, names may be given away.
     fn settle(&self) {
-        let ours = self.shared.store.read_ledger(|ledger| ledger.chains.knowledge());
+        let ours = self.shared.store.knowledge();
         if ours.covers_all(&self.at_first) {
             self.shared.links.open_names();
         }
-        self.shared.links.siblings().settle(&ours, clock::now());
+        settle(&self.shared, &ours, clock::now());
     }
 
     /// Takes over everything the other one knows.
     async fn absorb(&self) -> Result<(), LinkError> {
         let tracker = self.tracker.short();
         tracing::info!(%tracker, "too far behind for the log: taking over everything it knows");
-        let (mut send, mut recv) =
-            self.connection.open_bi().await.map_err(FrameError::Connection)?;
-        write_frame(&mut send, &SyncRequest::Essence).await?;
-        let _ = send.finish();
+        let mut recv = self.link.connection.ask(&SyncRequest::Essence).await?;
         let mut bytes = Vec::new();
         loop {
             match read_frame::<Vec<u8>>(&mut recv, limits::MAX_FRAME_LEN).await {
@@ -477,7 +462,7 @@ impl Session {
         let (essence, granted) = decoded.map_err(|_| Refusal::Internal)?.map_err(LinkError::Op)?;
         self.shared.store.absorb(essence, granted).await?;
         tracing::info!(%tracker, "took over everything it knows");
-        let knowledge = self.shared.store.read_ledger(|ledger| ledger.chains.knowledge());
+        let knowledge = self.shared.store.knowledge();
         self.say(SyncMessage::Knows(knowledge)).await;
         self.settle();
         Ok(())
@@ -508,7 +493,7 @@ impl Session {
     /// Answers the other one's questions.
     async fn answer_all(self: &Arc<Self>, tasks: &TaskTracker) -> Result<ErrorCode, LinkError> {
         // QUIC's stream limit bounds how many run at once.
-        while let Ok((send, recv)) = self.connection.accept_bi().await {
+        while let Ok((send, recv)) = self.link.connection.accept_bi().await {
             let session = self.clone();
             tasks.spawn(async move {
                 if let Err(error) = session.answer(send, recv).await {
@@ -552,8 +537,7 @@ impl Session {
     async fn feel_pulse(&self) {
         loop {
             tokio::time::sleep(limits::SYNC_PULSE / 2).await;
-            let silent = self.pulse.feel(self.connection.received(), clock::monotonic());
-            if silent >= limits::SYNC_SILENCE {
+            if self.link.silent_for() >= limits::SYNC_SILENCE {
                 return tracing::warn!(tracker = %self.tracker.short(), "tracker is silent");
             }
         }
@@ -599,7 +583,7 @@ impl Session {
     /// Whether the other one has all that is here.
     fn is_level(&self) -> bool {
         let theirs = self.feed().known().clone();
-        theirs.covers_all(&self.shared.store.read_ledger(|ledger| ledger.chains.knowledge()))
+        theirs.covers_all(&self.shared.store.knowledge())
     }
 
     /// Before this tracker ends, the other one gets what is on its way.
@@ -626,4 +610,13 @@ async fn write_all(
         }
     }
     Ok(ErrorCode::Done)
+}
+
+/// Notes who has all of `ours`, and says how much of the log everybody has.
+pub fn settle(shared: &Shared, ours: &Knowledge, now: UnixMillis) {
+    let own = shared.endpoint.identity().peer_id();
+    let mut siblings = shared.links.siblings();
+    siblings.settle(ours, now);
+    // Still locked: of two that settle, the later one's is the one that stays.
+    shared.store.set_horizon(siblings.horizon(own, ours, now));
 }

@@ -33,6 +33,7 @@ pub trait Listener: Send + 'static {
     /// It is `fresh` unless it was made long ago, on another tracker.
     fn committed(&self, state: &State, change: Option<&Change>, effects: &[Effect], fresh: bool);
 }
+
 /// What every tracker of the roster is known to have, and which trackers those are.
 #[derive(Clone, Debug)]
 pub struct Horizon {
@@ -41,6 +42,7 @@ pub struct Horizon {
     /// All of them.
     pub roster: Vec<PeerId>,
 }
+
 /// Tracker time as it is read.
 pub(super) struct Clock {
     pub(super) read: Box<dyn Fn() -> Reading + Send + Sync>,
@@ -54,6 +56,7 @@ impl Clock {
         time.read((self.read)(), latest)
     }
 }
+
 /// What readers see.
 #[derive(Debug, Default)]
 pub(super) struct Published {
@@ -114,6 +117,7 @@ pub(super) enum Job {
     },
     Stop,
 }
+
 /// Snapshot and tail as one state; and the place of the snapshot.
 pub(super) fn load(disk: &Disk, rules: Rules) -> Result<(Published, u64), DiskError> {
     let Snapshot { position: snapshot_at, essence, cut, granted } = disk.snapshot()?;
@@ -123,9 +127,7 @@ pub(super) fn load(disk: &Disk, rules: Rules) -> Result<(Published, u64), DiskEr
         granted: Remembered::default(),
         position: snapshot_at,
     };
-    for (request, outcome, op) in granted {
-        published.granted.keep(request, outcome, op);
-    }
+    published.granted.keep_all(granted);
     for (op, bytes) in disk.ops(snapshot_at)? {
         published.fold(&op, &bytes)?;
     }
@@ -430,7 +432,7 @@ impl Work {
         self.publish(ops.iter().zip(&bytes), page_moves);
         if self.stale || !ops.is_empty() {
             let published = self.published.read().unwrap_or_else(PoisonError::into_inner);
-            ledger.come_after_others();
+            ledger.come_after_all();
             self.pending = ledger;
             self.pending_pages = published.pages.clone();
             self.stale = false;
@@ -556,7 +558,7 @@ impl Work {
     fn adopt(&mut self, ledger: Ledger, effects: &[Effect]) -> Batch {
         let gone = self.pending_pages.follow(effects);
         self.pending = ledger.clone();
-        self.pending.come_after_others();
+        self.pending.come_after_all();
         let mut published = self.published.write().unwrap_or_else(PoisonError::into_inner);
         published.pages.follow(effects);
         let old = std::mem::replace(&mut published.ledger, ledger);

@@ -4,9 +4,11 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 pub use quinn::{ConnectionError, RecvStream, SendStream};
+use serde::Serialize;
 
 use super::code::quic_code;
 use super::config;
+use super::frame::{FrameError, write_frame};
 use super::tls::{Alpn, public_key_of};
 use crate::error_code::ErrorCode;
 use crate::peer_id::{PeerId, PublicKey};
@@ -94,6 +96,18 @@ impl Connection {
     /// When the connection is gone.
     pub async fn open_bi(&self) -> Result<(SendStream, RecvStream), ConnectionError> {
         self.quic.open_bi().await
+    }
+
+    /// Asks something on a stream of its own; returns where the answer comes.
+    ///
+    /// # Errors
+    /// [`FrameError`] when the connection is gone.
+    pub async fn ask<T: Serialize>(&self, question: &T) -> Result<RecvStream, FrameError> {
+        let (mut send, recv) = self.open_bi().await?;
+        write_frame(&mut send, question).await?;
+        // A stream the other side stopped already says why when it is read.
+        let _ = send.finish();
+        Ok(recv)
     }
 
     /// Accepts the next bidirectional stream.

@@ -32,6 +32,7 @@ use tempfile::TempDir;
 use crate::net::{hello, loopback, request_id, sign_up, soon};
 use crate::world::{
     Client, free_port, mtq, operate_at, operated_at, run, terminate, wait_for, wait_until_up,
+    write_file,
 };
 
 /// How the digests of trackers that are level are compared.
@@ -155,10 +156,7 @@ impl Cluster {
 
     /// Writes a file in the directory.
     pub fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
-        let path = self.path(name);
-        fs::create_dir_all(path.parent().expect("a parent")).expect("made");
-        fs::write(&path, bytes).expect("written");
-        path
+        write_file(self.path(name), bytes)
     }
 
     /// The file of links that clients are given.

@@ -51,6 +51,13 @@ pub fn content(len: usize, seed: u64) -> Vec<u8> {
     bytes
 }
 
+/// Writes a file, in directories that need not be there yet.
+pub fn write_file(path: PathBuf, bytes: &[u8]) -> PathBuf {
+    fs::create_dir_all(path.parent().expect("a parent")).expect("made");
+    fs::write(&path, bytes).expect("written");
+    path
+}
+
 /// A directory, a tracker, and whatever clients a test starts.
 pub struct World {
     pub dir: TempDir,
@@ -103,10 +110,7 @@ impl World {
 
     /// Writes a file in the world.
     pub fn write(&self, name: &str, bytes: &[u8]) -> PathBuf {
-        let path = self.path(name);
-        fs::create_dir_all(path.parent().expect("a parent")).expect("made");
-        fs::write(&path, bytes).expect("written");
-        path
+        write_file(self.path(name), bytes)
     }
 
     /// The file of tracker links.

@@ -392,11 +392,9 @@ pub const UPLOAD_SLOTS: usize = 64;
 /// Of those, what one session may take: a peer that reads nothing holds up a quarter, no more.
 pub const UPLOAD_SLOTS_PER_SESSION: usize = UPLOAD_SLOTS / 4;
 
-/// Piece buffers an agent fills by downloads at once, over all files: 32 MiB.
-pub const DOWNLOAD_SLOTS: usize = 64;
-
-/// Pieces one download has in flight over all its peers.
-pub const MAX_IN_FLIGHT: usize = 64;
+/// Bytes an agent has in flight or in verification over all its downloads: 64 pieces, which fill 1
+/// Gbit/s at 250 ms. Above it, each peer of a download that has any room is asked for one piece.
+pub const DOWNLOAD_BYTES: u64 = 64 * PIECE_LEN as u64;
 
 /// Pieces asked of a new peer before its rate is known.
 pub const PIPELINE_START: usize = 4;

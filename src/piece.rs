@@ -5,6 +5,8 @@
 use std::fmt;
 use std::ops::Range;
 
+use serde::{Deserialize, Serialize};
+
 use crate::limits::{MAX_PIECE_COUNT, PAGE_PIECES, PIECE_LEN};
 
 /// A file too large to describe.
@@ -21,8 +23,9 @@ pub struct PieceLayout {
     size: u64,
 }
 
-/// Position of a piece in its file; smaller than its layout's piece count.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Position of a piece in its file; smaller than its layout's piece count. One read from a log is
+/// checked against the layout by whoever replays it; the wire carries plain numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PieceIndex(u32);
 
 impl PieceLayout {
@@ -68,6 +71,11 @@ impl PieceLayout {
     /// All pieces in ascending order.
     pub fn pieces(self) -> impl DoubleEndedIterator<Item = PieceIndex> + ExactSizeIterator {
         (0..self.piece_count()).map(PieceIndex)
+    }
+
+    /// Whether `piece` is one of this layout.
+    pub fn contains(self, piece: PieceIndex) -> bool {
+        piece.0 < self.piece_count()
     }
 
     /// Bytes from the start of the file to the start of `piece`.

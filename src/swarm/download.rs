@@ -3,18 +3,19 @@
 //! A single task owns the scheduler. Each piece request runs in a task of its own, on a stream of
 //! its own; verifying and writing run on the blocking pool.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::event::{Action, Event, NotServed, PeerKey};
 use super::message::{Encoding, Nack, PieceHeader, PieceRequest};
 use super::registry::Registry;
-use super::scheduler::{Action, Event, NotServed, PeerKey, Scheduler};
+use super::scheduler::Scheduler;
 use super::session::{News, Session, SwarmKey};
 use super::storage::{PieceStore, StorageError, WriteError};
 use crate::bitfield::Bitfield;
@@ -180,8 +181,7 @@ pub struct Download {
 
 /// What became of one request.
 enum Fetched {
-    /// The bytes, and the slot they take until they are written.
-    Bytes(Vec<u8>, OwnedSemaphorePermit),
+    Bytes(Vec<u8>),
     NotServed(NotServed),
     /// The peer broke the protocol on this stream.
     Misbehaved,
@@ -198,7 +198,7 @@ struct Driver {
     scheduler: Scheduler,
     peers: HashMap<PeerKey, Peer>,
     fetches: JoinSet<(PeerKey, PieceIndex, Fetched)>,
-    stores: JoinSet<(PeerId, UserName, PieceIndex, Result<(), WriteError>)>,
+    stores: JoinSet<(PeerKey, PeerId, UserName, PieceIndex, Result<(), WriteError>)>,
     /// Stored and not yet told to others.
     untold: Vec<u32>,
     tell_at: Option<Instant>,
@@ -215,7 +215,7 @@ impl Download {
     pub async fn run(self) -> Result<(), DownloadError> {
         let have = self.store.bitfield();
         let layout = self.store.manifest().layout();
-        let scheduler = Scheduler::new(layout, &have, self.seed);
+        let scheduler = Scheduler::new(layout, &have, BTreeSet::new(), self.seed);
         if scheduler.is_complete() {
             return Ok(());
         }
@@ -244,7 +244,7 @@ impl Driver {
             let event = tokio::select! {
                 () = self.download.stop.cancelled() => return Err(DownloadError::Stopped),
                 Some(done) = self.stores.join_next() => match done {
-                    Ok((peer, user, piece, result)) => Some(self.stored(peer, user, piece, result)?),
+                    Ok((key, peer, user, piece, result)) => Some(self.stored(key, peer, user, piece, result)?),
                     Err(_aborted) => None,
                 },
                 Some(done) = self.fetches.join_next() => match done {
@@ -286,10 +286,17 @@ impl Driver {
         let now = self.started.elapsed();
         for action in self.scheduler.handle(now, event) {
             match action {
-                Action::Request { peer, piece } => self.request(peer, piece),
+                Action::Request { peer, piece, .. } => self.request(peer, piece),
+                Action::Cancel { peer, piece, .. } => {
+                    if let Some(peer) = self.peers.get_mut(&peer)
+                        && let Some(fetch) = peer.fetches.remove(&piece)
+                    {
+                        fetch.abort();
+                    }
+                }
                 Action::Ban { user } => self.ban(&user),
                 // The loop sees it.
-                Action::Complete => {}
+                Action::SuspectManifest { .. } | Action::Complete => {}
             }
         }
     }
@@ -297,12 +304,11 @@ impl Driver {
     fn request(&mut self, key: PeerKey, piece: PieceIndex) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let session = peer.session.clone();
-        let slots = self.download.registry.download_slots.clone();
         let len = self.download.store.manifest().layout().len(piece);
         let swarm = self.download.key;
         let handle = self
             .fetches
-            .spawn(async move { (key, piece, fetch(&session, swarm, piece, len, slots).await) });
+            .spawn(async move { (key, piece, fetch(&session, swarm, piece, len).await) });
         peer.fetches.insert(piece, handle);
     }
 
@@ -312,19 +318,18 @@ impl Driver {
         peer.fetches.remove(&piece);
         let session = peer.session.clone();
         match fetched {
-            Fetched::Bytes(bytes, slot) => {
+            Fetched::Bytes(bytes) => {
                 let (store, user) = (self.download.store.clone(), peer.user.clone());
                 let from = session.connection.remote();
                 self.stores.spawn(async move {
                     let written =
                         tokio::task::spawn_blocking(move || store.write_piece(piece, &bytes)).await;
-                    drop(slot);
                     // A writer that failed in itself is no peer's fault.
                     let result = written.unwrap_or_else(|error| {
                         let error = std::io::Error::other(error);
                         Err(StorageError::Io { path: PathBuf::new(), error }.into())
                     });
-                    (from, user, piece, result)
+                    (key, from, user, piece, result)
                 });
                 Some(Event::Received { peer: key, piece, rtt: session.connection.rtt() })
             }
@@ -339,6 +344,7 @@ impl Driver {
 
     fn stored(
         &mut self,
+        key: PeerKey,
         from: PeerId,
         user: UserName,
         piece: PieceIndex,
@@ -355,14 +361,14 @@ impl Driver {
                 });
                 self.untold.push(piece.get());
                 self.tell_at.get_or_insert_with(|| clock::monotonic() + TELL_DELAY);
-                Ok(Event::Stored { piece })
+                Ok(Event::Stored { user, piece })
             }
             Err(WriteError::Wrong(what)) => {
                 tracing::warn!(%user, peer = %from.short(), %piece, "{what} mismatch");
                 self.download.meter.change(|progress| {
                     source(progress, from, &user).bad_pieces += 1;
                 });
-                Ok(Event::Bad { user, piece })
+                Ok(Event::Bad { peer: key, user, piece, received: true })
             }
             Err(WriteError::FalseManifest) => Err(DownloadError::FalseManifest(piece)),
             Err(WriteError::Storage(error)) => Err(error.into()),
@@ -386,11 +392,12 @@ impl Driver {
                 });
                 let peer = Peer { session, user: user.clone(), fetches: HashMap::new() };
                 self.peers.insert(key, peer);
-                vec![Event::PeerJoined { peer: key, user, pieces }]
+                let rtt = self.peers[&key].session.connection.rtt();
+                vec![Event::PeerJoined { peer: key, user, pieces, rtt }]
             }
             News::Has { session, pieces } => {
                 let peer = PeerKey(session);
-                pieces.into_iter().map(|piece| Event::PeerHas { peer, piece }).collect()
+                vec![Event::PeerHas { peer, pieces }]
             }
             News::GoingAway { session } => {
                 let pieces = Bitfield::none(self.download.store.manifest().layout());
@@ -468,17 +475,8 @@ impl Drop for StopOnDrop {
 }
 
 /// Asks for one piece and reads the answer.
-async fn fetch(
-    session: &Session,
-    swarm: SwarmKey,
-    piece: PieceIndex,
-    len: u32,
-    slots: Arc<Semaphore>,
-) -> Fetched {
+async fn fetch(session: &Session, swarm: SwarmKey, piece: PieceIndex, len: u32) -> Fetched {
     let Some(number) = session.our_number(swarm) else {
-        return Fetched::NotServed(NotServed::Broken);
-    };
-    let Ok(slot) = slots.acquire_owned().await else {
         return Fetched::NotServed(NotServed::Broken);
     };
     let exchange = async {
@@ -509,7 +507,7 @@ async fn fetch(
             bytes.extend_from_slice(&chunk.bytes);
         }
         if bytes.len() == len as usize {
-            Ok(Fetched::Bytes(bytes, slot))
+            Ok(Fetched::Bytes(bytes))
         } else {
             Ok(Fetched::Misbehaved)
         }

@@ -1,7 +1,14 @@
 //! Pieces: what peers say to each other, who is asked for what, and where bytes are kept.
 
 pub mod message;
+pub mod event;
 pub mod picker;
+pub mod pipe;
+pub mod blame;
+pub mod peer;
+pub mod flights;
+pub mod rescue;
+pub mod room;
 pub mod scheduler;
 pub mod hashing;
 pub mod storage;
@@ -12,3 +19,8 @@ pub mod control;
 pub mod upload;
 pub mod download;
 pub mod hub;
+
+#[cfg(test)]
+mod scheduler_tests;
+#[cfg(test)]
+pub(crate) mod testing;

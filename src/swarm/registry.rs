@@ -13,7 +13,7 @@ use super::trust::Trust;
 use crate::clock::{self, UnixMillis};
 use crate::error_code::ErrorCode;
 use crate::id::{GroupId, MembershipId};
-use crate::limits::{DOWNLOAD_SLOTS, UPLOAD_SLOTS};
+use crate::limits::UPLOAD_SLOTS;
 use crate::name::UserName;
 use crate::peer_id::PeerId;
 use crate::ticket::{Ticket, TicketError};
@@ -57,8 +57,6 @@ pub struct Registry {
     maps: Mutex<Maps>,
     /// Piece buffers being sent.
     pub upload_slots: Semaphore,
-    /// Piece buffers being filled, verified or written.
-    pub download_slots: Arc<Semaphore>,
 }
 
 impl Registry {
@@ -67,7 +65,6 @@ impl Registry {
         Self {
             maps: Mutex::new(Maps { trust, ..Maps::default() }),
             upload_slots: Semaphore::new(UPLOAD_SLOTS),
-            download_slots: Arc::new(Semaphore::new(DOWNLOAD_SLOTS)),
         }
     }
 

@@ -1,147 +1,43 @@
 //! Who is asked for which piece: a pure state machine.
 //!
 //! Events in, actions out; time is an argument and chance is a seed, so the same events give the
-//! same actions. It owns availability, what is in flight, how deep each peer's pipeline is, and
-//! blame. It does no IO.
+//! same actions. It owns availability, what is in flight, how deep each peer's pipeline is, when a
+//! peer counts as dead, and blame. It does no IO.
 //!
-//! Chief invariant: each piece is in exactly one of missing, in flight, stored; nobody is asked
-//! for what they lack.
+//! Chief invariant: each piece is in exactly one of missing, in flight, stored; one in flight has one
+//! holder, or two at the very end; nobody is asked for what they lack.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
-
+use super::blame::Blame;
+use super::event::{Action, Cause, Event, NotServed, PeerKey, Why};
+use super::flights::Flights;
+use super::peer::Peer;
 use super::picker::{Picker, PieceState};
+use super::rescue::{Rescue, Scene};
+use super::room::Room;
 use crate::bitfield::Bitfield;
-use crate::limits::{MAX_IN_FLIGHT, PEER_STREAMS, PIECE_LEN, PIPELINE_MIN, PIPELINE_START};
+use crate::limits::{DOWNLOAD_BYTES, PIECE_LEN};
 use crate::name::UserName;
 use crate::piece::{PieceIndex, PieceLayout};
 
-/// Time at the serving side between a request and its first byte that the network does not show:
-/// a disk read and some waiting for a core.
-const SERVICE_TIME: Duration = Duration::from_millis(20);
+/// A peer that promised bytes and gives fewer than so many in such a time holds us up: a link of 64
+/// KiB/s that fifty share gives five times as many.
+const STALL: (Duration, u64) = (Duration::from_secs(30), 8 * 1024);
 
-/// A peer that answered BUSY is asked again after this.
-const BUSY_WAIT: Duration = Duration::from_secs(1);
+/// Pieces that may be asked of two peers at once in a download, or a fiftieth of its pieces.
+const MIN_DUPLICATES: u32 = 4;
 
-/// Bad pieces that make a user banned for this content: the first only makes it suspect.
-const BAD_PIECES_TO_BAN: u32 = 2;
+/// A peer that could take over something, but is not much faster, is looked at again after this.
+const LOOK_AGAIN: Duration = Duration::from_millis(250);
 
-/// One session with one peer, numbered by the caller.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct PeerKey(pub u64);
+/// A user who failed on a piece that nobody else has is asked for it again after this.
+const RETRY: Duration = Duration::from_secs(10);
 
-/// Something that happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// A peer came with these pieces.
-    PeerJoined {
-        /// Which session.
-        peer: PeerKey,
-        /// Whose device it is.
-        user: UserName,
-        /// What it has.
-        pieces: Bitfield,
-    },
-    /// A peer has these pieces and no others.
-    PeerPieces {
-        /// Which session.
-        peer: PeerKey,
-        /// What it has.
-        pieces: Bitfield,
-    },
-    /// A peer has one more piece.
-    PeerHas {
-        /// Which session.
-        peer: PeerKey,
-        /// Which piece.
-        piece: PieceIndex,
-    },
-    /// A peer is gone; what it was asked for is free again.
-    PeerLeft {
-        /// Which session.
-        peer: PeerKey,
-    },
-    /// A piece's bytes are all here, not yet verified.
-    Received {
-        /// From which session.
-        peer: PeerKey,
-        /// Which piece.
-        piece: PieceIndex,
-        /// The connection's round-trip time now.
-        rtt: Duration,
-    },
-    /// A received piece was verified and written.
-    Stored {
-        /// Which piece.
-        piece: PieceIndex,
-    },
-    /// A received piece was not what it should be.
-    Bad {
-        /// Who sent it.
-        user: UserName,
-        /// Which piece.
-        piece: PieceIndex,
-    },
-    /// A peer will not serve this piece.
-    NotServed {
-        /// Which session.
-        peer: PeerKey,
-        /// Which piece.
-        piece: PieceIndex,
-        /// Why.
-        reason: NotServed,
-    },
-    /// Time passed.
-    Tick,
-}
-
-/// Why a piece is not served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NotServed {
-    /// The peer does not have it.
-    NotHave,
-    /// The peer serves nothing, until it tells anew what it has.
-    Nothing,
-    /// The peer has too much to do.
-    Busy,
-    /// The stream broke; nothing is known of the peer.
-    Broken,
-}
-
-/// Something to do.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Ask a peer for a piece, on a stream of its own.
-    Request {
-        /// Which session.
-        peer: PeerKey,
-        /// Which piece.
-        piece: PieceIndex,
-    },
-    /// Take nothing more from a user who sends false pieces.
-    Ban {
-        /// The user.
-        user: UserName,
-    },
-    /// Every piece is stored.
-    Complete,
-}
-
-#[derive(Debug)]
-struct Peer {
-    user: UserName,
-    pieces: Bitfield,
-    /// Asked and not yet received, with the time each was asked.
-    asked: BTreeMap<PieceIndex, Duration>,
-    depth: usize,
-    /// Bytes a second, smoothed; zero until the first piece.
-    rate: f64,
-    last_received: Duration,
-    /// Not asked before this.
-    rests_until: Option<Duration>,
-}
+/// When this long passed unnoticed we were asleep ourselves, and nobody else is to blame for it.
+const ASLEEP: Duration = Duration::from_secs(3);
 
 /// The scheduler of one download.
 #[derive(Debug)]
@@ -149,19 +45,59 @@ pub struct Scheduler {
     layout: PieceLayout,
     picker: Picker,
     peers: BTreeMap<PeerKey, Peer>,
-    bad: BTreeMap<UserName, u32>,
+    flights: Flights,
+    blame: Blame,
+    /// Whose ban was told.
+    banned: BTreeSet<UserName>,
+    room: Room,
+    duplicates: u32,
+    paused: bool,
     complete: bool,
+    /// A peer could take more if there were room.
+    starved: bool,
+    /// Who got room last, when there was too little for all.
+    turn: PeerKey,
+    now: Duration,
+    /// Nothing depends on time before this.
+    wake: Option<Duration>,
+    /// Events since every count was checked.
+    unchecked: u32,
+}
+
+/// Which peers an event may have made ready for more.
+enum Ready {
+    All,
+    One(PeerKey),
+    /// Nobody, unless room was short.
+    Room,
+    Nobody,
 }
 
 impl Scheduler {
-    /// A download that has `stored` already; `seed` decides among equals.
-    pub fn new(layout: PieceLayout, stored: &Bitfield, seed: u64) -> Self {
+    /// A download that has `stored` already; `seed` decides among equals, and nothing is taken from
+    /// `outcasts`.
+    pub fn new(
+        layout: PieceLayout,
+        stored: &Bitfield,
+        outcasts: BTreeSet<UserName>,
+        seed: u64,
+    ) -> Self {
         Self {
             layout,
             picker: Picker::new(layout, stored, seed),
             peers: BTreeMap::new(),
-            bad: BTreeMap::new(),
+            flights: Flights::default(),
+            blame: Blame::new(outcasts),
+            banned: BTreeSet::new(),
+            room: Room::new(DOWNLOAD_BYTES),
+            duplicates: 0,
+            paused: false,
             complete: false,
+            starved: false,
+            turn: PeerKey(0),
+            now: Duration::ZERO,
+            wake: None,
+            unchecked: 0,
         }
     }
 
@@ -170,155 +106,536 @@ impl Scheduler {
         self.picker.is_complete()
     }
 
-    /// Whether this user sent false pieces.
+    /// Whether a piece is stored.
+    pub fn is_stored(&self, piece: PieceIndex) -> bool {
+        self.picker.state(piece) == PieceState::Stored
+    }
+
+    /// Whether nothing is taken from this user.
     pub fn is_banned(&self, user: &UserName) -> bool {
-        self.bad.get(user).is_some_and(|count| *count >= BAD_PIECES_TO_BAN)
+        self.blame.is_banned(user)
     }
 
-    /// Takes in one event at time `now` since the download began; returns what to do.
-    pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Action> {
-        let mut actions = Vec::new();
-        let rested = self.end_rests(now);
-        let mut ready = Ready::All;
-        match event {
-            Event::PeerJoined { peer, user, pieces } => {
-                self.remove(peer);
-                if !self.is_banned(&user) {
-                    self.picker.peer_joined(&pieces);
-                    self.peers.insert(peer, Peer::new(user, pieces));
-                    ready = Ready::One(peer);
-                }
-            }
-            Event::PeerPieces { peer, pieces } => self.replace_pieces(peer, pieces),
-            Event::PeerHas { peer, piece } => {
-                if let Some(known) = self.peers.get_mut(&peer)
-                    && known.pieces.insert(piece)
-                {
-                    self.picker.peer_gained(piece, &known.pieces);
-                }
-                ready = Ready::One(peer);
-            }
-            Event::PeerLeft { peer } => self.remove(peer),
-            Event::Received { peer, piece, rtt } => {
-                let len = self.layout.len(piece);
-                if let Some(known) = self.peers.get_mut(&peer) {
-                    known.received(now, piece, len, rtt);
-                }
-                ready = Ready::One(peer);
-            }
-            Event::Stored { piece } => {
-                self.picker.stored(piece);
-                if self.picker.is_complete() && !self.complete {
-                    self.complete = true;
-                    actions.push(Action::Complete);
-                }
-            }
-            Event::Bad { user, piece } => {
-                self.picker.give_back(piece);
-                let count = self.bad.entry(user.clone()).or_default();
-                *count += 1;
-                if *count == BAD_PIECES_TO_BAN {
-                    let theirs: Vec<_> = self
-                        .peers
-                        .iter()
-                        .filter(|(_, peer)| peer.user == user)
-                        .map(|(key, _)| *key)
-                        .collect();
-                    theirs.into_iter().for_each(|key| self.remove(key));
-                    actions.push(Action::Ban { user });
-                }
-            }
-            Event::NotServed { peer, piece, reason } => {
-                let asked = self.peers.get_mut(&peer).and_then(|p| p.asked.remove(&piece));
-                if asked.is_some() {
-                    self.picker.give_back(piece);
-                }
-                match (self.peers.get_mut(&peer), reason) {
-                    (None, _) => {}
-                    (Some(_), NotServed::Nothing) => {
-                        self.replace_pieces(peer, Bitfield::none(self.layout));
-                    }
-                    (Some(known), NotServed::NotHave) => {
-                        if known.pieces.remove(piece) {
-                            self.picker.peer_lost(piece, &known.pieces);
-                        }
-                    }
-                    (Some(known), NotServed::Busy | NotServed::Broken) => {
-                        known.rests_until = Some(now + BUSY_WAIT);
-                    }
-                }
-            }
-            Event::Tick => {}
-        }
-        self.fill(now, if rested { Ready::All } else { ready }, &mut actions);
-        if cfg!(debug_assertions) && self.layout.piece_count() <= 256 {
-            self.check_invariants();
-        }
-        actions
+    /// Pieces of which everybody sends something else than the manifest says.
+    pub fn suspected(&self) -> &BTreeSet<PieceIndex> {
+        self.blame.suspected()
     }
 
-    /// Ends the rests that are over; whether there were any.
-    fn end_rests(&mut self, now: Duration) -> bool {
-        let mut any = false;
-        for peer in self.peers.values_mut() {
-            if peer.rests_until.is_some_and(|until| until <= now) {
-                peer.rests_until = None;
-                any = true;
-            }
+    /// Whether some piece is missing that no peer has which could be asked.
+    pub fn is_stuck(&self) -> bool {
+        self.flights.is_empty()
+            && !self.is_complete()
+            && !self.peers.values().any(|peer| peer.useful > 0 && !peer.silent)
+    }
+
+    /// Whether a peer was asked for something that is not here yet.
+    pub fn is_asked(&self, peer: PeerKey) -> bool {
+        self.peers.get(&peer).is_some_and(Peer::is_asked)
+    }
+
+    /// Bytes that could well be in flight now, if there were room.
+    pub fn demand(&self) -> u64 {
+        if self.paused || self.complete {
+            return 0;
         }
-        any
+        let live = self.peers.values().filter(|peer| !peer.silent);
+        let busy = live.filter(|peer| peer.useful > 0 || peer.is_asked());
+        let wanted: usize = busy.map(Peer::depth).sum();
+        let pieces = self.picker.missing_count() as usize + self.flights.len();
+        wanted.min(pieces) as u64 * self.unit()
     }
 
     /// When to send a [`Event::Tick`], if nothing else happens before.
     pub fn next_timeout(&self) -> Option<Duration> {
-        if self.picker.missing_count() == 0 {
-            return None;
+        self.wake
+    }
+
+    /// Takes in one event at time `now` since the download began; returns what to do. What does not
+    /// belong to this download's file is ignored.
+    pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Action> {
+        let mut actions = Vec::new();
+        if !event.fits(self.layout) {
+            return actions;
         }
-        self.peers.values().filter_map(|peer| peer.rests_until).min()
+        let now = now.max(self.now);
+        self.forgive_sleep(now);
+        self.now = now;
+        let mut ready = self.take_in(now, event, &mut actions);
+        if self.wake.is_some_and(|at| at <= now) {
+            self.pass_time(now, &mut actions);
+            ready = Ready::All;
+        }
+        self.fill(now, ready, &mut actions);
+        if self.picker.is_complete() && !std::mem::replace(&mut self.complete, true) {
+            actions.push(Action::Complete);
+        }
+        self.complete = self.picker.is_complete();
+        if cfg!(any(debug_assertions, fuzzing)) {
+            // Checking looks at every piece of every peer: of the largest files now and then.
+            self.unchecked += self.layout.piece_count() / 1_000 + 1;
+            if self.unchecked > self.layout.piece_count() / 1_000 * 100 {
+                self.unchecked = 0;
+                self.check_invariants();
+            }
+        }
+        actions
+    }
+
+    fn take_in(&mut self, now: Duration, event: Event, actions: &mut Vec<Action>) -> Ready {
+        match event {
+            Event::PeerJoined { peer, user, pieces, rtt } => {
+                self.remove(peer);
+                if self.is_banned(&user) {
+                    return Ready::All;
+                }
+                self.picker.peer_joined(&pieces);
+                let useful = self.useful(&pieces);
+                let suspect = self.blame.is_suspect(&user).then_some(now + RETRY);
+                suspect.into_iter().for_each(|at| self.wake_at(at));
+                let mut known = Peer::new(user, pieces, useful, rtt);
+                known.suspect = suspect;
+                self.peers.insert(peer, known);
+                Ready::All
+            }
+            Event::PeerPieces { peer, pieces } => {
+                self.replace_pieces(peer, pieces);
+                self.hear(now, peer);
+                Ready::All
+            }
+            Event::PeerHas { peer, pieces } => {
+                if let Some(known) = self.peers.get_mut(&peer) {
+                    for piece in pieces {
+                        if known.pieces.insert(piece) {
+                            self.picker.peer_gained(piece, &known.pieces);
+                            let missing = self.picker.state(piece) == PieceState::Missing;
+                            known.useful += u32::from(missing);
+                        }
+                    }
+                }
+                self.hear(now, peer);
+                Ready::One(peer)
+            }
+            Event::PeerLeft { peer } => {
+                self.remove(peer);
+                Ready::All
+            }
+            Event::Alive { peer, rtt } => {
+                if let Some(known) = self.peers.get_mut(&peer) {
+                    known.pipe.set_rtt(rtt);
+                }
+                if self.hear(now, peer) { Ready::One(peer) } else { Ready::Nobody }
+            }
+            Event::Progress { peer, piece, received } => {
+                if let Some(known) = self.peers.get_mut(&peer) {
+                    known.pipe.progress(now, piece, received);
+                    if let Some(at) = known.pipe.stall_check(STALL.0) {
+                        self.wake_at(at);
+                    }
+                }
+                if self.hear(now, peer) { Ready::One(peer) } else { Ready::Nobody }
+            }
+            Event::Received { peer, piece, rtt } => {
+                self.received(now, peer, piece, rtt);
+                self.hear(now, peer);
+                Ready::One(peer)
+            }
+            Event::Stored { user, piece } => {
+                self.stored(&user, piece, actions);
+                Ready::Room
+            }
+            Event::Bad { peer, user, piece, received } => {
+                if received {
+                    self.verified(piece);
+                } else {
+                    self.drop_request(peer, piece);
+                }
+                self.settle(piece);
+                self.fail(now, &user, piece, actions);
+                Ready::All
+            }
+            Event::Unwritten { piece } => {
+                self.verified(piece);
+                self.settle(piece);
+                Ready::All
+            }
+            Event::Lost { pieces } => {
+                for piece in pieces {
+                    if self.is_stored(piece) {
+                        self.picker.lost(piece);
+                        self.count_useful(piece, true);
+                    }
+                }
+                Ready::All
+            }
+            Event::NotServed { peer, piece, reason } => {
+                self.not_served(now, peer, piece, reason, actions);
+                Ready::All
+            }
+            Event::Room { bytes, credit } => {
+                self.room.set(bytes, credit);
+                Ready::Room
+            }
+            Event::Pause => {
+                self.paused = true;
+                Ready::Nobody
+            }
+            Event::Resume => {
+                self.paused = false;
+                Ready::All
+            }
+            Event::Tick => Ready::Nobody,
+        }
+    }
+
+    /// A piece is here and goes to be verified, also one that was not waited for any more.
+    fn received(&mut self, now: Duration, key: PeerKey, piece: PieceIndex, rtt: Duration) {
+        let known = self.peers.get_mut(&key);
+        if let Some(asked) = known.and_then(|peer| {
+            peer.did_well();
+            peer.pipe.received(now, piece, rtt)
+        }) {
+            self.room.unask(asked.len);
+        }
+        if self.is_stored(piece) {
+            return;
+        }
+        if self.picker.state(piece) == PieceState::Missing {
+            self.picker.take(piece);
+            self.count_useful(piece, false);
+        }
+        self.flights.drop_holder(piece, key);
+        self.flights.verify(piece);
+        self.room.verify(self.layout.len(piece));
+    }
+
+    /// A copy of a piece is not being verified any more.
+    fn verified(&mut self, piece: PieceIndex) {
+        if self.flights.verified(piece) {
+            self.room.verified(self.layout.len(piece));
+        }
+    }
+
+    fn stored(&mut self, user: &UserName, piece: PieceIndex, actions: &mut Vec<Action>) {
+        if self.flights.of(piece).is_none_or(|flight| flight.verifying == 0) {
+            return;
+        }
+        let Some(flight) = self.flights.remove(piece) else { return };
+        self.room.verified(flight.verifying * self.layout.len(piece));
+        for peer in flight.holders {
+            if let Some(asked) = self.peers.get_mut(&peer).and_then(|p| p.pipe.forget(piece)) {
+                self.room.unask(asked.len);
+                actions.push(Action::Cancel { peer, piece, cause: Cause::Late });
+            }
+        }
+        self.picker.stored(piece);
+        let was_suspected = self.blame.suspected().contains(&piece);
+        self.blame.good(user, piece);
+        if was_suspected {
+            // Those who failed on it are to blame after all.
+            let users: BTreeSet<_> = self.peers.values().map(|peer| peer.user.clone()).collect();
+            users.iter().for_each(|user| self.judge(user, actions));
+        }
+    }
+
+    fn not_served(
+        &mut self,
+        now: Duration,
+        key: PeerKey,
+        piece: PieceIndex,
+        reason: NotServed,
+        actions: &mut Vec<Action>,
+    ) {
+        self.drop_request(key, piece);
+        self.settle(piece);
+        self.hear(now, key);
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        match reason {
+            NotServed::Nothing => self.replace_pieces(key, Bitfield::none(self.layout)),
+            NotServed::NotHave => {
+                if peer.pieces.remove(piece) {
+                    let missing = self.picker.state(piece) == PieceState::Missing;
+                    peer.useful -= u32::from(missing);
+                    self.picker.peer_lost(piece, &peer.pieces);
+                    let user = peer.user.clone();
+                    self.blame.denied(&user);
+                    self.judge(&user, actions);
+                }
+            }
+            NotServed::Busy | NotServed::Broken => {
+                let until = peer.rest(now);
+                self.wake_at(until);
+            }
+        }
+    }
+
+    /// A user failed on a piece: it is to blame, or the manifest is.
+    fn fail(
+        &mut self,
+        now: Duration,
+        user: &UserName,
+        piece: PieceIndex,
+        actions: &mut Vec<Action>,
+    ) {
+        self.blame.failed(user, piece);
+        let holders = self.peers.values().filter(|peer| peer.pieces.contains(piece));
+        let holders = holders.map(|peer| peer.user.clone()).collect();
+        if self.blame.suspect(piece, &holders) {
+            actions.push(Action::SuspectManifest { piece });
+        }
+        for peer in self.peers.values_mut().filter(|peer| peer.user == *user) {
+            peer.suspect = Some(now + RETRY);
+        }
+        self.wake_at(now + RETRY);
+        self.judge(user, actions);
+    }
+
+    /// Removes a user's peers if it is banned now.
+    fn judge(&mut self, user: &UserName, actions: &mut Vec<Action>) {
+        if !self.is_banned(user) {
+            return;
+        }
+        let theirs = self.peers.iter().filter(|(_, peer)| peer.user == *user);
+        let theirs: Vec<_> = theirs.map(|(key, _)| *key).collect();
+        if self.banned.insert(user.clone()) || !theirs.is_empty() {
+            actions.push(Action::Ban { user: user.clone() });
+        }
+        theirs.into_iter().for_each(|key| self.remove(key));
+    }
+
+    /// Something came from a peer; whether it had counted as dead.
+    fn hear(&mut self, now: Duration, key: PeerKey) -> bool {
+        self.peers.get_mut(&key).is_some_and(|peer| peer.hear(now))
+    }
+
+    /// What nobody noticed because we were asleep is not held against anybody.
+    fn forgive_sleep(&mut self, now: Duration) {
+        let Some(overdue) = self.wake.and_then(|at| now.checked_sub(at)) else { return };
+        if overdue > ASLEEP {
+            self.peers.values_mut().for_each(|peer| peer.shift(overdue));
+        }
+    }
+
+    /// Does what time alone brings about, and finds out when that is due again.
+    fn pass_time(&mut self, now: Duration, actions: &mut Vec<Action>) {
+        self.wake = None;
+        let keys: Vec<_> = self.peers.keys().copied().collect();
+        for key in keys {
+            let Some(peer) = self.peers.get_mut(&key) else { continue };
+            if peer.rests_until.is_some_and(|until| until <= now) {
+                peer.rests_until = None;
+            }
+            let mut due = vec![peer.rests_until, peer.suspect.filter(|at| *at > now)];
+            if peer.is_asked() && !peer.silent {
+                let end = peer.silence_ends();
+                if end <= now {
+                    self.fall_silent(key, actions);
+                } else if peer.pipe.is_stalled(now, STALL) {
+                    self.stalled(now, key, actions);
+                } else {
+                    due.extend([Some(end), peer.pipe.stall_check(STALL.0)]);
+                }
+            }
+            due.into_iter().flatten().for_each(|at| self.wake_at(at));
+        }
+    }
+
+    /// A peer counts as dead: what somebody else can give is taken from it. What nobody else has stays
+    /// with it, in case it comes back.
+    fn fall_silent(&mut self, key: PeerKey, actions: &mut Vec<Action>) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        peer.silent = true;
+        let asked: Vec<_> = peer.pipe.asked().iter().map(|asked| asked.piece).collect();
+        for piece in asked {
+            let mut others = self.peers.values().filter(|peer| !peer.silent);
+            if others.any(|peer| peer.pieces.contains(piece)) {
+                self.cancel(key, piece, Cause::Silent, actions);
+            }
+        }
+    }
+
+    /// A peer keeps us waiting for bytes that it promised.
+    fn stalled(&mut self, now: Duration, key: PeerKey, actions: &mut Vec<Action>) {
+        let Some(peer) = self.peers.get(&key) else { return };
+        let user = peer.user.clone();
+        let promised = peer.pipe.asked().iter().filter(|asked| asked.begun);
+        let promised: Vec<_> = promised.map(|asked| asked.piece).collect();
+        for piece in promised {
+            self.cancel(key, piece, Cause::Stalled, actions);
+            self.fail(now, &user, piece, actions);
+        }
     }
 
     /// Asks ready peers in turn, one piece each, until none can take more.
     fn fill(&mut self, now: Duration, ready: Ready, actions: &mut Vec<Action>) {
         let mut keys: Vec<_> = match ready {
-            Ready::All => self.peers.keys().copied().collect(),
-            Ready::One(peer) => vec![peer],
+            Ready::Nobody => return,
+            Ready::Room if !self.starved => return,
+            Ready::One(peer) if !self.starved => vec![peer],
+            _ => {
+                self.starved = false;
+                let after = (Bound::Excluded(self.turn), Bound::Unbounded);
+                let turns = self.peers.range(after).chain(self.peers.range(..=self.turn));
+                turns.map(|(key, _)| *key).collect()
+            }
         };
-        while !keys.is_empty() {
-            keys.retain(|key| match self.ask(now, *key) {
-                Some(piece) => {
-                    actions.push(Action::Request { peer: *key, piece });
+        while !keys.is_empty() && !self.paused {
+            keys.retain(|key| match self.ask(now, *key, actions) {
+                true => {
+                    self.turn = *key;
                     true
                 }
-                None => false,
+                false => false,
             });
         }
     }
 
-    fn ask(&mut self, now: Duration, key: PeerKey) -> Option<PieceIndex> {
-        let peer = self.peers.get_mut(&key)?;
-        let asked_of_all = self.picker.in_flight_count() as usize;
-        // The bound on all peers together never starves one: each may have its minimum.
-        let within = peer.asked.len() < PIPELINE_MIN || asked_of_all < MAX_IN_FLIGHT;
-        if peer.asked.len() >= peer.depth || !within || peer.rests_until.is_some() {
-            return None;
+    /// Asks a peer for one piece more, if it can take one and has one for us.
+    fn ask(&mut self, now: Duration, key: PeerKey, actions: &mut Vec<Action>) -> bool {
+        let Some(peer) = self.peers.get(&key) else { return false };
+        if !peer.is_ready() {
+            return false;
         }
-        let piece = self.picker.pick(&peer.pieces)?;
-        peer.asked.insert(piece, now);
-        Some(piece)
+        if !self.room.has(self.unit(), !peer.is_asked()) {
+            self.starved = true;
+            return false;
+        }
+        let blame = &self.blame;
+        let picked = match peer.suspect {
+            None => self.picker.pick(&peer.pieces, peer.useful, |_| false),
+            Some(retry_at) => {
+                let failed = |piece| blame.has_failed(&peer.user, piece);
+                let others = |piece| {
+                    self.peers.values().any(|other| {
+                        other.pieces.contains(piece) && !blame.has_failed(&other.user, piece)
+                    })
+                };
+                let early = now < retry_at;
+                self.picker.pick(&peer.pieces, peer.useful, |piece| {
+                    failed(piece) && (early || others(piece))
+                })
+            }
+        };
+        let (piece, why) = match picked {
+            Some(piece) => {
+                self.count_useful(piece, false);
+                self.flights.ask(piece, key, None);
+                (piece, Why::Missing)
+            }
+            None => match self.rescue(now, key) {
+                Rescue::Steal { piece, from } => {
+                    self.drop_request(from, piece);
+                    actions.push(Action::Cancel { peer: from, piece, cause: Cause::Stolen });
+                    self.flights.ask(piece, key, Some(from));
+                    (piece, Why::Stolen)
+                }
+                Rescue::Duplicate { piece } => {
+                    self.duplicates += 1;
+                    self.flights.ask(piece, key, None);
+                    (piece, Why::Endgame)
+                }
+                Rescue::Later => {
+                    self.wake_at(now + LOOK_AGAIN);
+                    return false;
+                }
+                Rescue::Nothing => return false,
+            },
+        };
+        self.begin(now, key, piece);
+        actions.push(Action::Request { peer: key, piece, why });
+        true
+    }
+
+    /// What a peer with nothing else to do can take over.
+    fn rescue(&self, now: Duration, key: PeerKey) -> Rescue {
+        let at_end = self.picker.missing_count() == 0;
+        let budget = MIN_DUPLICATES.max(self.layout.piece_count() / 50);
+        let duplicates_left = if at_end { budget.saturating_sub(self.duplicates) } else { 0 };
+        let failed = |user: &UserName, piece| self.blame.has_failed(user, piece);
+        let scene = Scene { peers: &self.peers, flights: &self.flights, at_end, duplicates_left };
+        scene.rescue(now, key, |piece| self.layout.len(piece), failed)
+    }
+
+    fn begin(&mut self, now: Duration, key: PeerKey, piece: PieceIndex) {
+        let len = self.layout.len(piece);
+        self.room.ask(len);
+        if let Some(peer) = self.peers.get_mut(&key) {
+            peer.listen(now);
+            peer.pipe.ask(now, piece, len);
+            let end = peer.silence_ends();
+            self.wake_at(end);
+        }
+    }
+
+    fn cancel(
+        &mut self,
+        peer: PeerKey,
+        piece: PieceIndex,
+        cause: Cause,
+        actions: &mut Vec<Action>,
+    ) {
+        if self.drop_request(peer, piece) {
+            actions.push(Action::Cancel { peer, piece, cause });
+        }
+        self.settle(piece);
+    }
+
+    /// A peer is not waited for any more with this piece; whether it was.
+    fn drop_request(&mut self, key: PeerKey, piece: PieceIndex) -> bool {
+        let asked = self.peers.get_mut(&key).and_then(|peer| peer.pipe.forget(piece));
+        let Some(asked) = asked else { return false };
+        self.room.unask(asked.len);
+        self.flights.drop_holder(piece, key);
+        true
+    }
+
+    /// A piece in flight that nobody brings any more is missing again.
+    fn settle(&mut self, piece: PieceIndex) {
+        if self.flights.remove_idle(piece) {
+            self.picker.give_back(piece);
+            self.count_useful(piece, true);
+        }
+    }
+
+    /// A piece became missing, or ceased to be.
+    fn count_useful(&mut self, piece: PieceIndex, missing: bool) {
+        for peer in self.peers.values_mut().filter(|peer| peer.pieces.contains(piece)) {
+            peer.useful = if missing { peer.useful + 1 } else { peer.useful - 1 };
+        }
+    }
+
+    fn useful(&self, pieces: &Bitfield) -> u32 {
+        if pieces.is_full() {
+            return self.picker.missing_count();
+        }
+        self.picker.missing().common(pieces).count() as u32
     }
 
     fn replace_pieces(&mut self, key: PeerKey, pieces: Bitfield) {
+        let useful = self.useful(&pieces);
         if let Some(peer) = self.peers.get_mut(&key) {
             self.picker.peer_left(&peer.pieces);
             self.picker.peer_joined(&pieces);
-            peer.pieces = pieces;
+            (peer.pieces, peer.useful) = (pieces, useful);
         }
     }
 
     fn remove(&mut self, key: PeerKey) {
         let Some(peer) = self.peers.remove(&key) else { return };
         self.picker.peer_left(&peer.pieces);
-        peer.asked.into_keys().for_each(|piece| self.picker.give_back(piece));
+        for asked in peer.pipe.asked() {
+            self.room.unask(asked.len);
+            self.flights.drop_holder(asked.piece, key);
+            self.settle(asked.piece);
+        }
+    }
+
+    fn wake_at(&mut self, at: Duration) {
+        self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
+    }
+
+    /// Bytes of the largest piece.
+    fn unit(&self) -> u64 {
+        self.layout.size().min(u64::from(PIECE_LEN))
     }
 
     /// Checks the chief invariant and every count.
@@ -327,316 +644,34 @@ impl Scheduler {
     /// When one does not hold.
     pub fn check_invariants(&self) {
         self.picker.check_invariants();
-        let mut asked: Vec<_> = self.peers.values().flat_map(|peer| peer.asked.keys()).collect();
-        let count = asked.len();
-        asked.sort();
-        asked.dedup();
-        assert_eq!(asked.len(), count, "a piece has two holders");
-        assert!(asked.iter().all(|piece| self.picker.state(**piece) == PieceState::InFlight));
-        for piece in self.layout.pieces() {
-            let holders = self.peers.values().filter(|peer| peer.pieces.contains(piece)).count();
-            assert_eq!(self.picker.availability(piece) as usize, holders);
+        let (mut asked_bytes, mut verifying_bytes, mut doubles) = (0, 0, 0);
+        for (piece, flight) in self.flights.iter() {
+            assert_eq!(self.picker.state(piece), PieceState::InFlight);
+            assert!(flight.verifying > 0 || !flight.holders.is_empty(), "nobody brings {piece}");
+            assert!(flight.holders.len() <= 2, "{piece} has many holders");
+            doubles += u32::from(flight.holders.len() == 2);
+            for holder in &flight.holders {
+                let asked = self.peers[holder].pipe.asked();
+                assert_eq!(asked.iter().filter(|asked| asked.piece == piece).count(), 1);
+            }
+            verifying_bytes += u64::from(flight.verifying) * u64::from(self.layout.len(piece));
         }
-    }
-}
-
-/// Which peers an event may have made ready for more.
-enum Ready {
-    All,
-    One(PeerKey),
-}
-
-impl Peer {
-    fn new(user: UserName, pieces: Bitfield) -> Self {
-        Self {
-            user,
-            pieces,
-            asked: BTreeMap::new(),
-            depth: PIPELINE_START,
-            rate: 0.0,
-            last_received: Duration::ZERO,
-            rests_until: None,
-        }
-    }
-
-    /// Measures the rate by a piece that came, and makes the pipeline as deep as rate and round
-    /// trip ask for, half as much again so that it can grow.
-    fn received(&mut self, now: Duration, piece: PieceIndex, len: u32, rtt: Duration) {
-        let Some(asked) = self.asked.remove(&piece) else { return };
-        let took = now.saturating_sub(asked.max(self.last_received)).as_secs_f64().max(1e-6);
-        let sample = f64::from(len) / took;
-        self.rate = if self.rate == 0.0 { sample } else { 0.75 * self.rate + 0.25 * sample };
-        self.last_received = now;
-        let in_transit = self.rate * (rtt + SERVICE_TIME).as_secs_f64() / f64::from(PIECE_LEN);
-        let depth = (1.5 * in_transit).ceil() as usize + PIPELINE_MIN;
-        self.depth = depth.min(PEER_STREAMS as usize);
-    }
-}
-
-#[cfg(test)]
-pub(crate) mod testing {
-    //! Pictures of swarms: one row a peer, one character a piece, `#` for a piece it has.
-
-    use super::*;
-
-    /// A layout of `count` whole pieces.
-    pub(crate) fn layout(count: usize) -> PieceLayout {
-        PieceLayout::new(count as u64 * u64::from(PIECE_LEN)).expect("fits")
-    }
-
-    /// The pieces drawn in `picture`.
-    pub(crate) fn row(layout: PieceLayout, picture: &str) -> Bitfield {
-        assert_eq!(picture.len(), layout.piece_count() as usize);
-        let mut field = Bitfield::none(layout);
-        for (piece, _) in layout.pieces().zip(picture.bytes()).filter(|(_, c)| *c == b'#') {
-            field.insert(piece);
-        }
-        field
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::testing::{layout, row};
-    use super::*;
-    use proptest::prelude::*;
-
-    const MS: Duration = Duration::from_millis(1);
-
-    fn user(name: &str) -> UserName {
-        name.parse().expect("name")
-    }
-
-    fn join(s: &mut Scheduler, key: u64, name: &str, picture: &str) -> Vec<(u64, u32)> {
-        let pieces = row(s.layout, picture);
-        let event = Event::PeerJoined { peer: PeerKey(key), user: user(name), pieces };
-        requests(&s.handle(Duration::ZERO, event))
-    }
-
-    fn requests(actions: &[Action]) -> Vec<(u64, u32)> {
-        actions
-            .iter()
-            .filter_map(|action| match action {
-                Action::Request { peer, piece } => Some((peer.0, piece.get())),
-                _ => None,
-            })
-            .collect()
-    }
-
-    fn scheduler(us: &str) -> Scheduler {
-        let l = layout(us.len());
-        Scheduler::new(l, &row(l, us), 1)
-    }
-
-    fn piece(s: &Scheduler, index: u32) -> PieceIndex {
-        s.layout.piece(index).expect("exists")
-    }
-
-    #[test]
-    fn a_peer_is_asked_only_for_what_it_has_and_we_lack() {
-        let mut s = scheduler("#..#....");
-        assert_eq!(join(&mut s, 1, "bob", "##.#...#").len(), 2);
-        let asked = join(&mut s, 2, "alice", "##.#...#");
-        assert!(asked.is_empty(), "pieces 1 and 7 are in flight: {asked:?}");
-    }
-
-    #[test]
-    fn a_new_peer_gets_a_full_pipeline_and_no_more() {
-        let mut s = scheduler(&".".repeat(20));
-        assert_eq!(join(&mut s, 1, "alice", &"#".repeat(20)).len(), PIPELINE_START);
-        assert_eq!(join(&mut s, 2, "bob", &"#".repeat(20)).len(), PIPELINE_START);
-    }
-
-    #[test]
-    fn a_leaver_gives_back_and_the_others_take_over() {
-        let mut s = scheduler("..");
-        let first = join(&mut s, 1, "alice", "##");
-        assert_eq!(first.len(), 2);
-        assert!(join(&mut s, 2, "bob", "##").is_empty());
-        let actions = s.handle(MS, Event::PeerLeft { peer: PeerKey(1) });
-        let mut taken = requests(&actions);
-        taken.sort();
-        assert_eq!(taken, [(2, 0), (2, 1)]);
-    }
-
-    #[test]
-    fn completion_is_said_once() {
-        let mut s = scheduler(".#");
-        join(&mut s, 1, "alice", "##");
-        let p = piece(&s, 0);
-        s.handle(MS, Event::Received { peer: PeerKey(1), piece: p, rtt: MS });
-        assert_eq!(s.handle(MS, Event::Stored { piece: p }), [Action::Complete]);
-        assert!(s.handle(MS, Event::Stored { piece: p }).is_empty());
-        assert!(s.is_complete());
-    }
-
-    #[test]
-    fn one_bad_piece_makes_suspect_and_two_ban_the_user_on_all_devices() {
-        let mut s = scheduler("........");
-        join(&mut s, 1, "eve", "########");
-        join(&mut s, 2, "eve", "########");
-        for (round, index) in [(0, 0u32), (1, 1)] {
-            let p = piece(&s, index);
-            let holder =
-                [1, 2].map(PeerKey).into_iter().find(|k| s.peers[k].asked.contains_key(&p));
-            let peer = holder.expect("asked");
-            s.handle(MS, Event::Received { peer, piece: p, rtt: MS });
-            let actions = s.handle(MS, Event::Bad { user: user("eve"), piece: p });
-            assert_eq!(actions.contains(&Action::Ban { user: user("eve") }), round == 1);
-        }
-        assert!(s.peers.is_empty());
-        assert!(join(&mut s, 3, "eve", "########").is_empty());
-        assert_eq!(join(&mut s, 4, "alice", "########").len(), PIPELINE_START);
-    }
-
-    #[test]
-    fn a_busy_peer_rests_and_is_asked_again() {
-        let mut s = scheduler(".");
-        join(&mut s, 1, "alice", "#");
-        let p = piece(&s, 0);
-        let busy = Event::NotServed { peer: PeerKey(1), piece: p, reason: NotServed::Busy };
-        assert!(s.handle(MS, busy).is_empty());
-        let at = s.next_timeout().expect("a timeout");
-        assert!(s.handle(at - MS, Event::Tick).is_empty());
-        assert_eq!(requests(&s.handle(at, Event::Tick)), [(1, 0)]);
-    }
-
-    #[test]
-    fn a_piece_denied_is_not_asked_again_until_the_peer_has_it() {
-        let mut s = scheduler(".");
-        join(&mut s, 1, "alice", "#");
-        let p = piece(&s, 0);
-        let denied = Event::NotServed { peer: PeerKey(1), piece: p, reason: NotServed::NotHave };
-        assert!(s.handle(MS, denied).is_empty());
-        let has = Event::PeerHas { peer: PeerKey(1), piece: p };
-        assert_eq!(requests(&s.handle(MS, has)), [(1, 0)]);
-    }
-
-    #[test]
-    fn the_pipeline_follows_rate_and_round_trip() {
-        let mut peer = Peer::new(user("a"), Bitfield::none(layout(1)));
-        let l = layout(1000);
-        let rtt = Duration::from_millis(50);
-        // 1 Gbit/s at 50 ms: a piece every 4.2 ms.
-        let mut now = Duration::ZERO;
-        for p in l.pieces().take(60) {
-            peer.asked.insert(p, now);
-            now += Duration::from_micros(4200);
-            peer.received(now, p, PIECE_LEN, rtt);
-        }
-        assert!((16..=32).contains(&peer.depth), "{}", peer.depth);
-        // 64 KiB/s: one piece in 8 s.
-        for p in l.pieces().skip(60).take(60) {
-            peer.asked.insert(p, now);
-            now += Duration::from_secs(8);
-            peer.received(now, p, PIECE_LEN, rtt);
-        }
-        assert!(peer.depth <= PIPELINE_MIN + 1, "{}", peer.depth);
-    }
-
-    /// One step of a random swarm.
-    #[derive(Clone, Debug)]
-    enum Step {
-        Join(u8, Vec<bool>),
-        Leave(u8),
-        Has(u8, u8),
-        Pieces(u8, Vec<bool>),
-        Answer(prop::sample::Index, u8),
-        Tick,
-    }
-
-    fn steps() -> impl Strategy<Value = Vec<Step>> {
-        let bits = || prop::collection::vec(any::<bool>(), 10);
-        let step = prop_oneof![
-            (0u8..4, bits()).prop_map(|(p, b)| Step::Join(p, b)),
-            (0u8..4).prop_map(Step::Leave),
-            (0u8..4, 0u8..10).prop_map(|(p, i)| Step::Has(p, i)),
-            (0u8..4, bits()).prop_map(|(p, b)| Step::Pieces(p, b)),
-            (any::<prop::sample::Index>(), 0u8..6).prop_map(|(i, a)| Step::Answer(i, a)),
-            Just(Step::Tick),
-        ];
-        prop::collection::vec(step, 0..150)
-    }
-
-    /// Plays `steps`, with every invariant checked after each; returns all actions.
-    fn play(steps: &[Step], seed: u64) -> Vec<Action> {
-        let l = layout(10);
-        let mut s = Scheduler::new(l, &Bitfield::none(l), seed);
-        let mut open: Vec<(PeerKey, PieceIndex)> = Vec::new();
-        let mut log = Vec::new();
-        let field = |bits: &[bool]| {
-            let mut field = Bitfield::none(l);
-            l.pieces().zip(bits).filter(|(_, b)| **b).for_each(|(p, _)| {
-                field.insert(p);
-            });
-            field
-        };
-        for (tick, step) in steps.iter().enumerate() {
-            let now = MS * tick as u32;
-            let name = |p: u8| user(&format!("u{}", p % 3));
-            let events: Vec<Event> = match step {
-                Step::Join(p, bits) => {
-                    open.retain(|(peer, _)| peer.0 != u64::from(*p));
-                    let peer = PeerKey(u64::from(*p));
-                    vec![Event::PeerJoined { peer, user: name(*p), pieces: field(bits) }]
-                }
-                Step::Leave(p) => {
-                    open.retain(|(peer, _)| peer.0 != u64::from(*p));
-                    vec![Event::PeerLeft { peer: PeerKey(u64::from(*p)) }]
-                }
-                Step::Has(p, i) => {
-                    let piece = l.piece(u32::from(*i)).expect("exists");
-                    vec![Event::PeerHas { peer: PeerKey(u64::from(*p)), piece }]
-                }
-                Step::Pieces(p, bits) => {
-                    vec![Event::PeerPieces { peer: PeerKey(u64::from(*p)), pieces: field(bits) }]
-                }
-                Step::Answer(index, _) if open.is_empty() => {
-                    let _ = index;
-                    vec![Event::Tick]
-                }
-                Step::Answer(index, answer) => {
-                    let (peer, piece) = open.swap_remove(index.index(open.len()));
-                    let received = Event::Received { peer, piece, rtt: MS };
-                    match answer {
-                        0 => vec![Event::NotServed { peer, piece, reason: NotServed::NotHave }],
-                        1 => vec![Event::NotServed { peer, piece, reason: NotServed::Busy }],
-                        3 => vec![Event::NotServed { peer, piece, reason: NotServed::Nothing }],
-                        2 => vec![received, Event::Bad { user: name(peer.0 as u8), piece }],
-                        _ => vec![received, Event::Stored { piece }],
-                    }
-                }
-                Step::Tick => vec![Event::Tick],
-            };
-            for event in events {
-                let actions = s.handle(now, event);
-                s.check_invariants();
-                for action in &actions {
-                    match action {
-                        Action::Request { peer, piece } => {
-                            assert!(
-                                s.peers[peer].pieces.contains(*piece),
-                                "asked for what it lacks"
-                            );
-                            open.push((*peer, *piece));
-                        }
-                        Action::Ban { user } => {
-                            assert!(s.peers.values().all(|peer| peer.user != *user));
-                            open.retain(|(peer, _)| s.peers.contains_key(peer));
-                        }
-                        Action::Complete => assert!(s.is_complete()),
-                    }
-                }
-                log.extend(actions);
+        assert!(doubles <= self.duplicates);
+        for (key, peer) in &self.peers {
+            assert!(!self.is_banned(&peer.user), "{} is banned", peer.user);
+            assert_eq!(peer.useful, self.useful(&peer.pieces), "what is useful of {key:?}");
+            for asked in peer.pipe.asked() {
+                let flight = self.flights.of(asked.piece);
+                assert!(flight.is_some_and(|f| f.holders.contains(key)), "{}", asked.piece);
+                asked_bytes += u64::from(asked.len);
             }
         }
-        log
-    }
-
-    proptest! {
-        #[test]
-        fn any_sequence_of_events_keeps_the_invariants_and_replays(steps in steps(), seed in 0u64..50) {
-            prop_assert_eq!(play(&steps, seed), play(&steps, seed));
+        assert_eq!((asked_bytes, verifying_bytes), self.room.in_flight());
+        for piece in self.layout.pieces() {
+            let in_flight = self.picker.state(piece) == PieceState::InFlight;
+            assert_eq!(in_flight, self.flights.of(piece).is_some());
+            let holders = self.peers.values().filter(|peer| peer.pieces.contains(piece)).count();
+            assert_eq!(self.picker.availability(piece) as usize, holders);
         }
     }
 }

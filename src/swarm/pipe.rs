@@ -1,0 +1,272 @@
+//! The pipeline to one peer: how fast it delivers, how deep it should be, and when what was asked for
+//! should be here.
+
+use std::time::Duration;
+
+use crate::limits::{PEER_STREAMS, PIECE_LEN, PIPELINE_MIN, PIPELINE_START};
+use crate::piece::PieceIndex;
+
+/// Time at the serving side between a request and its first byte that the network does not show:
+/// a disk read and some waiting for a core.
+const SERVICE_TIME: Duration = Duration::from_millis(20);
+
+/// A peer of which nothing is known yet is taken for this fast, in bytes a second: what home lines
+/// send.
+const PRESUMED_RATE: f64 = 1_000_000.0;
+
+/// A rate is measured over so long at least: pieces come in bursts.
+const SAMPLE: Duration = Duration::from_millis(20);
+
+/// One request under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Asked {
+    /// Which piece.
+    pub piece: PieceIndex,
+    /// Its bytes.
+    pub len: u32,
+    /// When it was asked for.
+    pub at: Duration,
+    /// Whether its bytes were promised: the header has come.
+    pub begun: bool,
+    /// Bytes of it that are here.
+    pub received: u32,
+}
+
+/// What is under way from one peer, oldest first, and how fast it comes.
+#[derive(Debug)]
+pub struct Pipe {
+    asked: Vec<Asked>,
+    depth: usize,
+    /// Bytes a second, smoothed; nothing until the first piece.
+    rate: Option<f64>,
+    /// Bytes that came since the rate was measured last, and since when they were waited for.
+    sample: (u64, Duration),
+    rtt: Duration,
+    /// When a piece became whole last, and when bytes came last.
+    last_piece: Duration,
+    fed: Duration,
+    /// Bytes that came.
+    fed_bytes: u64,
+    /// Since when bytes are promised, or it was last looked at, and how many had come by then.
+    promised: Option<(Duration, u64)>,
+}
+
+impl Pipe {
+    /// Nothing under way.
+    pub fn new(rtt: Duration) -> Self {
+        Self {
+            asked: Vec::new(),
+            depth: PIPELINE_START,
+            rate: None,
+            sample: (0, Duration::ZERO),
+            rtt,
+            last_piece: Duration::ZERO,
+            fed: Duration::ZERO,
+            fed_bytes: 0,
+            promised: None,
+        }
+    }
+
+    /// What is under way, oldest first.
+    pub fn asked(&self) -> &[Asked] {
+        &self.asked
+    }
+
+    /// Pieces that should be under way at once.
+    pub fn depth(&self) -> usize {
+        self.depth
+    }
+
+    /// The round-trip time last heard of.
+    pub fn rtt(&self) -> Duration {
+        self.rtt
+    }
+
+    /// The round-trip time is this now.
+    pub fn set_rtt(&mut self, rtt: Duration) {
+        self.rtt = rtt;
+    }
+
+    /// A piece is asked for.
+    pub fn ask(&mut self, now: Duration, piece: PieceIndex, len: u32) {
+        self.asked.push(Asked { piece, len, at: now, begun: false, received: 0 });
+    }
+
+    /// A piece is not under way any more; what was known of it, if it was.
+    pub fn forget(&mut self, piece: PieceIndex) -> Option<Asked> {
+        let place = self.asked.iter().position(|asked| asked.piece == piece)?;
+        let asked = self.asked.remove(place);
+        if self.asked.iter().all(|asked| !asked.begun) {
+            self.promised = None;
+        }
+        Some(asked)
+    }
+
+    /// So many bytes of a piece are here; none when only its header is.
+    pub fn progress(&mut self, now: Duration, piece: PieceIndex, received: u32) {
+        let Some(asked) = self.asked.iter_mut().find(|asked| asked.piece == piece) else { return };
+        asked.begun = true;
+        self.promised.get_or_insert((now, self.fed_bytes));
+        let received = received.min(asked.len);
+        if received > asked.received {
+            self.fed_bytes += u64::from(received - asked.received);
+            asked.received = received;
+            self.fed = now;
+        }
+    }
+
+    /// Whether somebody promised the bytes of a piece that is under way.
+    pub fn has_begun(&self, piece: PieceIndex) -> bool {
+        self.asked.iter().any(|asked| asked.piece == piece && asked.begun)
+    }
+
+    /// When it is time to look whether promised bytes come: `span` after that was last done.
+    pub fn stall_check(&self, span: Duration) -> Option<Duration> {
+        self.promised.map(|(since, _)| since + span)
+    }
+
+    /// Whether fewer than `least` of the promised bytes came in the last `span`; looked at once a span.
+    pub fn is_stalled(&mut self, now: Duration, (span, least): (Duration, u64)) -> bool {
+        match self.promised {
+            Some((since, before)) if since + span <= now => {
+                self.promised = Some((now, self.fed_bytes));
+                self.fed_bytes - before < least
+            }
+            _ => false,
+        }
+    }
+
+    /// Time stood still for us: nothing that was waited for is so much later.
+    pub fn shift(&mut self, span: Duration) {
+        self.asked.iter_mut().for_each(|asked| asked.at += span);
+        self.sample.1 += span;
+        self.last_piece += span;
+        self.fed += span;
+        if let Some((since, _)) = &mut self.promised {
+            *since += span;
+        }
+    }
+
+    /// A piece is here. Measures the rate by it, and makes the pipeline as deep as rate and round trip
+    /// ask for, half as much again so that it can grow. Returns what was known of it.
+    pub fn received(&mut self, now: Duration, piece: PieceIndex, rtt: Duration) -> Option<Asked> {
+        self.rtt = rtt;
+        let asked = self.forget(piece)?;
+        let (bytes, since) = match self.sample {
+            (0, _) => (u64::from(asked.len), asked.at.max(self.last_piece)),
+            (bytes, since) => (bytes + u64::from(asked.len), since),
+        };
+        (self.last_piece, self.fed) = (now, now);
+        self.fed_bytes += u64::from(asked.len - asked.received);
+        let took = now.saturating_sub(since);
+        if took < SAMPLE {
+            self.sample = (bytes, since);
+            return Some(asked);
+        }
+        self.sample = (0, now);
+        let sample = bytes as f64 / took.as_secs_f64();
+        let rate = self.rate.map_or(sample, |rate| 0.75 * rate + 0.25 * sample);
+        self.rate = Some(rate);
+        let in_transit = rate * (rtt + SERVICE_TIME).as_secs_f64() / f64::from(PIECE_LEN);
+        let depth = (1.5 * in_transit).ceil() as usize + PIPELINE_MIN;
+        self.depth = depth.min(PEER_STREAMS as usize);
+        Some(asked)
+    }
+
+    /// How long until a piece that is under way should be here.
+    pub fn expected(&self, now: Duration, piece: PieceIndex) -> Duration {
+        let place = self.asked.iter().position(|asked| asked.piece == piece);
+        let ahead = &self.asked[..place.map_or(0, |place| place + 1)];
+        self.expected_after(now, ahead, 0)
+    }
+
+    /// How long until one more piece of `len` bytes would be here, were it asked for now.
+    pub fn expected_next(&self, now: Duration, len: u32) -> Duration {
+        self.expected_after(now, &self.asked, len)
+    }
+
+    fn expected_after(&self, now: Duration, ahead: &[Asked], more: u32) -> Duration {
+        let bytes: u32 = ahead.iter().map(|asked| asked.len - asked.received).sum();
+        let seconds = f64::from(bytes + more) / self.speed(now);
+        // Far beyond any deadline is far enough, and no overflow.
+        let by_speed = Duration::from_secs_f64(seconds.min(1e6));
+        // Who has given nothing for a while is presumed to give nothing for as long again.
+        let waiting = self
+            .asked
+            .first()
+            .map_or(Duration::ZERO, |oldest| now.saturating_sub(oldest.at.max(self.fed)));
+        self.rtt + by_speed.max(waiting)
+    }
+
+    /// Bytes a second, as far as is known now.
+    fn speed(&self, now: Duration) -> f64 {
+        let Some(oldest) = self.asked.first() else { return self.rate.unwrap_or(PRESUMED_RATE) };
+        let since = oldest.at.max(self.last_piece);
+        let took = now.saturating_sub(since).as_secs_f64().max(1e-6);
+        let lately = f64::from(oldest.received.max(1)) / took;
+        match self.rate {
+            // It does not keep to what it did before.
+            Some(rate) if took * rate > f64::from(oldest.len) => lately,
+            Some(rate) => rate,
+            None if oldest.received > 0 => lately,
+            None => PRESUMED_RATE,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::swarm::testing::layout;
+
+    const MS: Duration = Duration::from_millis(1);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn pieces(count: usize) -> Vec<PieceIndex> {
+        layout(count).pieces().collect()
+    }
+
+    #[test]
+    fn the_pipeline_follows_rate_and_round_trip() {
+        let mut pipe = Pipe::new(MS);
+        assert_eq!(pipe.depth(), PIPELINE_START);
+        let rtt = 50 * MS;
+        // 1 Gbit/s at 50 ms: a piece every 4.2 ms.
+        let mut now = Duration::ZERO;
+        for piece in &pieces(120)[..60] {
+            pipe.ask(now, *piece, PIECE_LEN);
+            now += Duration::from_micros(4200);
+            assert!(pipe.received(now, *piece, rtt).is_some());
+        }
+        assert!((16..=32).contains(&pipe.depth()), "{}", pipe.depth());
+        // 64 KiB/s: one piece in 8 s.
+        for piece in &pieces(120)[60..] {
+            pipe.ask(now, *piece, PIECE_LEN);
+            now += 8 * SECOND;
+            pipe.received(now, *piece, rtt);
+        }
+        assert!(pipe.depth() <= PIPELINE_MIN + 1, "{}", pipe.depth());
+    }
+
+    #[test]
+    fn what_is_expected_follows_what_is_seen() {
+        let [a, b] = [0, 1].map(|index| pieces(2)[index]);
+        let mut pipe = Pipe::new(Duration::ZERO);
+        pipe.ask(Duration::ZERO, a, PIECE_LEN);
+        pipe.ask(Duration::ZERO, b, PIECE_LEN);
+        // Nothing is known: about half a second a piece, until it turns out to take longer.
+        assert!((400..600).contains(&pipe.expected(MS, a).as_millis()));
+        assert!((900..1200).contains(&pipe.expected(MS, b).as_millis()));
+        assert_eq!(pipe.expected(20 * SECOND, a), 20 * SECOND);
+        // A quarter in four seconds: twelve more, and sixteen for the next.
+        pipe.progress(4 * SECOND, a, PIECE_LEN / 4);
+        assert_eq!(pipe.expected(4 * SECOND, a).as_secs(), 12);
+        assert_eq!(pipe.expected(4 * SECOND, b).as_secs(), 28);
+        assert_eq!(pipe.expected_next(4 * SECOND, PIECE_LEN).as_secs(), 44);
+        // Whole at last, at 32 KiB/s; then nothing at all.
+        pipe.received(16 * SECOND, a, Duration::ZERO);
+        assert_eq!(pipe.expected(16 * SECOND, b).as_secs(), 16);
+        assert!(pipe.expected(60 * SECOND, b) >= 44 * SECOND);
+        assert!(pipe.forget(a).is_none() && pipe.forget(b).is_some());
+    }
+}

@@ -1,0 +1,661 @@
+//! Pictures of what the scheduler does, and random swarms in which its invariants must hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use proptest::prelude::*;
+
+use super::event::{Action, Cause, Event, NotServed, PeerKey, Why};
+use super::scheduler::Scheduler;
+use super::testing::{layout, row};
+use crate::bitfield::Bitfield;
+use crate::limits::{PIECE_LEN, PIPELINE_START};
+use crate::name::UserName;
+use crate::piece::{PieceIndex, PieceLayout};
+use crate::wire;
+
+const MS: Duration = Duration::from_millis(1);
+const SECOND: Duration = Duration::from_secs(1);
+
+fn user(name: &str) -> UserName {
+    name.parse().expect("name")
+}
+
+/// A scheduler, its layout, and how late it is.
+struct Stage {
+    layout: PieceLayout,
+    scheduler: Scheduler,
+    now: Duration,
+}
+
+/// A swarm in which we have what `us` shows.
+fn stage(us: &str) -> Stage {
+    let layout = layout(us.len());
+    let scheduler = Scheduler::new(layout, &row(layout, us), BTreeSet::new(), 1);
+    Stage { layout, scheduler, now: Duration::ZERO }
+}
+
+impl Stage {
+    fn piece(&self, index: u32) -> PieceIndex {
+        self.layout.piece(index).expect("exists")
+    }
+
+    fn handle(&mut self, event: Event) -> Vec<Action> {
+        let actions = self.scheduler.handle(self.now, event);
+        self.scheduler.check_invariants();
+        actions
+    }
+
+    fn join(&mut self, key: u64, name: &str, picture: &str) -> Vec<(u64, u32)> {
+        let pieces = row(self.layout, picture);
+        let event = Event::PeerJoined { peer: PeerKey(key), user: user(name), pieces, rtt: MS };
+        requests(&self.handle(event))
+    }
+
+    fn received(&mut self, key: u64, index: u32) -> Vec<Action> {
+        let piece = self.piece(index);
+        self.handle(Event::Received { peer: PeerKey(key), piece, rtt: MS })
+    }
+
+    fn stored(&mut self, name: &str, index: u32) -> Vec<Action> {
+        let piece = self.piece(index);
+        self.handle(Event::Stored { user: user(name), piece })
+    }
+
+    /// A piece comes and is verified.
+    fn comes(&mut self, key: u64, name: &str, index: u32) -> Vec<Action> {
+        let mut actions = self.received(key, index);
+        actions.extend(self.stored(name, index));
+        actions
+    }
+
+    fn bad(&mut self, key: u64, name: &str, index: u32) -> Vec<Action> {
+        let mut actions = self.received(key, index);
+        let (peer, piece) = (PeerKey(key), self.piece(index));
+        actions.extend(self.handle(Event::Bad { peer, user: user(name), piece, received: true }));
+        actions
+    }
+
+    fn refused(&mut self, key: u64, index: u32, reason: NotServed) -> Vec<Action> {
+        let piece = self.piece(index);
+        self.handle(Event::NotServed { peer: PeerKey(key), piece, reason })
+    }
+
+    fn has(&mut self, key: u64, indexes: &[u32]) -> Vec<Action> {
+        let pieces = indexes.iter().map(|index| self.piece(*index)).collect();
+        self.handle(Event::PeerHas { peer: PeerKey(key), pieces })
+    }
+
+    fn progress(&mut self, key: u64, index: u32, received: u32) -> Vec<Action> {
+        let piece = self.piece(index);
+        self.handle(Event::Progress { peer: PeerKey(key), piece, received })
+    }
+
+    fn alive(&mut self, key: u64) -> Vec<Action> {
+        self.handle(Event::Alive { peer: PeerKey(key), rtt: MS })
+    }
+
+    /// Ticks as often as the scheduler wants until so much later; the peers `alive` are heard of
+    /// twice a second.
+    fn pass(&mut self, span: Duration, alive: &[u64]) -> Vec<Action> {
+        let end = self.now + span;
+        let mut actions = Vec::new();
+        while self.now < end {
+            self.now = end.min(self.now + 500 * MS);
+            for key in alive {
+                actions.extend(self.alive(*key));
+            }
+            actions.extend(self.handle(Event::Tick));
+        }
+        actions
+    }
+}
+
+fn requests(actions: &[Action]) -> Vec<(u64, u32)> {
+    let requests = actions.iter().filter_map(|action| match action {
+        Action::Request { peer, piece, .. } => Some((peer.0, piece.get())),
+        _ => None,
+    });
+    requests.collect()
+}
+
+fn cancels(actions: &[Action]) -> Vec<(u64, u32, Cause)> {
+    let cancels = actions.iter().filter_map(|action| match action {
+        Action::Cancel { peer, piece, cause } => Some((peer.0, piece.get(), *cause)),
+        _ => None,
+    });
+    cancels.collect()
+}
+
+#[test]
+fn a_peer_is_asked_only_for_what_it_has_and_we_lack() {
+    let mut s = stage("#..#....");
+    let mut asked = s.join(1, "bob", "##.#...#");
+    asked.sort();
+    assert_eq!(asked, [(1, 1), (1, 7)]);
+    assert!(s.join(2, "alice", "##.#...#").is_empty(), "1 and 7 are in flight");
+}
+
+#[test]
+fn a_new_peer_gets_a_full_pipeline_and_no_more() {
+    let mut s = stage(&".".repeat(20));
+    assert_eq!(s.join(1, "alice", &"#".repeat(20)).len(), PIPELINE_START);
+    assert_eq!(s.join(2, "bob", &"#".repeat(20)).len(), PIPELINE_START);
+}
+
+#[test]
+fn the_rarest_piece_is_asked_for_first() {
+    let mut s = stage("........");
+    s.handle(Event::Pause);
+    s.join(1, "alice", "########");
+    s.join(2, "bob", ".#.#####");
+    s.join(3, "cid", ".#.###..");
+    let room = Event::Room { bytes: u64::from(PIECE_LEN), credit: None };
+    s.handle(room);
+    // Only alice has 0 and 2.
+    let rarest: Vec<_> = requests(&s.handle(Event::Resume));
+    let alice: Vec<_> = rarest.into_iter().filter(|(peer, _)| *peer == 1).collect();
+    assert!(matches!(alice[..], [(1, 0 | 2)]), "{alice:?}");
+}
+
+#[test]
+fn every_peer_has_something_to_do_even_when_there_is_too_little_room() {
+    let mut s = stage(&".".repeat(40));
+    s.handle(Event::Room { bytes: 2 * u64::from(PIECE_LEN), credit: None });
+    let all = "#".repeat(40);
+    let mut asked = BTreeMap::new();
+    for key in 1..6 {
+        for (peer, _) in s.join(key, &format!("user{key}"), &all) {
+            *asked.entry(peer).or_insert(0) += 1;
+        }
+    }
+    assert_eq!(asked, BTreeMap::from([(1, 2), (2, 1), (3, 1), (4, 1), (5, 1)]));
+    // And nobody when there is none, until there is.
+    let mut s = stage(&".".repeat(40));
+    s.handle(Event::Room { bytes: 0, credit: None });
+    assert!(s.join(1, "alice", &all).is_empty());
+    let room = s.handle(Event::Room { bytes: 10 * u64::from(PIECE_LEN), credit: Some(1) });
+    assert_eq!(requests(&room).len(), 1, "credit for one");
+    let room = s.handle(Event::Room { bytes: 10 * u64::from(PIECE_LEN), credit: None });
+    assert_eq!(requests(&room).len(), PIPELINE_START - 1);
+}
+
+#[test]
+fn a_leaver_gives_back_and_the_others_take_over() {
+    let mut s = stage("..");
+    assert_eq!(s.join(1, "alice", "##").len(), 2);
+    assert!(s.join(2, "bob", "##").len() <= 1, "nothing is left to begin");
+    let actions = s.handle(Event::PeerLeft { peer: PeerKey(1) });
+    let taken: BTreeSet<_> = requests(&actions).into_iter().map(|(peer, _)| peer).collect();
+    assert_eq!(taken, BTreeSet::from([2]));
+    assert!(s.scheduler.is_asked(PeerKey(2)));
+}
+
+#[test]
+fn completion_is_said_once() {
+    let mut s = stage(".#");
+    s.join(1, "alice", "##");
+    s.received(1, 0);
+    assert_eq!(s.stored("alice", 0), [Action::Complete]);
+    assert!(s.stored("alice", 0).is_empty());
+    assert!(s.scheduler.is_complete());
+}
+
+#[test]
+fn a_stored_piece_that_is_lost_is_fetched_again() {
+    let mut s = stage("##");
+    assert!(s.join(1, "alice", "##").is_empty());
+    let lost = s.piece(1);
+    assert_eq!(requests(&s.handle(Event::Lost { pieces: vec![lost] })), [(1, 1)]);
+    assert!(!s.scheduler.is_complete());
+    assert_eq!(s.comes(1, "alice", 1), [Action::Complete]);
+}
+
+#[test]
+fn one_bad_piece_makes_suspect_and_two_ban_the_user_on_all_devices() {
+    let mut s = stage("........");
+    let first = s.join(1, "eve", "########");
+    s.join(2, "eve", "########");
+    assert!(s.bad(1, "eve", first[0].1).iter().all(|a| !matches!(a, Action::Ban { .. })));
+    // A suspect gets one piece at a time, never the one it failed on.
+    assert!(s.join(3, "eve", "########").iter().all(|(_, piece)| *piece != first[0].1));
+    let actions = s.bad(1, "eve", first[1].1);
+    assert!(actions.contains(&Action::Ban { user: user("eve") }), "{actions:?}");
+    assert!(s.join(4, "eve", "########").is_empty());
+    assert_eq!(s.join(5, "alice", "########").len(), PIPELINE_START);
+}
+
+#[test]
+fn a_false_form_counts_like_false_bytes() {
+    let mut s = stage("...");
+    s.join(1, "eve", "###");
+    for index in [0, 1] {
+        let (peer, piece) = (PeerKey(1), s.piece(index));
+        s.handle(Event::Bad { peer, user: user("eve"), piece, received: false });
+    }
+    assert!(s.scheduler.is_banned(&user("eve")));
+}
+
+#[test]
+fn what_one_failed_on_another_is_asked_for() {
+    let mut s = stage(".");
+    assert_eq!(s.join(1, "eve", "#"), [(1, 0)]);
+    assert!(requests(&s.bad(1, "eve", 0)).is_empty(), "not again at once");
+    assert_eq!(s.join(2, "alice", "#"), [(2, 0)]);
+    assert_eq!(s.comes(2, "alice", 0), [Action::Complete]);
+}
+
+#[test]
+fn the_only_source_gets_a_second_chance() {
+    let mut s = stage(".");
+    s.join(1, "alice", "#");
+    s.bad(1, "alice", 0);
+    let actions = s.pass(11 * SECOND, &[1]);
+    assert_eq!(requests(&actions), [(1, 0)]);
+    assert_eq!(s.comes(1, "alice", 0), [Action::Complete]);
+}
+
+#[test]
+fn when_everybody_fails_on_a_piece_the_manifest_is_suspected_and_nobody_banned() {
+    let mut s = stage("..");
+    s.join(1, "ann", "#.");
+    s.bad(1, "ann", 0);
+    assert_eq!(s.join(2, "bob", "#."), [(2, 0)]);
+    let actions = s.bad(2, "bob", 0);
+    assert!(actions.contains(&Action::SuspectManifest { piece: s.piece(0) }), "{actions:?}");
+    let actions = s.pass(11 * SECOND, &[1, 2]);
+    let (again, _) = requests(&actions)[0];
+    let name = if again == 1 { "ann" } else { "bob" };
+    s.bad(again, name, 0);
+    assert!(!s.scheduler.is_banned(&user("ann")) && !s.scheduler.is_banned(&user("bob")));
+    assert_eq!(s.scheduler.suspected().len(), 1);
+    // Somebody has it after all: then they are to blame.
+    s.join(3, "cid", "##");
+    s.pass(11 * SECOND, &[1, 2, 3]);
+    s.comes(3, "cid", 0);
+    assert!(s.scheduler.suspected().is_empty());
+    assert!(s.scheduler.is_banned(&user(name)));
+}
+
+#[test]
+fn a_busy_peer_rests_twice_as_long_each_time_and_is_asked_again() {
+    let mut s = stage(".");
+    s.join(1, "alice", "#");
+    for seconds in [1, 2, 4, 8, 16, 32, 60, 60] {
+        let until = s.now + seconds * SECOND;
+        assert!(s.refused(1, 0, NotServed::Busy).is_empty());
+        while s.now < until {
+            let at = s.scheduler.next_timeout().expect("a timeout");
+            assert!(at > s.now && at <= until);
+            s.now = at;
+            let asked = requests(&s.handle(Event::Tick));
+            assert_eq!(!asked.is_empty(), s.now == until, "{asked:?}");
+        }
+    }
+}
+
+#[test]
+fn a_piece_denied_is_not_asked_again_until_the_peer_has_it() {
+    let mut s = stage(".");
+    s.join(1, "alice", "#");
+    assert!(s.refused(1, 0, NotServed::NotHave).is_empty());
+    assert!(s.scheduler.is_stuck());
+    assert_eq!(requests(&s.has(1, &[0])), [(1, 0)]);
+}
+
+#[test]
+fn who_denies_what_it_says_to_have_again_and_again_is_banned() {
+    let mut s = stage(".");
+    s.join(1, "eve", "#");
+    for _ in 0..100 {
+        s.refused(1, 0, NotServed::NotHave);
+        s.has(1, &[0]);
+    }
+    assert!(s.scheduler.is_banned(&user("eve")));
+}
+
+#[test]
+fn a_dead_peer_gives_back_what_others_have_and_is_asked_again_when_it_lives() {
+    let mut s = stage("........");
+    assert_eq!(s.join(1, "alice", "####....").len(), 4);
+    assert_eq!(s.join(2, "bob", "###.####").len(), 4);
+    let mut freed = cancels(&s.pass(3 * SECOND, &[2]));
+    freed.sort_by_key(|(_, piece, _)| *piece);
+    assert_eq!(freed, [0, 1, 2].map(|piece| (1, piece, Cause::Silent)));
+    // What only alice has stays with her; she is asked for more once she is heard of.
+    assert!(s.scheduler.is_asked(PeerKey(1)));
+    let mut asked: Vec<_> = [4, 5, 6].map(|piece| requests(&s.comes(2, "bob", piece))).concat();
+    assert!(!asked.is_empty() && asked.iter().all(|(peer, _)| *peer == 2), "{asked:?}");
+    let again = requests(&s.alive(1));
+    assert!(!again.is_empty() && again.iter().all(|(peer, _)| *peer == 1), "{again:?}");
+    asked.extend(again);
+    let pieces: BTreeSet<_> = asked.into_iter().map(|(_, piece)| piece).collect();
+    assert_eq!(pieces, BTreeSet::from([0, 1, 2]));
+}
+
+#[test]
+fn who_is_alive_and_slow_is_not_dead() {
+    let mut s = stage("..");
+    s.join(1, "alice", "##");
+    let actions = s.pass(20 * SECOND, &[1]);
+    assert!(actions.is_empty(), "{actions:?}");
+}
+
+#[test]
+fn who_promises_bytes_and_gives_none_is_banned_though_alive() {
+    let mut s = stage("....");
+    s.join(1, "eve", "####");
+    s.progress(1, 0, 0);
+    s.progress(1, 1, 0);
+    for second in 0..29 {
+        let dribble = s.progress(1, 0, second);
+        assert!(dribble.is_empty());
+        assert!(s.pass(SECOND, &[1]).is_empty());
+    }
+    let actions = s.pass(2 * SECOND, &[1]);
+    assert!(actions.contains(&Action::Ban { user: user("eve") }), "{actions:?}");
+}
+
+#[test]
+fn a_slow_link_that_moves_is_borne_with() {
+    let mut s = stage("....");
+    s.join(1, "alice", "####");
+    // 1 KiB/s.
+    for second in 0..120 {
+        assert!(s.progress(1, 0, second * 1024).is_empty());
+        assert!(s.pass(SECOND, &[1]).is_empty());
+    }
+}
+
+#[test]
+fn when_we_slept_nobody_else_is_to_blame() {
+    let mut s = stage("....");
+    s.join(1, "alice", "##..");
+    s.join(2, "bob", "####");
+    s.progress(1, 0, 0);
+    s.progress(1, 1, 0);
+    s.pass(SECOND, &[1, 2]);
+    s.now += 60 * SECOND;
+    let actions = s.handle(Event::Tick);
+    assert!(cancels(&actions).is_empty(), "{actions:?}");
+}
+
+#[test]
+fn an_idle_peer_steals_the_piece_that_would_come_last_from_a_slow_one() {
+    // Nobody has the last piece, so this is not the end.
+    let mut s = stage(".....");
+    let slow = s.join(1, "slow", "####.");
+    assert_eq!(slow.len(), 4);
+    let pieces = row(s.layout, "####.");
+    let fast = Event::PeerJoined { peer: PeerKey(2), user: user("fast"), pieces, rtt: MS };
+    let actions = s.handle(fast);
+    let [(1, last, Cause::Stolen)] = cancels(&actions)[..] else { panic!("{actions:?}") };
+    assert_eq!(last, slow[3].1);
+    let stolen = Action::Request { peer: PeerKey(2), piece: s.piece(last), why: Why::Stolen };
+    assert!(actions.contains(&stolen), "{actions:?}");
+    // As it turns out how slow slow is, fast takes all the rest, the latest first.
+    s.now = 2 * SECOND;
+    s.progress(1, slow[0].1, PIECE_LEN / 8);
+    let actions = s.comes(2, "fast", last);
+    let taken: Vec<_> = cancels(&actions).into_iter().map(|(_, piece, _)| piece).collect();
+    assert_eq!(taken[..2], [slow[2].1, slow[1].1]);
+    // And nothing of it goes back.
+    assert!(requests(&s.pass(60 * SECOND, &[1, 2])).iter().all(|(peer, _)| *peer != 1));
+}
+
+#[test]
+fn the_last_pieces_have_two_holders_at_most_and_the_slower_is_stopped() {
+    let mut s = stage("##########.");
+    s.join(1, "slow", "###########");
+    // The bytes flow, so it is not worth taking it from slow altogether, but a second copy is.
+    s.progress(1, 10, PIECE_LEN / 2);
+    s.now = 700 * MS;
+    s.progress(1, 10, PIECE_LEN / 2 + 1);
+    let second = s.join(2, "fast", "###########");
+    let third = s.join(3, "third", "###########");
+    let asked: Vec<_> = second.into_iter().chain(third).collect();
+    assert!(asked.len() <= 1, "{asked:?}");
+    if let [(key, 10)] = asked[..] {
+        let actions = s.comes(key, "fast", 10);
+        assert_eq!(cancels(&actions), [(1, 10, Cause::Late)]);
+        assert!(actions.contains(&Action::Complete));
+    }
+}
+
+#[test]
+fn nothing_more_is_asked_for_while_paused() {
+    let mut s = stage("......");
+    s.join(1, "alice", "######");
+    s.handle(Event::Pause);
+    s.received(1, 0);
+    let piece = s.piece(0);
+    assert!(s.handle(Event::Unwritten { piece }).is_empty());
+    assert!(s.pass(SECOND, &[1]).is_empty());
+    assert!(!requests(&s.handle(Event::Resume)).is_empty());
+}
+
+#[test]
+fn an_event_of_another_file_is_ignored() {
+    let mut s = stage("..");
+    let other = layout(3);
+    let pieces = Bitfield::all(other);
+    let event = Event::PeerJoined { peer: PeerKey(1), user: user("a"), pieces, rtt: MS };
+    assert!(s.handle(event).is_empty());
+    let piece = other.piece(2).expect("exists");
+    assert!(s.handle(Event::Unwritten { piece }).is_empty());
+}
+
+/// One step of a random swarm.
+#[derive(Clone, Debug)]
+enum Step {
+    Join(u8, Vec<bool>),
+    Leave(u8),
+    Has(u8, u8),
+    Pieces(u8, Vec<bool>),
+    Answer(prop::sample::Index, u8),
+    Progress(prop::sample::Index, u32),
+    Alive(u8),
+    Lost(u8),
+    Room(u8, Option<u8>),
+    Pause(bool),
+    Pass(u16),
+}
+
+const COUNT: usize = 70;
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let bits = || prop::collection::vec(prop::bool::weighted(0.7), COUNT);
+    let index = any::<prop::sample::Index>;
+    let step = prop_oneof![
+        2 => (0u8..4, bits()).prop_map(|(p, b)| Step::Join(p, b)),
+        1 => (0u8..4).prop_map(Step::Leave),
+        2 => (0u8..4, 0..COUNT as u8).prop_map(|(p, i)| Step::Has(p, i)),
+        1 => (0u8..4, bits()).prop_map(|(p, b)| Step::Pieces(p, b)),
+        12 => (index(), 0u8..12).prop_map(|(i, a)| Step::Answer(i, a)),
+        3 => (index(), 0..PIECE_LEN).prop_map(|(i, len)| Step::Progress(i, len)),
+        2 => (0u8..4).prop_map(Step::Alive),
+        1 => (0..COUNT as u8).prop_map(Step::Lost),
+        1 => (0u8..40, any::<Option<u8>>()).prop_map(|(r, c)| Step::Room(r, c)),
+        1 => any::<bool>().prop_map(Step::Pause),
+        3 => (0u16..5000).prop_map(Step::Pass),
+    ];
+    prop::collection::vec(step, 0..200)
+}
+
+fn field(bits: &[bool]) -> Bitfield {
+    let layout = layout(COUNT);
+    let mut field = Bitfield::none(layout);
+    for (piece, _) in layout.pieces().zip(bits).filter(|(_, bit)| **bit) {
+        field.insert(piece);
+    }
+    field
+}
+
+/// A random swarm at play: what it was told, what it did, and what it must have asked whom for.
+struct Play {
+    scheduler: Scheduler,
+    now: Duration,
+    open: BTreeSet<(PeerKey, PieceIndex)>,
+    has: BTreeMap<PeerKey, Bitfield>,
+    log: Vec<(Duration, Event)>,
+    done: Vec<Action>,
+}
+
+fn name_of(peer: PeerKey) -> UserName {
+    user(&format!("u{}", peer.0 % 3))
+}
+
+impl Play {
+    fn new(seed: u64) -> Self {
+        let l = layout(COUNT);
+        Self {
+            scheduler: Scheduler::new(l, &Bitfield::none(l), BTreeSet::new(), seed),
+            now: Duration::ZERO,
+            open: BTreeSet::new(),
+            has: BTreeMap::new(),
+            log: Vec::new(),
+            done: Vec::new(),
+        }
+    }
+
+    fn tell(&mut self, event: Event) {
+        let actions = self.scheduler.handle(self.now, event.clone());
+        self.scheduler.check_invariants();
+        self.log.push((self.now, event));
+        for action in &actions {
+            match action {
+                Action::Request { peer, piece, why } => {
+                    assert!(self.has[peer].contains(*piece), "asked for what it lacks");
+                    let others = self.open.iter().filter(|(_, other)| other == piece).count();
+                    assert_eq!(others, usize::from(*why == Why::Endgame), "{action:?}");
+                    assert!(self.open.insert((*peer, *piece)), "asked twice");
+                }
+                Action::Cancel { peer, piece, .. } => {
+                    assert!(self.open.remove(&(*peer, *piece)), "{action:?} of nothing");
+                }
+                Action::Ban { user } => self.open.retain(|(peer, _)| name_of(*peer) != *user),
+                Action::SuspectManifest { .. } => {}
+                Action::Complete => assert!(self.scheduler.is_complete()),
+            }
+        }
+        self.done.extend(actions);
+    }
+
+    fn pick_open(&self, index: prop::sample::Index) -> Option<(PeerKey, PieceIndex)> {
+        let open: Vec<_> = self.open.iter().collect();
+        (!open.is_empty()).then(|| *open[index.index(open.len())])
+    }
+
+    fn step(&mut self, step: Step) {
+        let key = |p: u8| PeerKey(u64::from(p));
+        let piece = |i: u8| layout(COUNT).piece(u32::from(i)).expect("exists");
+        match step {
+            Step::Join(p, bits) => {
+                let (peer, pieces) = (key(p), field(&bits));
+                self.open.retain(|(other, _)| *other != peer);
+                self.has.insert(peer, pieces.clone());
+                self.tell(Event::PeerJoined { peer, user: name_of(peer), pieces, rtt: 20 * MS });
+            }
+            Step::Leave(p) => {
+                self.open.retain(|(other, _)| *other != key(p));
+                self.tell(Event::PeerLeft { peer: key(p) });
+            }
+            Step::Has(p, i) => {
+                if let Some(pieces) = self.has.get_mut(&key(p)) {
+                    pieces.insert(piece(i));
+                }
+                self.tell(Event::PeerHas { peer: key(p), pieces: vec![piece(i)] });
+            }
+            Step::Pieces(p, bits) => {
+                self.has.insert(key(p), field(&bits));
+                self.tell(Event::PeerPieces { peer: key(p), pieces: field(&bits) });
+            }
+            Step::Answer(index, answer) => {
+                let Some((peer, piece)) = self.pick_open(index) else { return };
+                self.open.remove(&(peer, piece));
+                self.answer(peer, piece, answer);
+            }
+            Step::Progress(index, received) => {
+                let Some((peer, piece)) = self.pick_open(index) else { return };
+                self.tell(Event::Progress { peer, piece, received });
+            }
+            Step::Alive(p) => self.tell(Event::Alive { peer: key(p), rtt: 30 * MS }),
+            Step::Lost(i) => self.tell(Event::Lost { pieces: vec![piece(i)] }),
+            Step::Room(pieces, credit) => {
+                let bytes = u64::from(pieces) * u64::from(PIECE_LEN);
+                let credit = credit.map(|c| u64::from(c) * u64::from(PIECE_LEN) / 16);
+                self.tell(Event::Room { bytes, credit });
+            }
+            Step::Pause(pause) => self.tell(if pause { Event::Pause } else { Event::Resume }),
+            Step::Pass(millis) => {
+                self.now += MS * u32::from(millis);
+                self.tell(Event::Tick);
+            }
+        }
+    }
+
+    fn answer(&mut self, peer: PeerKey, piece: PieceIndex, answer: u8) {
+        let user = name_of(peer);
+        let refused = match answer {
+            0 => Some(NotServed::NotHave),
+            1 => Some(NotServed::Busy),
+            2 => Some(NotServed::Nothing),
+            3 => Some(NotServed::Broken),
+            _ => None,
+        };
+        match (refused, answer) {
+            (Some(reason), _) => {
+                if let Some(pieces) = self.has.get_mut(&peer) {
+                    match reason {
+                        NotServed::NotHave => {
+                            pieces.remove(piece);
+                        }
+                        NotServed::Nothing => *pieces = Bitfield::none(layout(COUNT)),
+                        NotServed::Busy | NotServed::Broken => {}
+                    }
+                }
+                self.tell(Event::NotServed { peer, piece, reason });
+            }
+            (None, 4) => self.tell(Event::Bad { peer, user, piece, received: false }),
+            (None, _) => {
+                self.tell(Event::Received { peer, piece, rtt: 10 * MS });
+                match answer {
+                    5 => self.tell(Event::Bad { peer, user, piece, received: true }),
+                    6 => self.tell(Event::Unwritten { piece }),
+                    _ => self.tell(Event::Stored { user, piece }),
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(200))]
+
+    #[test]
+    fn any_sequence_of_events_keeps_the_invariants_and_its_log_replays(
+        steps in steps(),
+        seed in 0u64..50,
+    ) {
+        let mut play = Play::new(seed);
+        steps.into_iter().for_each(|step| play.step(step));
+        let log = wire::encode(&play.log);
+        let log: Vec<(Duration, Event)> = wire::decode(&log).expect("own log decodes");
+        let l = layout(COUNT);
+        let mut again = Scheduler::new(l, &Bitfield::none(l), BTreeSet::new(), seed);
+        let done: Vec<_> = log.into_iter().flat_map(|(now, event)| again.handle(now, event)).collect();
+        prop_assert_eq!(done, play.done);
+    }
+
+    #[test]
+    fn junk_logs_never_panic(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        if let Ok(log) = wire::decode::<Vec<(u32, Event)>>(&bytes) {
+            let l = layout(9);
+            let mut scheduler = Scheduler::new(l, &Bitfield::none(l), BTreeSet::new(), 1);
+            for (now, event) in log {
+                scheduler.handle(MS * now, event);
+                scheduler.check_invariants();
+            }
+        }
+    }
+}

@@ -21,6 +21,8 @@ pub mod download;
 pub mod hub;
 
 #[cfg(test)]
+mod testing;
+#[cfg(test)]
 mod scheduler_tests;
 #[cfg(test)]
-pub(crate) mod testing;
+mod scheduler_random_tests;

@@ -3,7 +3,14 @@
 pub mod message;
 pub mod picker;
 pub mod scheduler;
+pub mod stamp;
+pub mod record;
+pub mod disk;
 pub mod hashing;
+pub mod running_sha1;
+pub mod storage_error;
+pub mod part;
+pub mod claims;
 pub mod storage;
 pub mod trust;
 pub mod session;
@@ -12,3 +19,10 @@ pub mod control;
 pub mod upload;
 pub mod download;
 pub mod hub;
+
+#[cfg(test)]
+mod memory_disk;
+#[cfg(test)]
+mod storage_tests;
+#[cfg(test)]
+mod storage_faults;

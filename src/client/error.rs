@@ -154,6 +154,8 @@ fn storage_code(error: &StorageError) -> &'static str {
         StorageError::FalseManifest => "false-manifest",
         StorageError::Io { error, .. } => file_code(error),
         StorageError::NamesTaken(_) => "exists",
+        StorageError::Gone(_) => "not-found",
+        StorageError::Incomplete { .. } => "disk",
     }
 }
 

@@ -1,39 +1,23 @@
-//! Hashes a file into its manifest, with all cores and a few megabytes.
+//! Hashes a file into its manifest, or holds one against its manifest, with all cores and a few
+//! megabytes.
 //!
 //! One thread reads ahead and feeds the whole-file SHA-1, which must see every byte in order; the
 //! others hash pieces. The file must stay what it is meanwhile: its stamp is compared at the end.
+//! Checking pieces needs no order: every thread reads for itself.
 
-use std::fs::{File, Metadata};
+use std::fs::File;
 use std::io::{self, Read as _};
-use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+pub use super::stamp::Stamp;
+use crate::bitfield::Bitfield;
 use crate::hash::{Sha1Hash, Sha1Hasher};
 use crate::limits::PIECE_LEN;
 use crate::manifest::{Manifest, ManifestError, PieceHashes};
 use crate::piece::{PieceIndex, PieceLayout, TooLarge};
-
-/// What a file looked like when it was hashed; a file that looks otherwise has changed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Stamp {
-    size: u64,
-    modified: (i64, i64),
-    inode: (u64, u64),
-}
-
-impl Stamp {
-    /// The stamp of an open file or a path.
-    pub fn of(metadata: &Metadata) -> Self {
-        Self {
-            size: metadata.len(),
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            inode: (metadata.dev(), metadata.ino()),
-        }
-    }
-}
 
 /// A file that could not be hashed.
 #[derive(Debug, thiserror::Error)]
@@ -153,6 +137,71 @@ fn hash_queue(
         hashes.push((piece, PieceHashes::of(layout, piece, &buffer)));
         // The reader may have stopped; then nobody needs the buffer.
         let _ = give_back.send(buffer);
+    }
+}
+
+/// Which of `candidates` are what `manifest` says, as `read` gives them: it fills the buffer with
+/// the bytes of a piece, from several threads. `progress` is told how many candidates were looked
+/// at.
+///
+/// A piece that cannot be read is not here: it is fetched again, and so written again. But when
+/// nothing at all can be read, the fault is the disk's.
+///
+/// # Errors
+/// When no piece could be read, the first refusal.
+pub fn check_pieces(
+    manifest: &Manifest,
+    candidates: &[PieceIndex],
+    read: &(dyn Fn(PieceIndex, &mut [u8]) -> io::Result<()> + Sync),
+    progress: &dyn Fn(usize),
+) -> io::Result<Bitfield> {
+    let layout = manifest.layout();
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let queue = Mutex::new(candidates.iter());
+    let check = |results: &SyncSender<(PieceIndex, io::Result<bool>)>| {
+        let mut buffer = vec![0; PIECE_LEN as usize];
+        loop {
+            let next = queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+            let Some(piece) = next.copied() else { return };
+            let bytes = &mut buffer[..layout.len(piece) as usize];
+            let right = read(piece, bytes)
+                .map(|()| PieceHashes::of(layout, piece, bytes) == manifest.piece(piece));
+            if results.send((piece, right)).is_err() {
+                return;
+            }
+        }
+    };
+    let mut have = Bitfield::none(layout);
+    let (mut looked_at, mut failures, mut first_failure) = (0, 0, None);
+    thread::scope(|scope| {
+        let (results, checked) = sync_channel(2 * cores);
+        for _ in 0..cores.min(candidates.len()) {
+            let results = results.clone();
+            scope.spawn(move || check(&results));
+        }
+        drop(results);
+        for (piece, right) in checked {
+            match right {
+                Ok(true) => {
+                    have.insert(piece);
+                }
+                Ok(false) => {}
+                Err(error) => {
+                    failures += 1;
+                    first_failure.get_or_insert(error);
+                }
+            }
+            looked_at += 1;
+            progress(looked_at);
+        }
+    });
+    match first_failure {
+        Some(error) if failures == looked_at => Err(error),
+        Some(error) => {
+            tracing::warn!(%error, pieces = failures, "pieces cannot be read");
+            Ok(have)
+        }
+        None => Ok(have),
     }
 }
 

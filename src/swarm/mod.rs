@@ -10,7 +10,14 @@ pub mod flights;
 pub mod rescue;
 pub mod room;
 pub mod scheduler;
+pub mod stamp;
+pub mod record;
+pub mod disk;
 pub mod hashing;
+pub mod running_sha1;
+pub mod storage_error;
+pub mod part;
+pub mod claims;
 pub mod storage;
 pub mod trust;
 pub mod session;
@@ -26,3 +33,9 @@ mod testing;
 mod scheduler_tests;
 #[cfg(test)]
 mod scheduler_random_tests;
+#[cfg(test)]
+mod memory_disk;
+#[cfg(test)]
+mod storage_tests;
+#[cfg(test)]
+mod storage_faults;

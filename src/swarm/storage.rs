@@ -1,112 +1,47 @@
 //! Where the bytes of one content are: a part file that fills, or a whole file.
 //!
-//! One door in: [`PieceStore::write_piece`] verifies, then writes. A whole file is served only
-//! while it looks as it did when it was hashed. Positioned reads and writes, never mmap. An
-//! existing file is never opened for writing and never replaced.
+//! One door in: [`PieceStore::write_piece`] verifies, then writes. What goes out is verified too: a
+//! disk that rots or a file that changes costs us a piece, never a peer's trust. Positioned reads
+//! and writes, never mmap. An existing file is never opened for writing and never replaced.
+//!
+//! A disk that fails leaves the store as it was: what is here stays here, the piece that was not
+//! written is missing, and [`PieceStore::recover`] goes on where it can. It does not wait, does not
+//! retry, and knows no peers: when to try again is for who owns it. Everything here blocks.
 
-use std::fs::{self, File, TryLockError};
+use std::collections::BTreeSet;
 use std::io;
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use rustix::fs::{CWD, FallocateFlags, RenameFlags};
-
-use super::hashing::{self, Stamp};
+use super::claims::{Claims, Settling};
+use super::disk::{Disk, RealDisk};
+pub use super::part::PART_DIR;
+use super::part::{Opened, Part};
+use super::running_sha1::{RunningSha1, Source};
+use super::stamp::Stamp;
+pub use super::storage_error::{ReadError, StorageError, WriteError};
 use crate::bitfield::Bitfield;
-use crate::limits::PIECE_LEN;
 use crate::manifest::{Manifest, PieceHashes};
 use crate::name::FileName;
-use crate::piece::PieceIndex;
+use crate::piece::{PieceIndex, PieceLayout};
 
-/// The directory inside a destination where part files are.
-pub const PART_DIR: &str = ".mtq";
+/// Pieces that one write may read back for the whole file's SHA-1: about a millisecond's work. More
+/// than one, so that the SHA-1 gains on the pieces that wait for it.
+const CATCH_UP: usize = 4;
 
-/// ` (number)` is tried up to this before giving up on a name.
-const MAX_NUMBERED: u32 = 999;
-
-/// A place that cannot be written or read.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StorageError {
-    /// The system refused.
-    #[error("{path}: {error}")]
-    Io {
-        /// Which file or directory.
-        path: PathBuf,
-        /// What the system said.
-        error: io::Error,
-    },
-    /// The disk has not enough room.
-    #[error("{path}: {needed} bytes are needed and the disk has no room for them")]
-    NoSpace {
-        /// Where.
-        path: PathBuf,
-        /// Bytes.
-        needed: u64,
-    },
-    /// Another download writes the same part file.
-    #[error("{0}: another download is writing this file")]
-    InUse(PathBuf),
-    /// Too many files of this name.
-    #[error("{0}: this name and all its numbered forms are taken")]
-    NamesTaken(PathBuf),
-    /// The piece hashes are right and the file's SHA-1 is not: the publisher lied.
-    #[error("every piece is right and the SHA-1 of the whole file is not: its manifest is false")]
-    FalseManifest,
-}
-
-impl StorageError {
-    fn io(path: &Path, needed: u64) -> impl Fn(io::Error) -> Self {
-        let path = path.to_owned();
-        move |error| match error.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                Self::NoSpace { path: path.clone(), needed }
-            }
-            _ => Self::Io { path: path.clone(), error },
-        }
-    }
-}
-
-/// A piece that was not written.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum WriteError {
-    /// The bytes are not the piece.
-    #[error("{0} mismatch")]
-    Wrong(&'static str),
-    /// BLAKE3 is right and SHA-1 is not: the manifest contradicts itself, no peer is to blame.
-    #[error("the manifest has a false SHA-1 for this piece")]
-    FalseManifest,
-    /// The disk.
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-}
-
-/// A piece that was not read.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ReadError {
-    /// It is not here.
-    #[error("the piece is not here")]
-    Missing,
-    /// The file is not what it was.
-    #[error("the file changed")]
-    Changed,
-    /// The disk.
-    #[error("{0}")]
-    Io(#[from] io::Error),
-}
-
+/// A part file being filled, and what its record may claim.
 #[derive(Debug)]
-struct Part {
-    file: File,
-    path: PathBuf,
+struct Filling {
+    part: Part,
+    claims: Mutex<Claims>,
+    /// Nothing may be written before the record says that it is.
+    asleep: AtomicBool,
 }
 
 #[derive(Clone, Debug)]
 enum Place {
-    Part(Arc<Part>),
+    Part(Arc<Filling>),
     Whole { path: PathBuf, stamp: Stamp },
     Changed { path: PathBuf },
 }
@@ -115,25 +50,57 @@ enum Place {
 struct State {
     have: Bitfield,
     place: Place,
+    /// Pieces that went bad and nobody has been told of.
+    lost: Vec<PieceIndex>,
+    /// Pieces that could not be read, and may be readable when the disk is well again.
+    unreadable: BTreeSet<PieceIndex>,
+    /// The directory in which the name of a finished file has not reached the disk.
+    unsynced_name: Option<PathBuf>,
+}
+
+/// What became of a part file whose disk failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Pieces that were here and are not any more: they must be fetched again, and nobody told
+    /// that they are here.
+    pub lost: Vec<PieceIndex>,
+    /// Pieces that were not here and are now: the file was found in an older state.
+    pub found: Vec<PieceIndex>,
 }
 
 /// One content on this machine.
+///
+/// Locks are taken in this order, each held shortly but for the first two: gate, SHA-1, claims,
+/// state. Only the state's is ever taken to answer a peer whose piece is right.
 #[derive(Debug)]
 pub struct PieceStore {
     manifest: Arc<Manifest>,
+    disk: Arc<dyn Disk>,
+    /// Shared by those who write pieces; alone by who closes, names or replaces the part file.
+    gate: RwLock<()>,
+    sha1: Mutex<RunningSha1>,
     state: Mutex<State>,
 }
 
 impl PieceStore {
     /// A whole file, hashed when it looked like `stamp`.
     pub fn whole(manifest: Arc<Manifest>, path: PathBuf, stamp: Stamp) -> Self {
+        Self::whole_on(Arc::new(RealDisk), manifest, path, stamp)
+    }
+
+    pub(super) fn whole_on(
+        disk: Arc<dyn Disk>,
+        manifest: Arc<Manifest>,
+        path: PathBuf,
+        stamp: Stamp,
+    ) -> Self {
         let have = Bitfield::all(manifest.layout());
-        Self { manifest, state: Mutex::new(State { have, place: Place::Whole { path, stamp } }) }
+        Self::new(disk, manifest, have, Place::Whole { path, stamp })
     }
 
     /// The part file of `manifest` for a download into `directory`: made and its room reserved,
-    /// or found from an earlier attempt, with every piece in it verified again. `progress` is
-    /// told the bytes looked at.
+    /// or found from an earlier attempt. After a clean stop it is as it was; otherwise every piece
+    /// that may be in it is verified again. `progress` is told the bytes looked at.
     ///
     /// # Errors
     /// [`StorageError`]; nothing new is left behind then.
@@ -142,80 +109,31 @@ impl PieceStore {
         directory: &Path,
         progress: &dyn Fn(u64),
     ) -> Result<Self, StorageError> {
-        let size = manifest.layout().size();
-        let part_dir = directory.join(PART_DIR);
-        let path = part_dir.join(format!("{}.part", manifest.content_id()));
-        let mut attempts = 0;
-        let result = loop {
-            match fs::create_dir(&part_dir) {
-                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                    return Err(StorageError::io(directory, size)(error));
-                }
-                _ => {}
-            }
-            attempts += 1;
-            match Self::open_part(manifest.clone(), &path, progress) {
-                // Another download ended just now and took the empty directory with it.
-                Err(StorageError::Io { error, .. })
-                    if error.kind() == io::ErrorKind::NotFound && attempts < 100 => {}
-                result => break result,
-            }
-        };
-        if matches!(result, Err(StorageError::Io { .. } | StorageError::NoSpace { .. })) {
-            // Fails while parts are in it, which is as it should be.
-            let _ = fs::remove_dir(&part_dir);
-        }
-        result
+        Self::part_on(Arc::new(RealDisk), manifest, directory, progress)
     }
 
-    fn open_part(
+    pub(super) fn part_on(
+        disk: Arc<dyn Disk>,
         manifest: Arc<Manifest>,
-        path: &Path,
+        directory: &Path,
         progress: &dyn Fn(u64),
     ) -> Result<Self, StorageError> {
-        let layout = manifest.layout();
-        let io = StorageError::io(path, layout.size());
-        let mut options = File::options();
-        options.read(true).write(true);
-        let (file, new) = match options.clone().create_new(true).open(path) {
-            Ok(file) => (file, true),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                (options.open(path).map_err(&io)?, false)
-            }
-            Err(error) => return Err(io(error)),
-        };
-        let result = Self::fill_part(manifest, file, path, new, progress);
-        if new && result.is_err() {
-            // What an earlier attempt left stays: it is worth a later one.
-            let _ = fs::remove_file(path);
-        }
-        result
+        let opened = Part::open(&disk, directory, &manifest, progress)?;
+        let have = opened.have.clone();
+        let filling = Filling::of(opened, manifest.layout());
+        Ok(Self::new(disk, manifest, have, Place::Part(Arc::new(filling))))
     }
 
-    fn fill_part(
-        manifest: Arc<Manifest>,
-        file: File,
-        path: &Path,
-        new: bool,
-        progress: &dyn Fn(u64),
-    ) -> Result<Self, StorageError> {
-        let layout = manifest.layout();
-        let io = StorageError::io(path, layout.size());
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(StorageError::InUse(path.to_owned())),
-            Err(TryLockError::Error(error)) => return Err(io(error)),
-        }
-        file.set_len(layout.size()).map_err(&io)?;
-        reserve(&file, layout.size()).map_err(&io)?;
-        let part = Part { file, path: path.to_owned() };
-        let have = if new {
-            Bitfield::none(layout)
-        } else {
-            part.verified(&manifest, progress).map_err(&io)?
-        };
-        let place = Place::Part(Arc::new(part));
-        Ok(Self { manifest, state: Mutex::new(State { have, place }) })
+    fn new(disk: Arc<dyn Disk>, manifest: Arc<Manifest>, have: Bitfield, place: Place) -> Self {
+        let sha1 = Mutex::new(RunningSha1::new(manifest.layout()));
+        let state = Mutex::new(State {
+            have,
+            place,
+            lost: Vec::new(),
+            unreadable: BTreeSet::new(),
+            unsynced_name: None,
+        });
+        Self { manifest, disk, gate: RwLock::new(()), sha1, state }
     }
 
     /// What the content is.
@@ -233,6 +151,12 @@ impl PieceStore {
         self.lock().have.contains(piece)
     }
 
+    /// Pieces that were here and went bad, since this was last asked: they must be fetched again,
+    /// and nobody told any longer that they are here.
+    pub fn take_lost(&self) -> Vec<PieceIndex> {
+        std::mem::take(&mut self.lock().lost)
+    }
+
     /// Whether the file was found changed; looks at it.
     pub fn is_changed(&self) -> bool {
         let place = self.lock().place.clone();
@@ -240,7 +164,7 @@ impl PieceStore {
             Place::Part(_) => false,
             Place::Changed { .. } => true,
             Place::Whole { path, stamp } => {
-                let same = fs::metadata(&path).is_ok_and(|now| Stamp::of(&now) == stamp);
+                let same = self.disk.stamp(&path).is_ok_and(|now| now == stamp);
                 if !same {
                     self.mark_changed(path);
                 }
@@ -252,42 +176,49 @@ impl PieceStore {
     /// Where the bytes are now.
     pub fn path(&self) -> PathBuf {
         match &self.lock().place {
-            Place::Part(part) => part.path.clone(),
+            Place::Part(filling) => filling.part.path().to_owned(),
             Place::Whole { path, .. } | Place::Changed { path } => path.clone(),
         }
+    }
+
+    /// Bytes of the part file that were read back for the whole file's SHA-1.
+    pub fn reread_bytes(&self) -> u64 {
+        self.lock_sha1().reread_bytes()
     }
 
     /// The one door in: verifies `bytes` against both hashes of `piece`, writes them, and only
     /// then counts the piece as here.
     ///
     /// # Errors
-    /// [`WriteError`].
+    /// [`WriteError`]; the piece is missing then, and all else as it was.
     pub fn write_piece(&self, piece: PieceIndex, bytes: &[u8]) -> Result<(), WriteError> {
-        let layout = self.manifest.layout();
-        if bytes.len() != layout.len(piece) as usize {
-            return Err(WriteError::Wrong("length"));
-        }
-        let (actual, expected) =
-            (PieceHashes::of(layout, piece, bytes), self.manifest.piece(piece));
-        match (actual.blake3 == expected.blake3, actual.sha1 == expected.sha1) {
-            (true, true) => {}
-            (true, false) => return Err(WriteError::FalseManifest),
-            (false, true) => return Err(WriteError::Wrong("BLAKE3")),
-            (false, false) => return Err(WriteError::Wrong("SHA-1")),
-        }
-        let place = self.lock().place.clone();
-        let Place::Part(part) = place else { return Ok(()) };
-        part.file
-            .write_all_at(bytes, layout.offset(piece))
-            .map_err(StorageError::io(&part.path, layout.size()))?;
+        verify(&self.manifest, piece, bytes)?;
+        let _gate = self.share_gate();
+        let filling = {
+            let state = self.lock();
+            match &state.place {
+                // Written again, a file just named would look changed.
+                Place::Part(filling) if !state.have.contains(piece) => filling.clone(),
+                _ => return Ok(()),
+            }
+        };
+        filling.wake(&self.manifest)?;
+        filling.part.write(self.manifest.layout(), piece, bytes)?;
         self.lock().have.insert(piece);
+        self.advance_sha1(&filling.part, piece, bytes);
         Ok(())
     }
 
-    /// The bytes of `piece`.
+    /// The bytes of `piece`, which are right.
+    ///
+    /// Their BLAKE3 is checked each time, although a whole file is also held against its stamp: a
+    /// write in the same tick of the filesystem's clock, or through a mapping, changes bytes under
+    /// an unchanged stamp, and disks rot. It takes 50 microseconds a piece, a tenth of sending it;
+    /// a peer that was sent bad bytes would ban our user for a day.
     ///
     /// # Errors
-    /// [`ReadError`]; a whole file that no longer looks as it did is never served again.
+    /// [`ReadError`]; a whole file that is no longer what it was is never served again, and a bad
+    /// piece of a part file is one of [`Self::take_lost`].
     pub fn read_piece(&self, piece: PieceIndex) -> Result<Vec<u8>, ReadError> {
         let (have, place) = {
             let state = self.lock();
@@ -296,39 +227,187 @@ impl PieceStore {
         if !have {
             return Err(ReadError::Missing);
         }
-        let layout = self.manifest.layout();
-        let mut bytes = vec![0; layout.len(piece) as usize];
+        let mut bytes = Vec::new();
         match place {
-            Place::Part(part) => part.file.read_exact_at(&mut bytes, layout.offset(piece))?,
-            Place::Changed { .. } => return Err(ReadError::Changed),
+            Place::Part(filling) => match filling.part.read(&self.manifest, piece, &mut bytes) {
+                Ok(true) => Ok(bytes),
+                Ok(false) => {
+                    self.lose(&filling, piece);
+                    Err(ReadError::Missing)
+                }
+                Err(error) => {
+                    self.lock().unreadable.insert(piece);
+                    Err(error.into())
+                }
+            },
+            Place::Changed { .. } => Err(ReadError::Changed),
             Place::Whole { path, stamp } => {
-                // Opened for each piece: thousands of shares hold no descriptors, and a file put
-                // in place of ours is noticed.
-                let read = File::open(&path).and_then(|file| {
-                    let before = Stamp::of(&file.metadata()?);
-                    file.read_exact_at(&mut bytes, layout.offset(piece))?;
-                    Ok(before == stamp && Stamp::of(&file.metadata()?) == stamp)
-                });
-                match read {
-                    Ok(true) => {}
-                    Ok(false) => return Err(self.mark_changed(path)),
+                match self.read_whole(&path, stamp, piece, &mut bytes) {
+                    Ok(true) => Ok(bytes),
+                    Ok(false) => Err(self.mark_changed(path)),
                     Err(error)
                         if matches!(
                             error.kind(),
-                            io::ErrorKind::NotFound | io::ErrorKind::UnexpectedEof
+                            io::ErrorKind::NotFound
+                                | io::ErrorKind::NotADirectory
+                                | io::ErrorKind::UnexpectedEof
                         ) =>
                     {
-                        return Err(self.mark_changed(path));
+                        Err(self.mark_changed(path))
                     }
-                    Err(error) => return Err(error.into()),
+                    Err(error) => Err(error.into()),
                 }
             }
         }
-        Ok(bytes)
     }
 
-    /// Gives a complete part file its name in `directory`: checks the whole file's SHA-1, brings
-    /// it to the disk, renames without replacing. A taken name becomes `name (1)`.
+    /// Reads a piece of a whole file; whether the file is still what it was.
+    fn read_whole(
+        &self,
+        path: &Path,
+        stamp: Stamp,
+        piece: PieceIndex,
+        bytes: &mut Vec<u8>,
+    ) -> io::Result<bool> {
+        let layout = self.manifest.layout();
+        // Opened for each piece: thousands of shares hold no descriptors, and a file put in place
+        // of ours is noticed.
+        let file = self.disk.open_read(path)?;
+        if file.stamp()? != stamp {
+            return Ok(false);
+        }
+        bytes.resize(layout.len(piece) as usize, 0);
+        file.read_exact_at(bytes, layout.offset(piece))?;
+        let right = PieceHashes::blake3_of(layout, piece, bytes);
+        Ok(right == self.manifest.piece(piece).blake3 && file.stamp()? == stamp)
+    }
+
+    /// Brings what was written to the disk, then a record that claims it: from here on a power cut
+    /// takes none of it back. For every few seconds, not for every piece.
+    ///
+    /// # Errors
+    /// [`StorageError`], also when the part file is not at its path any more.
+    pub fn checkpoint(&self) -> Result<(), StorageError> {
+        let Place::Part(filling) = self.lock().place.clone() else { return Ok(()) };
+        self.settle(&filling, Settling::Midway)
+    }
+
+    /// The clean stop: a checkpoint whose record lets the next opening look at nothing. A write
+    /// after it is safe, and makes the stop unclean again.
+    ///
+    /// # Errors
+    /// As [`Self::checkpoint`].
+    pub fn close(&self) -> Result<(), StorageError> {
+        let _gate = self.close_gate();
+        let Place::Part(filling) = self.lock().place.clone() else { return Ok(()) };
+        filling.asleep.store(true, Ordering::Release);
+        self.settle(&filling, Settling::Clean)
+    }
+
+    /// Makes the place usable again after an error that [can heal](StorageError::can_heal), or says
+    /// why it is not yet. Nothing that can still be read is fetched again: pieces are copied from
+    /// the file that was open all the time if there is another, or none, at its path now. A
+    /// directory that is gone must come back by itself.
+    ///
+    /// # Errors
+    /// [`StorageError`]: not yet.
+    pub fn recover(&self) -> Result<Recovered, StorageError> {
+        let _gate = self.close_gate();
+        let (before, place) = {
+            let state = self.lock();
+            (state.have.clone(), state.place.clone())
+        };
+        match place {
+            Place::Part(filling) if !filling.part.is_discarded() => {
+                let tried = match filling.part.here() {
+                    Ok(()) => self.revive(&filling),
+                    gone => gone,
+                };
+                if let Err(error) = tried {
+                    // Even where the file is the same, the disk may have been taken out and put
+                    // back: what is open is then dead, and the file at the path free to be opened.
+                    match self.replace(&filling) {
+                        Err(StorageError::InUse(_)) if filling.part.here().is_ok() => {
+                            return Err(error);
+                        }
+                        result => result?,
+                    }
+                }
+            }
+            _ => {}
+        }
+        let mut state = self.lock();
+        let found = state.have.iter().filter(|piece| !before.contains(*piece)).collect();
+        Ok(Recovered { lost: std::mem::take(&mut state.lost), found })
+    }
+
+    /// The part file is where it was: tries it.
+    fn revive(&self, filling: &Arc<Filling>) -> Result<(), StorageError> {
+        let have = self.bitfield();
+        let resized = self.with_claims(filling, |claims| {
+            claims.begin(&filling.part, &self.manifest)?;
+            let resized = filling.part.reserve(self.manifest.layout())?;
+            claims.probe(&filling.part, &self.manifest, &have)?;
+            filling.asleep.store(false, Ordering::Release);
+            Ok(resized)
+        })?;
+        let mut buffer = Vec::new();
+        let doubtful: Vec<_> = self.lock().unreadable.iter().copied().collect();
+        let bad = doubtful.into_iter().any(|piece| {
+            !filling.part.read(&self.manifest, piece, &mut buffer).is_ok_and(|right| right)
+        });
+        if bad || resized {
+            // One is bad for good: better all at once than a pause for each.
+            let all: Vec<_> = have.iter().collect();
+            let right = filling.part.check(&self.manifest, &all, &|_| {})?;
+            for piece in all.into_iter().filter(|piece| !right.contains(*piece)) {
+                self.lose(filling, piece);
+            }
+        }
+        self.lock().unreadable.clear();
+        self.settle(filling, Settling::Healing)
+    }
+
+    /// Another part file, or none, is at the path: opens or makes it, and copies into it what the
+    /// one still open has.
+    fn replace(&self, old: &Arc<Filling>) -> Result<(), StorageError> {
+        let layout = self.manifest.layout();
+        let opened = Part::open(&self.disk, old.part.directory(), &self.manifest, &|_| {})?;
+        let mut have = opened.have.clone();
+        let new = Arc::new(Filling::of(opened, layout));
+        new.wake(&self.manifest)?;
+        let mut lost = Vec::new();
+        let mut buffer = Vec::new();
+        for piece in self.bitfield().iter() {
+            if have.contains(piece) {
+                continue;
+            }
+            let right = old.part.read(&self.manifest, piece, &mut buffer).is_ok_and(|right| right);
+            if right && verify(&self.manifest, piece, &buffer).is_ok() {
+                new.part.write(layout, piece, &buffer)?;
+                have.insert(piece);
+            } else {
+                lost.push(piece);
+            }
+        }
+        new.settle(&self.manifest, &have, Settling::Healing)?;
+        tracing::info!(
+            path = %new.part.path().display(),
+            pieces = have.count(),
+            lost = lost.len(),
+            "the download goes on in a new part file"
+        );
+        let mut state = self.lock();
+        state.have = have;
+        state.lost.extend(lost);
+        state.unreadable.clear();
+        state.place = Place::Part(new);
+        Ok(())
+    }
+
+    /// Gives a complete part file its name in `directory`: takes what is left of the whole file's
+    /// SHA-1, brings the file to the disk, renames without replacing. A taken name becomes
+    /// `name (1)`. It can be tried again after an error that can heal.
     ///
     /// # Errors
     /// [`StorageError`]; the part file stays, but for a false manifest. `go_on` is asked about
@@ -340,35 +419,151 @@ impl PieceStore {
         go_on: &dyn Fn() -> bool,
     ) -> Result<PathBuf, StorageError> {
         let place = self.lock().place.clone();
-        let Place::Part(part) = place else { return Ok(self.path()) };
-        let io = StorageError::io(&part.path, self.manifest.layout().size());
-        // Reading it all and bringing it to the disk take about as long as each other.
-        let (sha1, synced) = std::thread::scope(|scope| {
-            let sync = scope.spawn(|| part.file.sync_all());
-            let sha1 = hashing::sha1_of(&part.file, go_on);
-            (sha1, sync.join().unwrap_or_else(|_| Err(io::Error::other("the sync failed"))))
-        });
-        if sha1.map_err(&io)? != self.manifest.head().sha1() {
-            self.discard();
-            return Err(StorageError::FalseManifest);
+        if let Place::Part(filling) = place {
+            self.complete(&filling)?;
+            // Reading what is left and bringing all to the disk take about as long as each other.
+            let (sha1, synced) = std::thread::scope(|scope| {
+                let sync = scope.spawn(|| self.sync(&filling));
+                let sha1 = self.rest_of_sha1(&filling, go_on);
+                (sha1, sync.join().expect("invariant: a sync reports, it does not panic"))
+            });
+            if sha1? != self.manifest.head().sha1() {
+                // Every byte that was added was verified: the disk is not to blame.
+                self.discard();
+                return Err(StorageError::FalseManifest);
+            }
+            synced?;
+            self.give_name(&filling, directory, name)?;
         }
-        synced.map_err(&io)?;
-        let path = rename_new(&part.path, directory, name)?;
-        let io = StorageError::io(directory, 0);
-        File::open(directory).and_then(|dir| dir.sync_all()).map_err(&io)?;
-        let stamp = Stamp::of(&part.file.metadata().map_err(&io)?);
-        self.lock().place = Place::Whole { path: path.clone(), stamp };
-        // Fails while other parts are in it, which is as it should be.
-        let _ = fs::remove_dir(directory.join(PART_DIR));
-        Ok(path)
+        let unsynced = self.lock().unsynced_name.clone();
+        if let Some(directory) = unsynced {
+            self.disk.sync_dir(&directory).map_err(StorageError::io(&directory, 0))?;
+            self.lock().unsynced_name = None;
+        }
+        Ok(self.path())
     }
 
-    /// Removes the part file of a download nobody wants.
+    fn give_name(
+        &self,
+        filling: &Filling,
+        directory: &Path,
+        name: &FileName,
+    ) -> Result<(), StorageError> {
+        let _gate = self.close_gate();
+        self.complete(filling)?;
+        let stamp = filling.part.stamp()?;
+        let path = filling.part.rename(directory, name)?;
+        let mut state = self.lock();
+        state.place = Place::Whole { path, stamp };
+        state.unsynced_name = Some(directory.to_owned());
+        drop(state);
+        filling.part.clean_up();
+        Ok(())
+    }
+
+    fn complete(&self, filling: &Filling) -> Result<(), StorageError> {
+        let layout = self.manifest.layout();
+        match layout.piece_count() - self.lock().have.count() {
+            0 => Ok(()),
+            count => Err(StorageError::Incomplete { path: filling.part.path().to_owned(), count }),
+        }
+    }
+
+    fn sync(&self, filling: &Arc<Filling>) -> Result<(), StorageError> {
+        let have = self.bitfield();
+        self.with_claims(filling, |claims| {
+            claims.sync(&filling.part, &self.manifest, &have, Settling::Clean)
+        })
+    }
+
+    /// Feeds the running SHA-1 what it has not seen.
+    fn rest_of_sha1(
+        &self,
+        filling: &Arc<Filling>,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<crate::hash::Sha1Hash, StorageError> {
+        let mut sha1 = self.lock_sha1();
+        let layout = self.manifest.layout();
+        let rest = sha1.next().map_or(layout.piece_count(), PieceIndex::get);
+        let path = filling.part.path();
+        let mut buffer = Vec::new();
+        let mut count = 0;
+        for piece in (rest..).map_while(|index| layout.piece(index)) {
+            if !go_on() {
+                return Err(StorageError::io(path, 0)(io::Error::other("stopped")));
+            }
+            match filling.part.read(&self.manifest, piece, &mut buffer) {
+                // After a bad piece the rest is still looked at, to find all that are.
+                Ok(true) => _ = sha1.feed(piece, &buffer, Source::Disk),
+                Ok(false) => {
+                    count += 1;
+                    self.lose(filling, piece);
+                }
+                Err(error) => {
+                    self.lock().unreadable.insert(piece);
+                    return Err(StorageError::io(path, 0)(error));
+                }
+            }
+        }
+        sha1.value().ok_or_else(|| StorageError::Incomplete { path: path.to_owned(), count })
+    }
+
+    /// Removes the part file of a download nobody wants, and what is beside it.
     pub fn discard(&self) {
-        let Place::Part(part) = self.lock().place.clone() else { return };
-        let _ = fs::remove_file(&part.path);
-        if let Some(directory) = part.path.parent() {
-            let _ = fs::remove_dir(directory);
+        let Place::Part(filling) = self.lock().place.clone() else { return };
+        filling.part.discard();
+    }
+
+    /// Adds a piece just written to the running SHA-1 if it is the next, and a few that came too
+    /// early. Nobody waits for it: while another thread does this, it is left to that one, to a
+    /// later piece, or to the end.
+    fn advance_sha1(&self, part: &Part, piece: PieceIndex, bytes: &[u8]) {
+        let Ok(mut sha1) = self.sha1.try_lock() else { return };
+        sha1.feed(piece, bytes, Source::Memory);
+        let mut buffer = Vec::new();
+        for _ in 0..CATCH_UP {
+            let Some(next) = sha1.next().filter(|next| self.has(*next)) else { return };
+            // What cannot be read, or is wrong, is for the end to find.
+            if !part.read(&self.manifest, next, &mut buffer).is_ok_and(|right| right) {
+                return;
+            }
+            sha1.feed(next, &buffer, Source::Disk);
+        }
+    }
+
+    fn settle(&self, filling: &Arc<Filling>, why: Settling) -> Result<(), StorageError> {
+        self.with_claims(filling, |claims| {
+            // Only now, when nobody else can settle: the later has all that the earlier had.
+            let have = self.bitfield();
+            claims.settle(&filling.part, &self.manifest, &have, why)
+        })
+    }
+
+    /// Works on the claims, and drops the pieces that were found bad meanwhile.
+    fn with_claims<T>(
+        &self,
+        filling: &Arc<Filling>,
+        work: impl FnOnce(&mut Claims) -> Result<T, StorageError>,
+    ) -> Result<T, StorageError> {
+        let mut claims = filling.lock_claims();
+        let result = work(&mut claims);
+        let lost = claims.take_lost();
+        let mut state = self.lock();
+        for piece in lost {
+            state.drop_piece(piece);
+        }
+        result
+    }
+
+    /// A piece is not what it should be, or not any more.
+    fn lose(&self, filling: &Arc<Filling>, piece: PieceIndex) {
+        let mut claims = filling.lock_claims();
+        let mut state = self.lock();
+        // What was read from a file that has been replaced says nothing of the new one.
+        if matches!(&state.place, Place::Part(now) if Arc::ptr_eq(now, filling)) {
+            claims.forget(piece);
+            state.drop_piece(piece);
+            tracing::warn!(%piece, path = %filling.part.path().display(), "went bad on the disk");
         }
     }
 
@@ -380,211 +575,73 @@ impl PieceStore {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
 
-impl Part {
-    /// The pieces of an old part file that are what they should be.
-    fn verified(&self, manifest: &Manifest, progress: &dyn Fn(u64)) -> io::Result<Bitfield> {
-        let layout = manifest.layout();
-        let mut have = Bitfield::none(layout);
-        let mut buffer = vec![0; PIECE_LEN as usize];
-        for piece in layout.pieces() {
-            let bytes = &mut buffer[..layout.len(piece) as usize];
-            self.file.read_exact_at(bytes, layout.offset(piece))?;
-            if PieceHashes::of(layout, piece, bytes) == manifest.piece(piece) {
-                have.insert(piece);
-            }
-            progress(layout.offset(piece) + bytes.len() as u64);
-        }
-        Ok(have)
+    fn lock_sha1(&self) -> MutexGuard<'_, RunningSha1> {
+        self.sha1.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn share_gate(&self) -> RwLockReadGuard<'_, ()> {
+        self.gate.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn close_gate(&self) -> RwLockWriteGuard<'_, ()> {
+        self.gate.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Reserves room for `size` bytes where the filesystem can.
-fn reserve(file: &File, size: u64) -> io::Result<()> {
-    if size == 0 {
-        return Ok(());
-    }
-    // Asked first: a reservation that fails half-way would leave the disk full until it is undone.
-    let free = rustix::fs::fstatvfs(file)?;
-    let missing = size.saturating_sub(file.metadata()?.blocks() * 512);
-    if missing > free.f_bavail.saturating_mul(free.f_frsize) {
-        return Err(io::ErrorKind::StorageFull.into());
-    }
-    match rustix::fs::fallocate(file, FallocateFlags::empty(), 0, size) {
-        Err(rustix::io::Errno::NOTSUP | rustix::io::Errno::NOSYS | rustix::io::Errno::INVAL) => {
-            Ok(())
+impl State {
+    fn drop_piece(&mut self, piece: PieceIndex) {
+        if self.have.remove(piece) {
+            self.lost.push(piece);
         }
-        result => Ok(result?),
+        self.unreadable.remove(&piece);
     }
 }
 
-/// Renames `from` into `directory` under `name` or its first free numbered form.
-fn rename_new(from: &Path, directory: &Path, name: &FileName) -> Result<PathBuf, StorageError> {
-    for number in 0..=MAX_NUMBERED {
-        let to = match number {
-            0 => directory.join(name.as_str()),
-            _ => directory.join(name.numbered(number)),
-        };
-        let renamed = match rustix::fs::renameat_with(CWD, from, CWD, &to, RenameFlags::NOREPLACE) {
-            // A filesystem without it: a hard link is refused where a name is taken.
-            Err(rustix::io::Errno::INVAL | rustix::io::Errno::NOSYS) => {
-                fs::hard_link(from, &to).and_then(|()| fs::remove_file(from))
-            }
-            result => result.map_err(io::Error::from),
-        };
-        match renamed {
-            Ok(()) => return Ok(to),
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-            Err(error) => return Err(StorageError::io(&to, 0)(error)),
-        }
+impl Filling {
+    fn of(opened: Opened, layout: PieceLayout) -> Self {
+        let claims = Mutex::new(Claims::of(&opened, layout));
+        Self { part: opened.part, claims, asleep: AtomicBool::new(opened.trusted) }
     }
-    Err(StorageError::NamesTaken(directory.join(name.as_str())))
+
+    /// Before the first write after a clean stop: the record is made to say so, and the room
+    /// reserved, in this order.
+    fn wake(&self, manifest: &Manifest) -> Result<(), StorageError> {
+        if !self.asleep.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut claims = self.lock_claims();
+        claims.begin(&self.part, manifest)?;
+        self.part.reserve(manifest.layout())?;
+        self.asleep.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    fn settle(
+        &self,
+        manifest: &Manifest,
+        have: &Bitfield,
+        why: Settling,
+    ) -> Result<(), StorageError> {
+        self.lock_claims().settle(&self.part, manifest, have, why)
+    }
+
+    fn lock_claims(&self) -> MutexGuard<'_, Claims> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::manifest::testing::manifest_of;
-
-    const P: usize = PIECE_LEN as usize;
-
-    fn content() -> Vec<u8> {
-        (0..2 * P + 9).map(|i| (i ^ (i >> 9) ^ (i / P * 37)) as u8).collect()
+/// Checks `bytes` against both hashes of `piece`.
+fn verify(manifest: &Manifest, piece: PieceIndex, bytes: &[u8]) -> Result<(), WriteError> {
+    let layout = manifest.layout();
+    if bytes.len() != layout.len(piece) as usize {
+        return Err(WriteError::Wrong("length"));
     }
-
-    fn name(text: &str) -> FileName {
-        text.parse().expect("name")
-    }
-
-    fn part(dir: &Path) -> (PieceStore, Vec<u8>) {
-        let bytes = content();
-        let manifest = Arc::new(manifest_of(&bytes));
-        (PieceStore::part(manifest, dir, &|_| {}).expect("opened"), bytes)
-    }
-
-    fn fill(store: &PieceStore, bytes: &[u8]) {
-        for (piece, chunk) in store.manifest().layout().pieces().zip(bytes.chunks(P)) {
-            store.write_piece(piece, chunk).expect("written");
-        }
-    }
-
-    #[test]
-    fn only_the_right_bytes_get_in() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let (store, bytes) = part(dir.path());
-        let piece = store.manifest().layout().piece(1).expect("exists");
-        let good = &bytes[P..2 * P];
-        let mut flipped = good.to_vec();
-        flipped[77] ^= 1;
-        for bad in [&flipped[..], &good[1..], &bytes[..P], &vec![0; P], &[]] {
-            assert!(matches!(store.write_piece(piece, bad), Err(WriteError::Wrong(_))));
-        }
-        assert!(store.bitfield().is_empty());
-        assert!(matches!(store.read_piece(piece), Err(ReadError::Missing)));
-        store.write_piece(piece, good).expect("written");
-        assert_eq!(store.read_piece(piece).expect("read"), good);
-    }
-
-    #[test]
-    fn a_finished_file_has_its_name_and_replaces_nothing() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        fs::write(dir.path().join("a.iso"), "mine").expect("written");
-        fs::write(dir.path().join("a (1).iso"), "mine too").expect("written");
-        let (store, bytes) = part(dir.path());
-        fill(&store, &bytes);
-        let path = store.finish(dir.path(), &name("a.iso"), &|| true).expect("finished");
-        assert_eq!(path, dir.path().join("a (2).iso"));
-        assert_eq!(fs::read(&path).expect("read"), bytes);
-        assert_eq!(fs::read(dir.path().join("a.iso")).expect("read"), b"mine");
-        assert!(!dir.path().join(PART_DIR).exists());
-        let piece = store.manifest().layout().piece(2).expect("exists");
-        assert_eq!(store.read_piece(piece).expect("read"), &bytes[2 * P..]);
-    }
-
-    #[test]
-    fn an_interrupted_download_goes_on_with_what_verifies() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let (store, bytes) = part(dir.path());
-        for index in [0, 2] {
-            let piece = store.manifest().layout().piece(index).expect("exists");
-            let end = (index as usize * P + P).min(bytes.len());
-            store.write_piece(piece, &bytes[index as usize * P..end]).expect("written");
-        }
-        let again = PieceStore::part(store.manifest().clone(), dir.path(), &|_| {});
-        assert!(matches!(again, Err(StorageError::InUse(_))));
-        let path = store.path();
-        drop(store);
-        // A torn write into piece 2.
-        let file = File::options().write(true).open(&path).expect("opens");
-        file.write_all_at(&[9], 2 * P as u64).expect("written");
-        drop(file);
-        let (store, _) = part(dir.path());
-        let have: Vec<_> = store.bitfield().iter().map(PieceIndex::get).collect();
-        assert_eq!(have, [0]);
-    }
-
-    #[test]
-    fn a_changed_or_missing_file_is_never_served() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let path = dir.path().join("file");
-        let bytes = content();
-        for change in [
-            (|path: &Path| fs::write(path, "other").expect("written")) as fn(&Path),
-            |path| fs::remove_file(path).expect("removed"),
-            |path| {
-                fs::copy(path, path.with_extension("new")).expect("copied");
-                fs::rename(path.with_extension("new"), path).expect("renamed");
-            },
-        ] {
-            fs::write(&path, &bytes).expect("written");
-            let (manifest, stamp) = hashing::hash_file(&path, &|_| true).expect("hashed");
-            let store = PieceStore::whole(Arc::new(manifest), path.clone(), stamp);
-            let piece = store.manifest().layout().piece(0).expect("exists");
-            assert_eq!(store.read_piece(piece).expect("read"), &bytes[..P]);
-            change(&path);
-            assert!(matches!(store.read_piece(piece), Err(ReadError::Changed)));
-            assert!(store.is_changed());
-            let _ = fs::write(&path, &bytes);
-            assert!(matches!(store.read_piece(piece), Err(ReadError::Changed)));
-        }
-    }
-
-    #[test]
-    fn a_false_file_hash_leaves_nothing_behind() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let bytes = content();
-        let honest = manifest_of(&bytes);
-        let false_sha1 = crate::hash::sha1(b"something else");
-        let lie = Manifest::new(honest.layout(), false_sha1, honest.pieces().to_vec());
-        let store = PieceStore::part(Arc::new(lie.expect("made")), dir.path(), &|_| {});
-        let store = store.expect("opened");
-        fill(&store, &bytes);
-        let result = store.finish(dir.path(), &name("a"), &|| true);
-        assert!(matches!(result, Err(StorageError::FalseManifest)));
-        assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 0);
-    }
-
-    #[test]
-    fn a_false_piece_sha1_blames_the_manifest() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let bytes = content();
-        let honest = manifest_of(&bytes);
-        let mut pieces = honest.pieces().to_vec();
-        pieces[1].sha1 = crate::hash::sha1(b"something else");
-        let lie = Manifest::new(honest.layout(), honest.head().sha1(), pieces).expect("made");
-        let store = PieceStore::part(Arc::new(lie), dir.path(), &|_| {}).expect("opened");
-        let piece = store.manifest().layout().piece(1).expect("exists");
-        let result = store.write_piece(piece, &bytes[P..2 * P]);
-        assert!(matches!(result, Err(WriteError::FalseManifest)));
-    }
-
-    #[test]
-    fn an_empty_file_needs_no_piece() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let manifest = Arc::new(manifest_of(b""));
-        let store = PieceStore::part(manifest, dir.path(), &|_| {}).expect("opened");
-        let path = store.finish(dir.path(), &name("empty"), &|| true).expect("finished");
-        assert_eq!(fs::metadata(path).expect("exists").len(), 0);
+    let (actual, expected) = (PieceHashes::of(layout, piece, bytes), manifest.piece(piece));
+    match (actual.blake3 == expected.blake3, actual.sha1 == expected.sha1) {
+        (true, true) => Ok(()),
+        (true, false) => Err(WriteError::FalseManifest),
+        (false, true) => Err(WriteError::Wrong("BLAKE3")),
+        (false, false) => Err(WriteError::Wrong("SHA-1")),
     }
 }

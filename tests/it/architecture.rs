@@ -52,6 +52,8 @@ const PURE: &[&str] = &[
     "swarm/message.rs",
     "swarm/picker.rs",
     "swarm/scheduler.rs",
+    "swarm/record.rs",
+    "swarm/running_sha1.rs",
     "swarm/trust.rs",
     "client/echo.rs",
     "client/failover.rs",

@@ -1,0 +1,429 @@
+//! The part file of one download in `DEST/.mtq`, and the files beside it.
+//!
+//! It is opened locked, so that one download in the whole system writes it; it is written only
+//! while it is this very file; everything found in it is verified again unless the record of a
+//! clean stop vouches for it. It does not know which pieces are wanted, nor when to write records.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::disk::{Disk, DiskFile};
+use super::hashing;
+use super::record::{CleanStop, Record};
+use super::stamp::Stamp;
+use super::storage_error::StorageError;
+use crate::bitfield::Bitfield;
+use crate::hash;
+use crate::limits::PIECE_LEN;
+use crate::manifest::{Manifest, PieceHashes};
+use crate::name::FileName;
+use crate::piece::{PieceIndex, PieceLayout};
+
+/// The directory inside a destination where part files are.
+pub const PART_DIR: &str = ".mtq";
+
+/// ` (number)` is tried up to this before giving up on a name.
+const MAX_NUMBERED: u32 = 999;
+
+/// How often opening begins again because another download took the directory or the file away
+/// just then: each time somebody else got something done.
+const MAX_ATTEMPTS: u32 = 100;
+
+/// A part file that is open and locked.
+#[derive(Debug)]
+pub struct Part {
+    disk: Arc<dyn Disk>,
+    file: Box<dyn DiskFile>,
+    inode: (u64, u64),
+    directory: PathBuf,
+    path: PathBuf,
+    discarded: AtomicBool,
+    /// Whether the name of the part directory itself has reached the disk.
+    rooted: AtomicBool,
+}
+
+/// A part file and what was found in it.
+#[derive(Debug)]
+pub struct Opened {
+    /// The file.
+    pub part: Part,
+    /// The pieces that are in it.
+    pub have: Bitfield,
+    /// The record beside it.
+    pub record: Option<Record>,
+    /// Whether the record was believed and nothing was looked at: nothing may be written, not even
+    /// reserved, before the record says so.
+    pub trusted: bool,
+}
+
+impl Part {
+    /// Opens the part file of `manifest` in `directory`, which must exist; makes it if there is
+    /// none. `progress` is told the bytes looked at.
+    ///
+    /// # Errors
+    /// [`StorageError`]; nothing new is left behind then.
+    pub fn open(
+        disk: &Arc<dyn Disk>,
+        directory: &Path,
+        manifest: &Manifest,
+        progress: &dyn Fn(u64),
+    ) -> Result<Opened, StorageError> {
+        let part_dir = directory.join(PART_DIR);
+        let path = part_dir.join(format!("{}.part", manifest.content_id()));
+        let size = manifest.layout().size();
+        let mut attempts = 0;
+        let (file, new) = loop {
+            attempts += 1;
+            match disk.create_dir(&part_dir) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(StorageError::io(directory, size)(error));
+                }
+                _ => {}
+            }
+            match lock_file(&**disk, &path) {
+                Ok(Locking::Locked { file, new }) => break (file, new),
+                Ok(Locking::InUse) => return Err(StorageError::InUse(path)),
+                Ok(Locking::Moved) if attempts < MAX_ATTEMPTS => {}
+                // Another download ended just now and took the empty directory with it.
+                Err(error)
+                    if error.kind() == io::ErrorKind::NotFound && attempts < MAX_ATTEMPTS => {}
+                Ok(Locking::Moved) => return Err(StorageError::InUse(path)),
+                Err(error) => {
+                    let _ = disk.remove_dir(&part_dir);
+                    return Err(StorageError::io(&path, size)(error));
+                }
+            }
+        };
+        let inode = file.stamp().map_err(StorageError::io(&path, size))?.inode;
+        let part = Self {
+            disk: disk.clone(),
+            file,
+            inode,
+            directory: directory.to_owned(),
+            path,
+            discarded: AtomicBool::new(false),
+            rooted: AtomicBool::new(false),
+        };
+        match part.look(manifest, new, progress) {
+            Ok((have, record, trusted)) => Ok(Opened { part, have, record, trusted }),
+            Err(error) => {
+                // What an earlier attempt left stays: it is worth a later one.
+                if new {
+                    part.discard();
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// Where it is, or was.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The destination that the part directory is in.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Whether it was given up.
+    pub fn is_discarded(&self) -> bool {
+        self.discarded.load(Ordering::Acquire)
+    }
+
+    /// Checks that the file at its path is still this one.
+    ///
+    /// # Errors
+    /// [`StorageError::Gone`], or what the system says.
+    pub fn here(&self) -> Result<(), StorageError> {
+        match self.disk.stamp(&self.path) {
+            Ok(stamp) if stamp.inode == self.inode => Ok(()),
+            Ok(_) => Err(StorageError::Gone(self.path.clone())),
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
+                ) =>
+            {
+                Err(StorageError::Gone(self.path.clone()))
+            }
+            Err(error) => Err(StorageError::io(&self.path, 0)(error)),
+        }
+    }
+
+    /// What it looks like now.
+    ///
+    /// # Errors
+    /// As the system says.
+    pub fn stamp(&self) -> Result<Stamp, StorageError> {
+        self.file.stamp().map_err(StorageError::io(&self.path, 0))
+    }
+
+    /// Gives it the size of the content and reserves the room; whether it had another size.
+    ///
+    /// # Errors
+    /// [`StorageError::NoSpace`] before anything is written, where that can be known.
+    pub fn reserve(&self, layout: PieceLayout) -> Result<bool, StorageError> {
+        let size = layout.size();
+        let resized = self.stamp()?.size != size;
+        if resized {
+            self.file.set_len(size).map_err(self.full(size))?;
+        }
+        self.file.reserve(size).map_err(self.full(size))?;
+        Ok(resized)
+    }
+
+    /// Writes a piece, which the caller has verified.
+    ///
+    /// # Errors
+    /// As the system says; the piece must not be counted then.
+    pub fn write(
+        &self,
+        layout: PieceLayout,
+        piece: PieceIndex,
+        bytes: &[u8],
+    ) -> Result<(), StorageError> {
+        self.file.write_all_at(bytes, layout.offset(piece)).map_err(self.full(layout.size()))
+    }
+
+    /// Reads a piece into `buffer`; whether it is what it should be.
+    ///
+    /// # Errors
+    /// When it cannot be read. A file that ends too early is merely wrong.
+    pub fn read(
+        &self,
+        manifest: &Manifest,
+        piece: PieceIndex,
+        buffer: &mut Vec<u8>,
+    ) -> io::Result<bool> {
+        let layout = manifest.layout();
+        buffer.resize(layout.len(piece) as usize, 0);
+        match self.file.read_exact_at(buffer, layout.offset(piece)) {
+            Ok(()) => {
+                Ok(PieceHashes::blake3_of(layout, piece, buffer) == manifest.piece(piece).blake3)
+            }
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Those of `candidates` that are in it and right.
+    ///
+    /// # Errors
+    /// When nothing can be read.
+    pub fn check(
+        &self,
+        manifest: &Manifest,
+        candidates: &[PieceIndex],
+        progress: &dyn Fn(usize),
+    ) -> Result<Bitfield, StorageError> {
+        let layout = manifest.layout();
+        let read = |piece, bytes: &mut [u8]| self.file.read_exact_at(bytes, layout.offset(piece));
+        hashing::check_pieces(manifest, candidates, &read, progress)
+            .map_err(StorageError::io(&self.path, 0))
+    }
+
+    /// Brings its content to the disk; with `times`, all there is to know of it.
+    ///
+    /// # Errors
+    /// As the system says; what was written since the last time is in doubt then.
+    pub fn sync(&self, times: bool) -> Result<(), StorageError> {
+        let synced = if times { self.file.sync_all() } else { self.file.sync_data() };
+        synced.map_err(self.full(u64::from(PIECE_LEN)))
+    }
+
+    /// Replaces the record, whole and durably.
+    ///
+    /// # Errors
+    /// As the system says; the old or the new record is there then.
+    pub fn save_record(&self, manifest: &Manifest, record: &Record) -> Result<(), StorageError> {
+        if self.is_discarded() {
+            return Ok(());
+        }
+        let bytes = record.encode(manifest.content_id(), manifest.layout());
+        let (path, fresh) = (self.record_path(), self.fresh_record_path());
+        let _ = self.disk.remove(&fresh);
+        let written = self
+            .disk
+            .create_new(&fresh)
+            .and_then(|file| file.write_all_at(&bytes, 0).and_then(|()| file.sync_all()))
+            .and_then(|()| self.disk.rename(&fresh, &path));
+        if written.is_err() {
+            let _ = self.disk.remove(&fresh);
+        }
+        let rooted = || {
+            if !self.rooted.load(Ordering::Acquire) {
+                self.disk.sync_dir(&self.directory)?;
+                self.rooted.store(true, Ordering::Release);
+            }
+            self.disk.sync_dir(&self.part_dir())
+        };
+        let result =
+            written.and_then(|()| rooted()).map_err(StorageError::io(&path, bytes.len() as u64));
+        if self.is_discarded() {
+            self.clean_up();
+        }
+        result
+    }
+
+    /// Gives it `name`, or the first free numbered form of it, in `directory`.
+    ///
+    /// # Errors
+    /// [`StorageError`]; it keeps its place then.
+    pub fn rename(&self, directory: &Path, name: &FileName) -> Result<PathBuf, StorageError> {
+        self.here()?;
+        for number in 0..=MAX_NUMBERED {
+            let to = match number {
+                0 => directory.join(name.as_str()),
+                _ => directory.join(name.numbered(number)),
+            };
+            match self.disk.rename_new(&self.path, &to) {
+                Ok(()) => return Ok(to),
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(error) => return Err(StorageError::io(&to, 0)(error)),
+            }
+        }
+        Err(StorageError::NamesTaken(directory.join(name.as_str())))
+    }
+
+    /// Removes it and all that is beside it.
+    pub fn discard(&self) {
+        self.discarded.store(true, Ordering::Release);
+        // Another file in its place is somebody's.
+        if !self.disk.stamp(&self.path).is_ok_and(|stamp| stamp.inode != self.inode) {
+            let _ = self.disk.remove(&self.path);
+            self.clean_up();
+        }
+    }
+
+    /// Removes what is beside it, and the directory unless other parts are in it.
+    pub fn clean_up(&self) {
+        let _ = self.disk.remove(&self.fresh_record_path());
+        let _ = self.disk.remove(&self.record_path());
+        let _ = self.disk.remove_dir(&self.part_dir());
+    }
+
+    /// What is in the file: pieces, record, and whether the record was believed.
+    fn look(
+        &self,
+        manifest: &Manifest,
+        new: bool,
+        progress: &dyn Fn(u64),
+    ) -> Result<(Bitfield, Option<Record>, bool), StorageError> {
+        let layout = manifest.layout();
+        let _ = self.disk.remove(&self.fresh_record_path());
+        let record = if new {
+            // Left by a crash; it speaks of another file.
+            let _ = self.disk.remove(&self.record_path());
+            None
+        } else {
+            let bytes = self.disk.read(&self.record_path(), Record::encoded_len(layout) + 1);
+            bytes.ok().and_then(|bytes| Record::parse(&bytes, manifest.content_id(), layout))
+        };
+        let stamp = self.stamp()?;
+        if let Some(Record { claimed, clean: Some(stop) }) = &record
+            && *stop == CleanStop::at(stamp)
+            && stamp.size == layout.size()
+        {
+            return Ok((claimed.clone(), record, true));
+        }
+        self.reserve(layout)?;
+        let candidates = self.candidates(manifest, new)?;
+        let untouched = u64::from(layout.piece_count()) - candidates.len() as u64;
+        let have = self.check(manifest, &candidates, &|looked_at| {
+            let done = (untouched + looked_at as u64) * u64::from(PIECE_LEN);
+            progress(done.min(layout.size()));
+        })?;
+        let claimed = record.iter().flat_map(|record| record.claimed.iter());
+        let lost = claimed.filter(|piece| !have.contains(*piece)).count();
+        if lost > 0 {
+            tracing::warn!(
+                path = %self.path.display(),
+                pieces = lost,
+                "the disk lost pieces it had said were safe; they are fetched again"
+            );
+        }
+        Ok((have, record, false))
+    }
+
+    /// The pieces that may be in the file: those in ranges that were ever written, and those that
+    /// are all zeros, which are there in a range that never was.
+    fn candidates(&self, manifest: &Manifest, new: bool) -> Result<Vec<PieceIndex>, StorageError> {
+        let layout = manifest.layout();
+        let piece_len = u64::from(PIECE_LEN);
+        let mut candidates = Bitfield::none(layout);
+        let mut at = 0;
+        while !new && at < layout.size() {
+            let range = self.file.next_data(at).map_err(StorageError::io(&self.path, 0))?;
+            let Some(range) = range.filter(|range| range.end > at) else { break };
+            // The end is after a byte of the last piece; both fit, for the size does.
+            let (first, last) = (range.start / piece_len, (range.end - 1) / piece_len);
+            for piece in (first..=last).filter_map(|index| layout.piece(index as u32)) {
+                candidates.insert(piece);
+            }
+            at = range.end;
+        }
+        let zeros = vec![0; PIECE_LEN as usize];
+        let whole = hash::sha1(&zeros);
+        for piece in layout.pieces() {
+            let len = layout.len(piece) as usize;
+            let of_zeros = if len == zeros.len() { whole } else { hash::sha1(&zeros[..len]) };
+            if manifest.piece(piece).sha1 == of_zeros {
+                candidates.insert(piece);
+            }
+        }
+        Ok(candidates.iter().collect())
+    }
+
+    /// An error while `size` bytes are needed in all.
+    fn full(&self, size: u64) -> impl Fn(io::Error) -> StorageError {
+        move |error| {
+            let held = self.file.allocated().unwrap_or(0);
+            // A disk that copies on write needs room for what it already holds.
+            let missing = size.saturating_sub(held).max(u64::from(PIECE_LEN).min(size));
+            StorageError::io(&self.path, missing)(error)
+        }
+    }
+
+    fn part_dir(&self) -> PathBuf {
+        self.directory.join(PART_DIR)
+    }
+
+    fn record_path(&self) -> PathBuf {
+        self.path.with_extension("resume")
+    }
+
+    /// The next record, until it has the other's name.
+    fn fresh_record_path(&self) -> PathBuf {
+        self.path.with_extension("resume-new")
+    }
+}
+
+enum Locking {
+    Locked { file: Box<dyn DiskFile>, new: bool },
+    InUse,
+    Moved,
+}
+
+/// Opens and locks the file at `path`, or makes it.
+fn lock_file(disk: &dyn Disk, path: &Path) -> io::Result<Locking> {
+    let (file, new) = match disk.create_new(path) {
+        Ok(file) => (file, true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (disk.open(path)?, false),
+        Err(error) => return Err(error),
+    };
+    if !file.try_lock()? {
+        return Ok(Locking::InUse);
+    }
+    // Whoever held the lock until now may have finished: what we hold is then somebody's whole
+    // file under another name, which must not be written.
+    let inode = file.stamp()?.inode;
+    match disk.stamp(path) {
+        Ok(stamp) if stamp.inode == inode => Ok(Locking::Locked { file, new }),
+        Ok(_) => Ok(Locking::Moved),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Locking::Moved),
+        Err(error) => Err(error),
+    }
+}

@@ -15,6 +15,8 @@ const SECOND: u128 = 1_000_000_000;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bucket {
     rate: Option<u64>,
+    /// At least so much may be saved up, however low the rate.
+    least_burst: u64,
     /// Bytes that may go through now, times [`SECOND`]; less than nothing after a take on credit.
     credit: i128,
     /// When that was so.
@@ -22,9 +24,15 @@ pub struct Bucket {
 }
 
 impl Bucket {
-    /// A full bucket that is filled with `rate` bytes a second.
+    /// A full bucket that is filled with `rate` bytes a second and holds those of a second, and a
+    /// piece at least.
     pub fn new(rate: Option<u64>) -> Self {
-        let mut bucket = Self { rate, credit: 0, at: Duration::ZERO };
+        Self::with_burst(rate, u64::from(PIECE_LEN))
+    }
+
+    /// One that holds another number of bytes at least.
+    pub fn with_burst(rate: Option<u64>, least_burst: u64) -> Self {
+        let mut bucket = Self { rate, least_burst, credit: 0, at: Duration::ZERO };
         bucket.credit = bucket.burst();
         bucket
     }
@@ -65,9 +73,9 @@ impl Bucket {
         Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX))
     }
 
-    /// What may be saved up: what flows in a second, and a piece at least.
+    /// What may be saved up.
     fn burst(&self) -> i128 {
-        self.rate.map_or(0, |rate| i128::from(rate.max(u64::from(PIECE_LEN))) * SECOND as i128)
+        self.rate.map_or(0, |rate| i128::from(rate.max(self.least_burst)) * SECOND as i128)
     }
 
     fn filled(&self, now: Duration) -> i128 {

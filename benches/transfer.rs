@@ -100,7 +100,8 @@ impl Side {
     fn new(dir: &Path, name: &str, link: &TrackerLink) -> Self {
         let runtime = runtime();
         let trackers = TrackerInfo::new(vec![link.clone()]).expect("one tracker");
-        let config = AgentConfig { data_dir: dir.join(name), trackers, listen: Some(loopback()) };
+        let config =
+            AgentConfig { listen: Some(loopback()), ..AgentConfig::new(dir.join(name), trackers) };
         let agent = runtime.block_on(async {
             let agent = Agent::start(config).expect("an agent");
             let user = || name.parse().expect("a name");

@@ -2,11 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::limits::MIN_RATE;
 use crate::name::{FileName, GroupName, Selector, UserName};
 use crate::tracker_link::TrackerLink;
 
@@ -335,6 +337,12 @@ pub struct ClientArgs {
     /// After the last command go on sharing and downloading until interrupted.
     #[arg(long)]
     pub stay: bool,
+    /// Send at most so much a second, for example 2MiB or 500KB; none or 0 is no limit.
+    #[arg(long, value_name = "RATE", default_value = "none")]
+    pub up: Rate,
+    /// Receive at most so much a second.
+    #[arg(long, value_name = "RATE", default_value = "none")]
+    pub down: Rate,
     /// Commands do not go here.
     #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
     pub command: Vec<String>,
@@ -560,11 +568,49 @@ pub enum ClientCommand {
         #[arg(long, value_parser = parse_timeout)]
         timeout: Option<Duration>,
     },
+    /// Show or change the rate limits of everything together, or of one share or download.
+    Limit {
+        /// Send at most so much a second, for example 2MiB or 500KB; none or 0 is no limit.
+        #[arg(long, value_name = "RATE")]
+        up: Option<Rate>,
+        /// Receive at most so much a second.
+        #[arg(long, value_name = "RATE")]
+        down: Option<Rate>,
+        /// The group of the one share or download meant.
+        #[arg(requires = "file")]
+        group: Option<GroupName>,
+        /// NAME, USER/NAME or id:HEX.
+        #[arg(value_name = "NAME", allow_hyphen_values = true)]
+        file: Option<Selector>,
+    },
     /// How this client stands with its trackers, and they with each other.
     Status,
     /// End the client.
     #[command(alias = "exit")]
     Quit,
+}
+
+/// Bytes a second, as people write them; nothing for no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rate(pub Option<u64>);
+
+impl FromStr for Rate {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if text.eq_ignore_ascii_case("none") {
+            return Ok(Self(None));
+        }
+        let size = text.strip_suffix("/s").unwrap_or(text);
+        let rate = size.parse::<ByteSize>().map_err(|_| {
+            "a rate is bytes a second, for example 2MiB or 500KB, or none".to_owned()
+        })?;
+        match rate.as_u64() {
+            0 => Ok(Self(None)),
+            rate if rate < MIN_RATE => Err(format!("a rate is at least {}", ByteSize(MIN_RATE))),
+            rate => Ok(Self(Some(rate))),
+        }
+    }
 }
 
 fn parse_file_name(text: &str) -> Result<FileName, crate::name::NameError> {
@@ -610,6 +656,7 @@ impl ClientCommand {
             Self::StopShare { .. } => "stop-share",
             Self::Remove { .. } => "remove",
             Self::Wait { .. } => "wait",
+            Self::Limit { .. } => "limit",
             Self::Status => "status",
             Self::Quit => "quit",
         }

@@ -13,6 +13,7 @@ use crate::client::agent::{Agent, AgentConfig};
 use crate::client::library::EntryState;
 use crate::client::report::Notice;
 use crate::limits::MAX_LINE_LEN;
+use crate::swarm::rates::RateLimits;
 
 /// Runs the client; returns the exit status.
 ///
@@ -26,7 +27,9 @@ pub fn run(args: &ClientArgs) -> Result<u8, Failure> {
     }
     logging::start(args.log_file.as_deref(), "warn", LogFormat::Human)?;
     let trackers = super::tracker::load_trackers(&args.trackers)?;
-    let config = AgentConfig { data_dir: args.data_dir.clone(), trackers, listen: args.listen };
+    let limits = RateLimits { up: args.up.0, down: args.down.0 };
+    let data_dir = args.data_dir.clone();
+    let config = AgentConfig { data_dir, trackers, listen: args.listen, limits };
     // One thread moves all bytes; hashing and disk work go to the blocking pool.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

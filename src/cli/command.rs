@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::args::ClientCommand;
+use super::args::{ClientCommand, Rate};
 use super::exit::Failure;
 use super::output::Answer;
 use super::progress;
@@ -330,10 +330,35 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
             Ok(Answer::new(json, text))
         }
         ClientCommand::Wait { timeout } => wait(agent, timeout).await,
+        ClientCommand::Limit { up, down, group, file } => limit(agent, group.zip(file), up, down),
         ClientCommand::Status => Ok(status(&agent.status().await)),
         // The session ends on it before it comes here.
         ClientCommand::Quit => Ok(Answer::new(json!({}), "")),
     }
+}
+
+fn limit(
+    agent: &Agent,
+    which: Option<(GroupName, Selector)>,
+    up: Option<Rate>,
+    down: Option<Rate>,
+) -> Result<Answer, Failure> {
+    let limits = agent.limit(which.as_ref(), |limits| {
+        limits.up = up.map_or(limits.up, |rate| rate.0);
+        limits.down = down.map_or(limits.down, |rate| rate.0);
+    })?;
+    let (group, file) = which.unzip();
+    let what = match (&group, &file) {
+        (Some(group), Some(file)) => format!("{file} in {group}"),
+        _ => "everything together".to_owned(),
+    };
+    let words = |rate: Option<u64>| rate.map_or("no limit".to_owned(), text::rate);
+    let text = format!("{what}: up {}, down {}", words(limits.up), words(limits.down));
+    let json = json!({
+        "group": group, "file": file.map(|file| file.to_string()),
+        "up_bytes_per_sec": limits.up, "down_bytes_per_sec": limits.down,
+    });
+    Ok(Answer::new(json, text))
 }
 
 /// Whether a name may yet turn out to be taken; the person is told then.

@@ -14,9 +14,11 @@ use crate::id::RequestId;
 use crate::name::{GroupName, Selector, UserName};
 use crate::peer_id::PeerId;
 use crate::swarm::download::Progress;
+use crate::swarm::rates::RateLimits;
 use crate::tracker::message::{
     FileCursor, FileRow, GroupRow, Matching, MemberRow, Reply, Request, RequestRow, Written,
 };
+use crate::tracker::refusal::Refusal;
 
 /// A running agent.
 #[derive(Clone, Debug)]
@@ -322,6 +324,37 @@ impl Agent {
             Some((name, error)) => Err(AgentError::Download { name: name.to_string(), error }),
             None => Ok(rows),
         }
+    }
+
+    /// Changes the rate limits of everything together, or of one share or download; returns what
+    /// they are now. They act at once, and end with the share or the agent.
+    ///
+    /// # Errors
+    /// [`AgentError`] when no share or download of ours is meant.
+    pub fn limit(
+        &self,
+        which: Option<&(GroupName, Selector)>,
+        change: impl FnOnce(&mut RateLimits),
+    ) -> Result<RateLimits, AgentError> {
+        let of = match which {
+            None => None,
+            Some((group, file)) => {
+                let found = self.core.library().select(group, file);
+                let not_here = || {
+                    let (file, group) = (file.to_string(), group.clone());
+                    AgentError::from(Refusal::NotShared { file, group })
+                };
+                Some(found.ok_or_else(not_here)?)
+            }
+        };
+        let registry = &self.core.registry;
+        let before = registry.rates().limits(of);
+        let mut limits = before;
+        change(&mut limits);
+        if limits != before {
+            registry.set_limits(of, limits);
+        }
+        Ok(limits)
     }
 
     /// Stops everything in order: downloads, peers, the tracker, the socket.

@@ -26,6 +26,7 @@ use crate::peer_id::PeerId;
 use crate::roster::RosterBook;
 use crate::swarm::download::{Download, DownloadError};
 use crate::swarm::hub::Hub;
+use crate::swarm::rates::RateLimits;
 use crate::swarm::registry::Registry;
 use crate::swarm::session::{Swarm, SwarmKey};
 use crate::swarm::trust::Trust;
@@ -44,6 +45,15 @@ pub struct AgentConfig {
     pub trackers: TrackerInfo,
     /// The UDP address; all addresses and a free port when not given.
     pub listen: Option<SocketAddr>,
+    /// Rate limits of everything together, to begin with.
+    pub limits: RateLimits,
+}
+
+impl AgentConfig {
+    /// An agent at any address, without limits.
+    pub fn new(data_dir: PathBuf, trackers: TrackerInfo) -> Self {
+        Self { data_dir, trackers, listen: None, limits: RateLimits::default() }
+    }
 }
 
 #[derive(Debug)]
@@ -82,7 +92,7 @@ impl Core {
         if ignored {
             tracing::warn!("what was kept of the trackers is of another network; it is left aside");
         }
-        let registry = Arc::new(Registry::new(Trust::default()));
+        let registry = Arc::new(Registry::new(Trust::default(), config.limits));
         registry.set_trackers(book.peer_ids(), book.retired());
         let hub = Hub::start(endpoint.clone(), registry.clone());
         let (events, queue) = mpsc::channel(limits::PUSH_QUEUE);

@@ -52,8 +52,13 @@ fn show_ticket(registry: &Registry, session: &Session, ticket: &[u8]) -> Result<
             let group = ticket.holder().group;
             let lapsed =
                 session.ticket(group).is_some() && registry.member(session, group).is_none();
+            let user = ticket.holder().user.clone();
             session.keep_ticket(ticket);
             session.connection.trust();
+            if let Some(oldest) = registry.one_too_many(&user) {
+                tracing::debug!(%user, "has too many sessions; the oldest ends");
+                oldest.connection.close(ErrorCode::LimitReached);
+            }
             if lapsed {
                 // What was denied meanwhile is to be had again.
                 let theirs = session.swarms().into_iter().filter(|key| key.group == group);

@@ -1,9 +1,10 @@
 //! The peer side of an agent at work: accepts and dials peers, runs their sessions.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -12,9 +13,12 @@ use tokio_util::task::TaskTracker;
 
 use super::control;
 use super::message::{Control, PeerHello};
+use super::rate::Bucket;
 use super::registry::{Admission, Registry, tell_download};
 use super::session::{News, Outgoing, Session, SwarmKey};
+use super::strangers::Strangers;
 use super::upload;
+use crate::clock;
 use crate::error_code::ErrorCode;
 use crate::limits;
 use crate::peer_id::PeerId;
@@ -36,6 +40,7 @@ struct Shared {
     registry: Arc<Registry>,
     next_session: AtomicU64,
     dialling: Mutex<HashSet<PeerId>>,
+    strangers: Mutex<(Strangers, HashMap<u64, CancellationToken>)>,
     /// No new sessions.
     draining: CancellationToken,
     /// No sessions.
@@ -51,6 +56,7 @@ impl Hub {
             registry,
             next_session: AtomicU64::new(1),
             dialling: Mutex::default(),
+            strangers: Mutex::default(),
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -75,6 +81,7 @@ impl Hub {
     pub async fn shutdown(&self) {
         self.shared.draining.cancel();
         self.shared.tasks.close();
+        self.shared.registry.serving().go_away();
         for session in self.shared.registry.sessions() {
             session.send(Control::GoingAway);
         }
@@ -83,7 +90,7 @@ impl Hub {
         self.shared.tasks.wait().await;
     }
 
-    fn dialling(&self) -> std::sync::MutexGuard<'_, HashSet<PeerId>> {
+    fn dialling(&self) -> MutexGuard<'_, HashSet<PeerId>> {
         self.shared.dialling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -112,6 +119,43 @@ impl Drop for Dialling {
     }
 }
 
+/// A connection that somebody else began, until a valid ticket is shown on it.
+struct Stranger {
+    shared: Arc<Shared>,
+    number: u64,
+    /// Cancelled when it has to make room for others.
+    goes: CancellationToken,
+}
+
+impl Stranger {
+    fn arrives(shared: &Arc<Shared>, from: SocketAddr) -> Self {
+        let goes = CancellationToken::new();
+        let mut strangers = shared.strangers();
+        let (known, tokens) = &mut *strangers;
+        let (number, evicted) = known.arrive(from.ip());
+        tokens.insert(number, goes.clone());
+        if let Some(evicted) = evicted.and_then(|evicted| tokens.remove(&evicted)) {
+            evicted.cancel();
+        }
+        drop(strangers);
+        Self { shared: shared.clone(), number, goes }
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let mut strangers = self.shared.strangers();
+        strangers.0.leave(self.number);
+        strangers.1.remove(&self.number);
+    }
+}
+
+impl Shared {
+    fn strangers(&self) -> MutexGuard<'_, (Strangers, HashMap<u64, CancellationToken>)> {
+        self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 async fn accept(shared: Arc<Shared>) {
     loop {
         let incoming = tokio::select! {
@@ -120,14 +164,20 @@ async fn accept(shared: Arc<Shared>) {
             incoming = shared.endpoint.accept(limits::MAX_PEER_CONNECTIONS, || {}) => incoming,
         };
         let Some(incoming) = incoming else { return };
+        // While strangers crowd in, addresses nobody is at count for nothing.
+        let crowded = shared.strangers().0.is_crowded();
+        let proven = if crowded { incoming.proven() } else { Some(incoming) };
+        let Some(incoming) = proven else { continue };
+        let stranger = Stranger::arrives(&shared, incoming.remote_address());
         let shared = shared.clone();
         shared.tasks.clone().spawn(async move {
             let connection = tokio::select! {
                 () = shared.draining.cancelled() => return,
+                () = stranger.goes.cancelled() => return,
                 connection = incoming.finish() => connection,
             };
             if let Some(connection) = connection {
-                run_session(shared, connection, None).await;
+                run_session(shared, connection, Begun::There(stranger)).await;
             }
         });
     }
@@ -159,15 +209,32 @@ async fn dial(shared: Arc<Shared>, dialling: Dialling, addresses: Vec<SocketAddr
     }
     drop(attempts);
     if let Some(connection) = connected {
-        run_session(shared, connection, Some(dialling)).await;
+        run_session(shared, connection, Begun::Here(dialling)).await;
     }
 }
 
+/// Where a connection was begun.
+enum Begun {
+    Here(Dialling),
+    There(Stranger),
+}
+
 /// A session from hello to end.
-async fn run_session(shared: Arc<Shared>, connection: Connection, dialling: Option<Dialling>) {
+async fn run_session(shared: Arc<Shared>, connection: Connection, begun: Begun) {
     let peer = connection.remote().short();
+    let (dialling, stranger) = match begun {
+        Begun::Here(dialling) => (Some(dialling), None),
+        Begun::There(stranger) => (None, Some(stranger)),
+    };
+    let crowded_out = async {
+        match &stranger {
+            Some(stranger) => stranger.goes.cancelled().await,
+            None => std::future::pending().await,
+        }
+    };
     let greeted = tokio::select! {
         () = shared.draining.cancelled() => return connection.close(ErrorCode::GoingAway),
+        () = crowded_out => return connection.close(ErrorCode::LimitReached),
         greeted = tokio::time::timeout(limits::FIRST_FRAME_DEADLINE, greet(&connection)) => greeted,
     };
     let (mut writer, mut reader) = match greeted.unwrap_or(Err(FrameError::TimedOut)) {
@@ -222,6 +289,9 @@ async fn run_session(shared: Arc<Shared>, connection: Connection, dialling: Opti
     let requests = TaskTracker::new();
     let serve = async {
         let mut order = 0u32;
+        let (rate, burst) = limits::SESSION_REQUESTS;
+        let mut pace = Bucket::with_burst(Some(u64::from(rate)), u64::from(burst));
+        let begun = clock::monotonic();
         while let Ok(streams) = connection.accept_bi().await {
             order = order.wrapping_add(1);
             let served = upload::serve(shared.registry.clone(), session.clone(), streams, order);
@@ -231,20 +301,33 @@ async fn run_session(shared: Arc<Shared>, connection: Connection, dialling: Opti
                     connection.close(code);
                 }
             });
+            // Those that come too fast wait in their streams, of which there are few.
+            pace.take(begun.elapsed(), 1);
+            let wait = pace.wait(begun.elapsed());
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
         }
         ErrorCode::Done
     };
+    let mut serve = pin!(serve);
     let ticketless = async {
-        tokio::time::sleep(limits::TICKET_DEADLINE).await;
-        if connection.dialled() || session.has_ticket() {
-            std::future::pending::<()>().await;
+        // Whom we dialled is known: it proved to be whom we wanted.
+        let Some(stranger) = stranger else { std::future::pending().await };
+        tokio::select! {
+            () = session.introduced.cancelled() => {
+                drop(stranger);
+                std::future::pending().await
+            }
+            () = stranger.goes.cancelled() => ErrorCode::LimitReached,
+            () = tokio::time::sleep(limits::TICKET_DEADLINE) => ErrorCode::NoTicket,
         }
     };
     let code = tokio::select! {
-        () = ticketless => ErrorCode::NoTicket,
+        code = ticketless => code,
         code = write => code,
         code = read => code,
-        code = serve => code,
+        code = &mut serve => code,
         error = connection.closed() => {
             tracing::debug!(%peer, %error, "session ends");
             ErrorCode::Done
@@ -253,9 +336,10 @@ async fn run_session(shared: Arc<Shared>, connection: Connection, dialling: Opti
     };
     requests.close();
     if code == ErrorCode::GoingAway {
-        // Pieces under way go out.
+        // Pieces under way go out; who asks for more is told that there are none.
         tokio::select! {
             () = requests.wait() => {}
+            _ = &mut serve => {}
             () = shared.stop.cancelled() => {}
         }
     }

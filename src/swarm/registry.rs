@@ -6,14 +6,16 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::Semaphore;
 
+use super::rates::{RateLimits, Rates};
+use super::serving::Serving;
 use super::session::{News, Session, Swarm, SwarmKey};
 use super::trust::Trust;
+use super::upload_counts::{UploadCounts, Uploads};
 use crate::clock::{self, UnixMillis};
 use crate::error_code::ErrorCode;
 use crate::id::{GroupId, MembershipId};
-use crate::limits::UPLOAD_SLOTS;
+use crate::limits::MAX_SESSIONS_PER_USER;
 use crate::name::UserName;
 use crate::peer_id::PeerId;
 use crate::ticket::{Ticket, TicketError};
@@ -26,8 +28,7 @@ struct Maps {
     sessions: HashMap<PeerId, Arc<Session>>,
     /// Swarms to open with a peer as soon as there is a session.
     wanted: HashMap<PeerId, HashSet<SwarmKey>>,
-    /// Bytes sent, by swarm.
-    uploaded: HashMap<SwarmKey, u64>,
+    uploads: Uploads,
 }
 
 impl Maps {
@@ -55,17 +56,35 @@ pub enum Admission {
 #[derive(Debug)]
 pub struct Registry {
     maps: Mutex<Maps>,
-    /// Piece buffers being sent.
-    pub upload_slots: Semaphore,
+    rates: Arc<Rates>,
+    serving: Serving,
 }
 
 impl Registry {
-    /// An empty registry that honours tickets as `trust` says.
-    pub fn new(trust: Trust) -> Self {
+    /// An empty registry that honours tickets as `trust` says, under these rate limits.
+    pub fn new(trust: Trust, limits: RateLimits) -> Self {
+        let rates = Arc::new(Rates::new(limits));
         Self {
             maps: Mutex::new(Maps { trust, ..Maps::default() }),
-            upload_slots: Semaphore::new(UPLOAD_SLOTS),
+            serving: Serving::new(rates.clone()),
+            rates,
         }
+    }
+
+    /// The rate limits and what they let through; [`Registry::set_limits`] changes them.
+    pub fn rates(&self) -> &Rates {
+        &self.rates
+    }
+
+    /// Other rate limits from now on, for all together or for one swarm.
+    pub fn set_limits(&self, of: Option<SwarmKey>, limits: RateLimits) {
+        self.rates.set(of, limits, clock::monotonic());
+        self.serving.limits_changed();
+    }
+
+    /// Whose turn it is to be served.
+    pub fn serving(&self) -> &Serving {
+        &self.serving
     }
 
     /// Honours tickets of other trackers from now on; see [`Trust::set_trackers`].
@@ -177,9 +196,12 @@ impl Registry {
     pub fn remove_swarm(&self, key: SwarmKey, code: ErrorCode) {
         let mut maps = self.lock();
         maps.swarms.remove(&key);
-        maps.uploaded.remove(&key);
+        maps.uploads.forget(key);
         maps.unwant(key);
         maps.sessions.values().for_each(|session| session.close(key, code));
+        drop(maps);
+        self.serving.forget(key);
+        self.rates.forget(key);
     }
 
     /// Wants a swarm opened with a peer that is at `addresses`: now if there is a session, else
@@ -245,14 +267,31 @@ impl Registry {
         self.lock().sessions.values().cloned().collect()
     }
 
-    /// Counts bytes sent.
-    pub fn count_upload(&self, key: SwarmKey, bytes: u64) {
-        *self.lock().uploaded.entry(key).or_default() += bytes;
+    /// The session to end because its user has too many: the oldest.
+    pub fn one_too_many(&self, user: &UserName) -> Option<Arc<Session>> {
+        let maps = self.lock();
+        let theirs = maps.sessions.values().filter(|session| session.user().as_ref() == Some(user));
+        let theirs: Vec<_> = theirs.collect();
+        let oldest = theirs.iter().min_by_key(|session| session.number)?;
+        (theirs.len() > MAX_SESSIONS_PER_USER).then(|| Arc::clone(oldest))
     }
 
-    /// Bytes sent in a swarm.
+    /// Counts something that was sent to a user or refused, as long as we take part in the swarm.
+    pub fn count_upload(&self, key: SwarmKey, user: &UserName, count: impl Fn(&mut UploadCounts)) {
+        let mut maps = self.lock();
+        if maps.swarms.contains_key(&key) {
+            maps.uploads.count(key, user, count);
+        }
+    }
+
+    /// Bytes delivered in a swarm.
     pub fn uploaded(&self, key: SwarmKey) -> u64 {
-        self.lock().uploaded.get(&key).copied().unwrap_or(0)
+        self.lock().uploads.all(key).delivered_bytes
+    }
+
+    /// What each user was sent in a swarm, also those who are gone.
+    pub fn uploads(&self, key: SwarmKey) -> Vec<(UserName, UploadCounts)> {
+        self.lock().uploads.users(key)
     }
 
     fn lock(&self) -> MutexGuard<'_, Maps> {

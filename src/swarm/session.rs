@@ -7,14 +7,15 @@ use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Semaphore, mpsc, watch};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
 
 use super::message::Control;
 use super::storage::PieceStore;
 use crate::bitfield::Bitfield;
 use crate::error_code::ErrorCode;
 use crate::id::GroupId;
-use crate::limits::{CONTROL_QUEUE_BYTES, MAX_SWARMS_PER_CONNECTION, UPLOAD_SLOTS_PER_SESSION};
+use crate::limits::{CONTROL_QUEUE_BYTES, MAX_SWARMS_PER_CONNECTION};
 use crate::manifest::ContentId;
 use crate::name::UserName;
 use crate::piece::PieceIndex;
@@ -103,8 +104,8 @@ pub struct Session {
     control: mpsc::Sender<Outgoing>,
     /// Bytes of frames that wait to be written.
     queued_bytes: AtomicUsize,
-    /// Upload slots this one session may take.
-    pub upload_slots: Semaphore,
+    /// Cancelled once the peer showed a valid ticket: it is no stranger any more.
+    pub introduced: CancellationToken,
     /// Counts how often tickets of this peer were revoked.
     pub voided: watch::Sender<u64>,
     tables: Mutex<Tables>,
@@ -123,10 +124,10 @@ impl Session {
     /// A session whose control frames go through `control`.
     pub fn new(number: u64, connection: Connection, control: mpsc::Sender<Outgoing>) -> Self {
         let queued_bytes = AtomicUsize::new(0);
-        let upload_slots = Semaphore::new(UPLOAD_SLOTS_PER_SESSION);
+        let introduced = CancellationToken::new();
         let (voided, _) = watch::channel(0);
         let tables = Mutex::default();
-        Self { number, connection, control, queued_bytes, upload_slots, voided, tables }
+        Self { number, connection, control, queued_bytes, introduced, voided, tables }
     }
 
     /// Sends a control frame. A peer that does not read its control stream is cut off.
@@ -262,11 +263,12 @@ impl Session {
     /// Keeps a verified ticket of the peer.
     pub fn keep_ticket(&self, ticket: Ticket) {
         self.lock().tickets.insert(ticket.holder().group, ticket);
+        self.introduced.cancel();
     }
 
-    /// Whether the peer ever showed a valid ticket.
-    pub fn has_ticket(&self) -> bool {
-        !self.lock().tickets.is_empty()
+    /// Whose device the peer is, by the tickets it showed.
+    pub fn user(&self) -> Option<UserName> {
+        self.lock().tickets.values().next().map(|ticket| ticket.holder().user.clone())
     }
 
     /// The peer's ticket for a group.

@@ -1,20 +1,24 @@
 //! Serves one piece request on its own stream.
 //!
 //! The answer's header goes out at once and above all pieces; the body goes below every piece
-//! asked for before it, so that pieces finish one after the other.
+//! asked for before it, so that pieces finish one after the other, and as fast as the rate limits
+//! let it. Whose turn it is, `serving` says.
 
 use std::pin::pin;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use tokio::sync::SemaphorePermit;
 
 use super::message::{Encoding, Nack, PieceHeader, PieceRequest};
 use super::registry::Registry;
+use super::serving::Turn;
 use super::session::{Session, SwarmKey};
+use super::slots::Body;
 use super::storage::{PieceStore, ReadError};
+use crate::clock;
 use crate::error_code::ErrorCode;
-use crate::limits::{MAX_REQUEST_LEN, PIECE_DEADLINE, REQUEST_FRAME_DEADLINE};
+use crate::limits::{MAX_REQUEST_LEN, PIECE_DEADLINE, REQUEST_FRAME_DEADLINE, SLOW_BODY};
+use crate::name::UserName;
 use crate::piece::PieceIndex;
 use crate::transport::code::quic_code;
 use crate::transport::connection::{CONTROL_PRIORITY, RecvStream, SendStream};
@@ -45,6 +49,7 @@ pub async fn serve(
     let admitted = match admit(&registry, &session, request) {
         Ok(admitted) => admitted,
         Err(Denied::Nack(nack)) => {
+            count_refusal(&registry, &session, request, &nack);
             refuse(&mut send, nack).await;
             return Ok(());
         }
@@ -54,17 +59,19 @@ pub async fn serve(
     // streams that ended meanwhile change nothing.
     let mut stopped = pin!(send.stopped());
     let mut revoked = pin!(registry.revoked(&session, admitted.key.group));
+    let mut counted = Counted { registry: &registry, admitted: &admitted, sent: 0, arrived: false };
     let given_up = tokio::select! {
         biased;
-        sent = send_piece(&registry, &session, &mut send, &admitted, order) => match sent {
+        sent = send_piece(&session, &mut send, &mut counted, request, order) => match sent {
             // The slot is taken until the bytes are with the peer: QUIC keeps them until then.
-            Ok(Some((len, _slot))) => tokio::select! {
-                delivered = tokio::time::timeout(PIECE_DEADLINE, stopped) => match delivered {
-                    Ok(Ok(None)) => {
-                        registry.count_upload(admitted.key, u64::from(len));
+            Ok(Some(turn)) => tokio::select! {
+                arrived = arrival(&mut stopped, &turn) => match arrived {
+                    true => {
+                        counted.arrived = true;
+                        turn.delivered(admitted.len);
                         return Ok(());
                     }
-                    _ => ErrorCode::Cancelled,
+                    false => ErrorCode::Cancelled,
                 },
                 () = revoked => ErrorCode::Revoked,
             },
@@ -77,31 +84,26 @@ pub async fn serve(
     Ok(())
 }
 
-/// A piece buffer: one of the agent's, and one of those a single session may take.
-struct Slot<'a> {
-    _session: SemaphorePermit<'a>,
-    _agent: SemaphorePermit<'a>,
-}
-
-impl<'a> Slot<'a> {
-    fn now(registry: &'a Registry, session: &'a Session) -> Option<Self> {
-        let of_session = session.upload_slots.try_acquire().ok()?;
-        let of_agent = registry.upload_slots.try_acquire().ok()?;
-        Some(Self { _session: of_session, _agent: of_agent })
+/// Waits until a body that was sent is acknowledged; whether it was.
+async fn arrival<C, E>(
+    stopped: &mut (impl Future<Output = Result<Option<C>, E>> + Unpin),
+    turn: &Turn<'_>,
+) -> bool {
+    let mut ended = tokio::time::timeout(SLOW_BODY, &mut *stopped).await;
+    if ended.is_err() {
+        turn.is_slow();
+        ended = tokio::time::timeout(PIECE_DEADLINE - SLOW_BODY, stopped).await;
     }
-
-    async fn wait(registry: &'a Registry, session: &'a Session) -> Option<Self> {
-        let of_session = session.upload_slots.acquire().await.ok()?;
-        let of_agent = registry.upload_slots.acquire().await.ok()?;
-        Some(Self { _session: of_session, _agent: of_agent })
-    }
+    matches!(ended, Ok(Ok(None)))
 }
 
 /// A request that may be served.
 struct Admitted {
     store: Arc<PieceStore>,
     key: SwarmKey,
+    user: UserName,
     piece: PieceIndex,
+    len: u32,
 }
 
 enum Denied {
@@ -116,12 +118,11 @@ fn admit(
     request: PieceRequest,
 ) -> Result<Admitted, Denied> {
     let key = session.their_swarm(request.swarm).ok_or(Denied::Nack(Nack::NoSwarm))?;
-    if registry.member(session, key.group).is_none() {
-        return Err(Denied::Nack(Nack::Revoked));
-    }
+    let user = registry.member(session, key.group).ok_or(Denied::Nack(Nack::Revoked))?;
     let swarm = registry.swarm(key).ok_or(Denied::Nack(Nack::NoSwarm))?;
     let store = swarm.store.clone();
-    let piece = store.manifest().layout().piece(request.piece).ok_or(Denied::Misbehaved)?;
+    let layout = store.manifest().layout();
+    let piece = layout.piece(request.piece).ok_or(Denied::Misbehaved)?;
     if store.is_changed() {
         return Err(Denied::Nack(Nack::Changed));
     }
@@ -129,44 +130,85 @@ fn admit(
         // Bitfield and HAVEs told the truth, so the whole field is news to nobody.
         return Err(Denied::Nack(Nack::NotHave { bits: None }));
     }
-    Ok(Admitted { store, key, piece })
+    Ok(Admitted { store, key, user, piece, len: layout.len(piece) })
 }
 
-/// Waits for a slot, reads the piece and hands it to QUIC; returns its length and the slot, or
-/// nothing when it could not be served after all.
-async fn send_piece<'a>(
+/// Counts what is handed to QUIC, and in the end whether it arrived.
+struct Counted<'a> {
     registry: &'a Registry,
-    session: &'a Session,
+    admitted: &'a Admitted,
+    sent: u64,
+    arrived: bool,
+}
+
+impl Counted<'_> {
+    fn sends(&mut self, bytes: usize) {
+        self.sent += bytes as u64;
+        let Admitted { key, user, .. } = self.admitted;
+        self.registry.count_upload(*key, user, |counts| counts.sent_bytes += bytes as u64);
+    }
+
+    fn refuses(&self, nack: &Nack) {
+        let Admitted { key, user, .. } = self.admitted;
+        self.registry.count_upload(*key, user, |counts| counts.refused.count(nack));
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        if self.sent > 0 {
+            let Admitted { key, user, .. } = self.admitted;
+            self.registry.count_upload(*key, user, |counts| {
+                if self.arrived {
+                    counts.pieces += 1;
+                    counts.delivered_bytes += self.sent;
+                } else {
+                    counts.cut_off_bytes += self.sent;
+                }
+            });
+        }
+    }
+}
+
+/// Counts a request that was refused at once, where it is known whose and what for.
+fn count_refusal(registry: &Registry, session: &Session, request: PieceRequest, nack: &Nack) {
+    let key = session.their_swarm(request.swarm);
+    if let (Some(key), Some(user)) = (key, session.user()) {
+        registry.count_upload(key, &user, |counts| counts.refused.count(nack));
+    }
+}
+
+/// Waits for the request's turn, reads the piece and hands it to QUIC; returns the turn, or nothing
+/// when it could not be served after all.
+async fn send_piece<'a>(
+    session: &Session,
     send: &mut SendStream,
-    Admitted { store, key, piece }: &Admitted,
+    counted: &mut Counted<'a>,
+    request: PieceRequest,
     order: u32,
-) -> Result<Option<(u32, Slot<'a>)>, FrameError> {
-    let slot = match Slot::now(registry, session) {
-        Some(slot) => Some(slot),
-        None => {
-            write_frame(send, &PieceHeader::Queued).await?;
-            let slot = Slot::wait(registry, session).await;
-            // Much may have changed while it waited.
-            if registry.member(session, key.group).is_none() {
-                refuse(send, Nack::Revoked).await;
-                return Ok(None);
-            }
-            slot
+) -> Result<Option<Turn<'a>>, FrameError> {
+    let Counted { registry, admitted, .. } = *counted;
+    let turn = match wait_for_turn(session, send, registry, admitted, request).await? {
+        Ok(turn) => turn,
+        Err(nack) => {
+            counted.refuses(&nack);
+            refuse(send, nack).await;
+            return Ok(None);
         }
     };
-    // The semaphores are never closed.
-    let Some(slot) = slot else { return Ok(None) };
-    let (reader, piece) = (store.clone(), *piece);
+    let (reader, piece) = (admitted.store.clone(), admitted.piece);
     let read = tokio::task::spawn_blocking(move || reader.read_piece(piece)).await;
     let bytes = match read {
         Ok(Ok(bytes)) => Bytes::from(bytes),
         Ok(Err(error)) => {
-            tracing::warn!(path = %store.path().display(), %piece, %error, "cannot serve");
+            tracing::warn!(path = %admitted.store.path().display(), %piece, %error, "cannot serve");
             let nack = match error {
                 ReadError::Changed => Nack::Changed,
                 ReadError::Missing => Nack::NotHave { bits: None },
                 ReadError::Io(_) => Nack::Busy,
             };
+            drop(turn);
+            counted.refuses(&nack);
             refuse(send, nack).await;
             return Ok(None);
         }
@@ -175,11 +217,72 @@ async fn send_piece<'a>(
     let len = bytes.len() as u32;
     write_frame(send, &PieceHeader::Data { encoding: Encoding::Identity, len }).await?;
     let _ = send.set_priority(-i32::try_from(order).unwrap_or(i32::MAX));
-    if send.write_chunk(bytes).await.is_err() {
+    if !write_body(send, bytes, counted).await {
         return Ok(None);
     }
     let _ = send.finish();
-    Ok(Some((len, slot)))
+    Ok(Some(turn))
+}
+
+/// The request's turn once it has come, or the answer to give instead.
+async fn wait_for_turn<'a>(
+    session: &Session,
+    send: &mut SendStream,
+    registry: &'a Registry,
+    Admitted { key, user, piece, len, .. }: &Admitted,
+    request: PieceRequest,
+) -> Result<Result<Turn<'a>, Nack>, FrameError> {
+    let body = Body { user: user.clone(), session: session.number, content: *key };
+    let mut turn = match registry.serving().enter(body, piece.get(), *len) {
+        Ok(turn) => turn,
+        Err(nack) => return Ok(Err(nack)),
+    };
+    if let Some(decided) = turn.decided() {
+        return Ok(decided.map(|()| turn));
+    }
+    write_frame(send, &PieceHeader::Queued).await?;
+    if let Err(nack) = turn.wait().await {
+        return Ok(Err(nack));
+    }
+    // Much may have changed while it waited.
+    Ok(match admit(registry, session, request) {
+        Ok(again) if again.key == *key => Ok(turn),
+        // Another swarm under this number than when it was asked.
+        Ok(_) | Err(Denied::Misbehaved) => Err(Nack::NoSwarm),
+        Err(Denied::Nack(nack)) => Err(nack),
+    })
+}
+
+/// Hands a body to QUIC: at once without a rate limit, bit by bit under one. Whether all of it.
+async fn write_body(send: &mut SendStream, mut bytes: Bytes, counted: &mut Counted<'_>) -> bool {
+    let (rates, key) = (counted.registry.rates(), counted.admitted.key);
+    let mut changed = None;
+    while !bytes.is_empty() {
+        let most = match rates.up_credit(key, clock::monotonic()) {
+            Ok(most) => most,
+            Err(wait) => {
+                // First heard, then asked once more: no change is missed.
+                let Some(changed) = &mut changed else {
+                    changed = Some(rates.changed());
+                    continue;
+                };
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    // The rates hold the other end.
+                    _ = changed.changed() => {}
+                }
+                continue;
+            }
+        };
+        let chunk = bytes.split_to(most.min(bytes.len()));
+        let len = chunk.len();
+        rates.take_up(key, len as u64, clock::monotonic());
+        if send.write_chunk(chunk).await.is_err() {
+            return false;
+        }
+        counted.sends(len);
+    }
+    true
 }
 
 async fn refuse(send: &mut SendStream, nack: Nack) {

@@ -237,6 +237,18 @@ impl Incoming {
         self.quic.as_ref().is_some_and(quinn::Incoming::remote_address_validated)
     }
 
+    /// Has it prove to be there (QUIC Retry): it comes back, proven, as another handshake. Returned
+    /// if it has already.
+    pub fn proven(mut self) -> Option<Self> {
+        match self.quic.take()?.retry() {
+            Ok(()) => None,
+            Err(proven) => {
+                self.quic = Some(proven.into_incoming());
+                Some(self)
+            }
+        }
+    }
+
     /// Refuses it.
     pub fn refuse(mut self) {
         if let Some(quic) = self.quic.take() {

@@ -585,7 +585,7 @@ async fn after_a_shutdown_the_directory_and_the_port_are_free() {
     let again = soon("the lock", async {
         loop {
             let config =
-                AgentConfig { data_dir: data_dir.clone(), trackers: trackers.clone(), listen };
+                AgentConfig { listen, ..AgentConfig::new(data_dir.clone(), trackers.clone()) };
             match Agent::start(config) {
                 Ok(agent) => return agent,
                 Err(error) => assert_eq!(error.code(), "locked"),

@@ -29,7 +29,7 @@ const PROMPT: Duration = Duration::from_secs(8);
 
 fn start(data_dir: PathBuf, links: &[TrackerLink]) -> Agent {
     let trackers = TrackerInfo::new(links.to_vec()).expect("trackers");
-    let config = AgentConfig { data_dir, trackers, listen: Some(loopback()) };
+    let config = AgentConfig { listen: Some(loopback()), ..AgentConfig::new(data_dir, trackers) };
     Agent::start(config).expect("an agent")
 }
 

@@ -84,7 +84,10 @@ impl Net {
     pub async fn agent(&self, name: &str) -> Agent {
         let trackers = TrackerInfo::new(vec![self.link.clone()]).expect("one tracker");
         let data_dir = self.path(&format!("{name}.data"));
-        let agent = Agent::start(AgentConfig { data_dir, trackers, listen: Some(loopback()) });
+        let agent = Agent::start(AgentConfig {
+            listen: Some(loopback()),
+            ..AgentConfig::new(data_dir, trackers)
+        });
         let agent = agent.expect("an agent");
         agent.create_user(user(name), password(), None).await.expect("created");
         agent.login(user(name), password()).await.expect("logged in");

@@ -132,7 +132,10 @@ async fn a_download_goes_on_at_its_rate_when_its_tracker_is_killed() {
     let links = (0..2).map(|number| cluster.link(number)).collect();
     let trackers = TrackerInfo::new(links).expect("two trackers");
     let data_dir = cluster.path("bob.data");
-    let bob = Agent::start(AgentConfig { data_dir, trackers, listen: Some(loopback()) });
+    let bob = Agent::start(AgentConfig {
+        listen: Some(loopback()),
+        ..AgentConfig::new(data_dir, trackers)
+    });
     let bob = bob.expect("an agent");
     bob.create_user(user("bob"), password(), None).await.expect("created");
     bob.login(user("bob"), password()).await.expect("logged in");

@@ -242,7 +242,7 @@ async fn agent(cluster: &Cluster, number: usize) -> Agent {
     let links = (0..2).map(|number| cluster.link(number)).collect();
     let trackers = TrackerInfo::new(links).expect("two trackers");
     let data_dir = cluster.path(format!("a{number}.data"));
-    let config = AgentConfig { data_dir, trackers, listen: Some(loopback()) };
+    let config = AgentConfig { listen: Some(loopback()), ..AgentConfig::new(data_dir, trackers) };
     let agent = Agent::start(config).expect("an agent");
     let name = user(&format!("a{number}"));
     agent.create_user(name.clone(), password(), None).await.expect("created");

@@ -444,6 +444,12 @@ pub const MAX_COUNTED_USERS: usize = 1_000;
 /// Gbit/s at 250 ms. Above it, each peer of a download that has any room is asked for one piece.
 pub const DOWNLOAD_BYTES: u64 = 64 * PIECE_LEN as u64;
 
+/// Who sent false pieces of a content is asked for nothing of it for this long.
+pub const BAN: Duration = Duration::from_secs(24 * 3600);
+
+/// Bans remembered at once: more false peers than any group has members.
+pub const MAX_BANS: usize = 10_000;
+
 /// Pieces asked of a new peer before its rate is known.
 pub const PIPELINE_START: usize = 4;
 
@@ -470,6 +476,9 @@ pub const CONTROL_QUEUE_BYTES: usize = 8 * 1024 * 1024;
 /// Pushes waiting for one client, and events waiting for an agent. A client that leaves more
 /// unread is cut off.
 pub const PUSH_QUEUE: usize = 1_024;
+
+/// What a download says that waits to be acted on; more is left out and can be seen.
+pub const REPORT_QUEUE: usize = 64;
 
 /// Events waiting for one download's scheduler; senders wait.
 pub const DOWNLOAD_QUEUE: usize = 1_024;

@@ -13,7 +13,7 @@ use super::report::{DownloadRow, Notice};
 use crate::id::RequestId;
 use crate::name::{GroupName, Selector, UserName};
 use crate::peer_id::PeerId;
-use crate::swarm::download::Progress;
+use crate::swarm::meter::Progress;
 use crate::swarm::rates::RateLimits;
 use crate::tracker::message::{
     FileCursor, FileRow, GroupRow, Matching, MemberRow, Reply, Request, RequestRow, Written,

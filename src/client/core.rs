@@ -3,7 +3,7 @@
 
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, broadcast, mpsc};
@@ -11,7 +11,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::data_dir;
-use super::destination::Destination;
 use super::error::{AgentError, DownloadFailure};
 use super::groups::Groups;
 use super::library::{Entry, EntryState, Library};
@@ -24,11 +23,12 @@ use crate::manifest::ContentId;
 use crate::name::GroupName;
 use crate::peer_id::PeerId;
 use crate::roster::RosterBook;
-use crate::swarm::download::{Download, DownloadError};
+use crate::swarm::download::{Download, DownloadError, Report, Swarms};
 use crate::swarm::hub::Hub;
 use crate::swarm::rates::RateLimits;
 use crate::swarm::registry::Registry;
 use crate::swarm::session::{Swarm, SwarmKey};
+use crate::swarm::storage::PieceStore;
 use crate::swarm::trust::Trust;
 use crate::tracker::message::{Reply, Request};
 use crate::tracker_link::TrackerInfo;
@@ -236,69 +236,116 @@ impl Core {
     pub(super) async fn run_download(
         self: Arc<Self>,
         download: Download,
-        destination: Destination,
-        mut wanted: mpsc::Receiver<()>,
+        mut reports: mpsc::Receiver<Report>,
     ) {
-        let (key, store, stop) = (download.key, download.store.clone(), download.stop.clone());
-        let meter = download.meter.clone();
-        let find = async {
-            // First present, then looking: two that begin together find each other.
-            if let Err(error) = self.announce(key.group, &[(key.content, false)]).await {
-                tracing::debug!(%error, "announce failed; it is repeated with the next connection");
-            }
-            self.find_peers(key).await;
-            while let Some(()) = wanted.recv().await {
-                self.find_peers(key).await;
+        let (swarms, store) = (download.swarms.clone(), download.store.clone());
+        let (stop, meter) = (download.stop.clone(), download.meter.clone());
+        for key in swarms.all() {
+            self.tasks.spawn(self.clone().seek(key));
+        }
+        let attend = async {
+            while let Some(report) = reports.recv().await {
+                self.attend(&swarms, report);
             }
         };
         let result = tokio::select! {
             result = download.run() => result,
-            () = async { find.await; std::future::pending().await } => Err(DownloadError::Stopped),
-        };
-        let result = match result {
-            Ok(()) => {
-                self.library().set_state(key, EntryState::Finishing);
-                let finishing = store.clone();
-                let wanted = stop.clone();
-                let named = tokio::task::spawn_blocking(move || {
-                    let go_on = || !wanted.is_cancelled();
-                    finishing.finish(&destination.directory, &destination.name, &go_on)
-                });
-                match named.await {
-                    Ok(named) => named.map_err(DownloadError::from),
-                    Err(_panicked) => Err(DownloadError::Stopped),
-                }
-            }
-            Err(error) => Err(error),
+            () = async { attend.await; std::future::pending().await } => return,
         };
         meter.end();
+        if result.is_err() {
+            // What is there is kept for a later attempt, which need not look at it again.
+            let closing = store.clone();
+            match tokio::task::spawn_blocking(move || closing.close()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => tracing::debug!(%error, "not closed in order"),
+                Err(error) => tracing::error!(%error, "closing failed in itself"),
+            }
+        }
         if stop.is_cancelled() {
             // Whoever stopped it has taken it out of the library, and perhaps put another in.
             self.changed.notify_waiters();
             return;
         }
         match result {
-            Ok(path) => {
-                tracing::info!(path = %path.display(), "download complete");
-                self.registry.unwant(key);
-                let swarm = Swarm { key, store, news: None };
-                self.registry.add_swarm(Arc::new(swarm));
-                self.library().set_state(key, EntryState::Seeding);
-                self.changed.notify_waiters();
-                if let Err(error) = self.announce(key.group, &[(key.content, true)]).await {
-                    tracing::debug!(%error, "announce failed; it is repeated later");
-                }
-            }
+            Ok(path) => self.complete(&swarms, &store, &path).await,
             Err(error) => {
                 tracing::error!(%error, "download failed");
                 if matches!(error, DownloadError::FalseManifest(_)) {
                     store.discard();
                 }
-                self.registry.remove_swarm(key, ErrorCode::Done);
-                self.fail(key, DownloadFailure::from(&error));
+                for key in swarms.all() {
+                    self.registry.remove_swarm(key, ErrorCode::Done);
+                    self.fail(key, DownloadFailure::from(&error));
+                }
                 self.changed.notify_waiters();
-                // What cannot be said now ends with the connection.
-                let _ = self.withdraw(key).await;
+                for key in swarms.all() {
+                    // What cannot be said now ends with the connection.
+                    let _ = self.withdraw(key).await;
+                }
+            }
+        }
+    }
+
+    /// A download is whole and has its name: it is served from there.
+    async fn complete(&self, swarms: &Swarms, store: &Arc<PieceStore>, path: &Path) {
+        tracing::info!(path = %path.display(), "download complete");
+        let keys = {
+            // Nobody joins the download between this and its end.
+            let mut library = self.library();
+            let keys = swarms.all();
+            for key in &keys {
+                self.registry.unwant(*key);
+                let swarm = Swarm { key: *key, store: store.clone(), news: None };
+                self.registry.add_swarm(Arc::new(swarm));
+                library.set_state(*key, EntryState::Seeding);
+            }
+            keys
+        };
+        for key in &keys {
+            let entry = self.library().find(*key).cloned();
+            if let Some(Entry { group, name, .. }) = entry {
+                self.notify(Notice::Downloaded { group, name, path: path.to_owned() });
+            }
+        }
+        self.changed.notify_waiters();
+        for key in keys {
+            self.present(key).await;
+        }
+    }
+
+    /// Says that we have a content.
+    pub(super) async fn present(&self, key: SwarmKey) {
+        if let Err(error) = self.announce(key.group, &[(key.content, true)]).await {
+            tracing::debug!(%error, "announce failed; it is repeated with the next connection");
+        }
+    }
+
+    /// Says that we want a content, and looks for who has it.
+    pub(super) async fn seek(self: Arc<Self>, key: SwarmKey) {
+        // First present, then looking: two that begin together find each other.
+        if let Err(error) = self.announce(key.group, &[(key.content, false)]).await {
+            tracing::debug!(%error, "announce failed; it is repeated with the next connection");
+        }
+        self.find_peers(key).await;
+    }
+
+    /// Does what a download wants done, and passes on what it says.
+    fn attend(self: &Arc<Self>, swarms: &Swarms, report: Report) {
+        for key in swarms.all() {
+            let entry = self.library().find(key).cloned();
+            let Some(Entry { group, name, .. }) = entry else { continue };
+            match &report {
+                Report::PeersWanted => {
+                    let core = self.clone();
+                    self.tasks.spawn(async move { core.find_peers(key).await });
+                }
+                Report::Held(hold) => {
+                    self.notify(Notice::Held { group, name, hold: hold.clone() });
+                }
+                Report::Moves => self.notify(Notice::Moves { group, name }),
+                Report::Finishing => self.library().set_state(key, EntryState::Finishing),
+                Report::Downloading => self.library().set_state(key, EntryState::Downloading),
             }
         }
     }
@@ -310,7 +357,12 @@ impl Core {
         if let ("false-manifest", Some(user)) = (failure.code, publisher) {
             failure = DownloadFailure::false_manifest(&failure, &user);
         }
-        library.set_state(key, EntryState::Failed(failure));
+        library.set_state(key, EntryState::Failed(failure.clone()));
+        let entry = library.find(key).cloned();
+        drop(library);
+        if let Some(Entry { group, name, .. }) = entry {
+            self.notify(Notice::DownloadFailed { group, name, failure });
+        }
     }
 
     /// Takes entries out of the library and their swarms out of the registry.

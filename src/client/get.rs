@@ -12,12 +12,14 @@ use super::error::{AgentError, DownloadFailure};
 use super::library::{Entry, EntryState};
 use super::metafile;
 use super::report::Started;
+use super::transfer::Transfer;
 use crate::error_code::ErrorCode;
 use crate::id::GroupId;
 use crate::limits;
 use crate::manifest::{Manifest, ManifestHead};
 use crate::name::{FileName, GroupName, Selector, UserName};
-use crate::swarm::download::{Download, Meter};
+use crate::swarm::download::{Download, Swarms};
+use crate::swarm::meter::Meter;
 use crate::swarm::session::{Swarm, SwarmKey};
 use crate::swarm::storage::PieceStore;
 use crate::tracker::message::{Reply, Request};
@@ -120,13 +122,16 @@ impl Agent {
         destination: Destination,
         warning: Option<String>,
     ) -> Result<Started, AgentError> {
-        let Wanted { group, id, name, publisher } = wanted;
         // The name may have moved to another group since the file was found.
-        if self.core.ticket(&group).await? != id {
-            return Err(AgentError::OtherGroup(group));
+        if self.core.ticket(&wanted.group).await? != wanted.id {
+            return Err(AgentError::OtherGroup(wanted.group));
         }
         let manifest = Arc::new(manifest);
-        let key = SwarmKey { group: id, content: manifest.content_id() };
+        let key = SwarmKey { group: wanted.id, content: manifest.content_id() };
+        if let Some(started) = self.join_elsewhere(&wanted, key) {
+            return Ok(Started { warning, ..started });
+        }
+        let Wanted { group, id, name, publisher } = wanted;
         if let Some(started) = self.adopt(&group, key, &name, &manifest, &destination).await {
             return Ok(Started { warning, ..started });
         }
@@ -138,8 +143,12 @@ impl Agent {
         let layout = manifest.layout();
         let stored_bytes = store.bitfield().iter().map(|piece| u64::from(layout.len(piece))).sum();
         let meter = Arc::new(Meter::new(stored_bytes));
+        let path = destination.directory.join(destination.name.as_str());
         let (news_sender, news) = mpsc::channel(limits::DOWNLOAD_QUEUE);
         let stop = self.core.stop.child_token();
+        let swarms = Arc::new(Swarms::new(key));
+        let transfer =
+            Transfer { swarms: swarms.clone(), news: news_sender.clone(), stop: stop.clone() };
         let entry = Entry {
             number: 0,
             group: group.clone(),
@@ -149,34 +158,72 @@ impl Agent {
             meter: Some(meter.clone()),
             state: EntryState::Downloading,
             told: false,
-            stop: stop.clone(),
+            transfer: Some(transfer),
+            path: Some(path.clone()),
         };
         let swarm = Swarm { key, store: store.clone(), news: Some(news_sender) };
         self.core.registry.add_swarm(Arc::new(swarm));
         let number = self.core.library().add(key, entry);
-        let (peers_wanted, wanted) = mpsc::channel(1);
         // What is here already may have taken long to check, and much can happen meanwhile.
         if !self.core.groups().contains(id) {
             self.core.drop_entries(|entry| entry.number == number, ErrorCode::Done);
             return Err(Refusal::NotAMember(group).into());
         }
+        let (reports, heard) = mpsc::channel(limits::REPORT_QUEUE);
         let download = Download {
-            key,
+            swarms,
             store,
+            directory: destination.directory,
+            name: destination.name,
             news,
-            peers_wanted,
+            reports,
             registry: self.core.registry.clone(),
             meter,
             stop,
             seed: fastrand::u64(..),
         };
         tracing::info!(%group, %name, content = %key.content.short(), "download begins");
-        let path = destination.directory.join(destination.name.as_str());
         let size = layout.size();
-        let work = self.core.clone().run_download(download, destination, wanted);
-        self.core.tasks.spawn(work);
+        self.core.tasks.spawn(self.core.clone().run_download(download, heard));
         let content = key.content;
         Ok(Started { number, group, name, path, content, size, stored_bytes, warning })
+    }
+
+    /// What is here, or on its way, because of another group is stored once, and served in both.
+    fn join_elsewhere(&self, wanted: &Wanted, key: SwarmKey) -> Option<Started> {
+        let Wanted { group, name, publisher, .. } = wanted;
+        // Held until all is in place: the other download may become complete at any moment.
+        let mut library = self.core.library();
+        let other = library.elsewhere(key).cloned()?;
+        let (store, content) = (other.store.clone(), key.content);
+        let size = store.manifest().layout().size();
+        let path = other.path.clone().unwrap_or_else(|| store.path());
+        let stored_bytes = other.meter.as_ref().map_or(size, |meter| meter.progress().stored_bytes);
+        let news = other.transfer.as_ref().map(|transfer| {
+            transfer.swarms.add(key);
+            transfer.news.clone()
+        });
+        let is_complete = news.is_none();
+        self.core.registry.add_swarm(Arc::new(Swarm { key, store, news }));
+        let (group, name) = (group.clone(), name.clone());
+        let entry = Entry {
+            group: group.clone(),
+            name: name.clone(),
+            publisher: publisher.clone(),
+            told: false,
+            ..other
+        };
+        let number = library.add(key, entry);
+        drop(library);
+        self.core.registry.tell_again(key);
+        let core = self.core.clone();
+        self.core.tasks.spawn(async move {
+            match is_complete {
+                true => core.present(key).await,
+                false => core.seek(key).await,
+            }
+        });
+        Some(Started { number, group, name, path, content, size, stored_bytes, warning: None })
     }
 
     /// Serves a file that is already at the destination, if it is exactly the one wanted: a script
@@ -202,9 +249,7 @@ impl Agent {
         let store = Arc::new(PieceStore::whole(manifest.clone(), path.clone(), stamp));
         let number = self.serve(group, key, name, store);
         // The file is here, whoever knows of it.
-        if let Err(error) = self.core.announce(key.group, &[(key.content, true)]).await {
-            tracing::debug!(%error, "announce failed; it is repeated with the next connection");
-        }
+        self.core.present(key).await;
         let (group, name, content) = (group.clone(), name.clone(), key.content);
         let warning = None;
         Some(Started { number, group, name, path, content, size, stored_bytes: size, warning })

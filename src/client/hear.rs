@@ -252,7 +252,9 @@ impl Core {
             let under_way = self.library().entries().into_iter();
             let under_way = under_way.filter(|(key, e)| key.group == id && e.state.is_under_way());
             for (key, entry) in under_way {
-                entry.stop.cancel();
+                if let Some(transfer) = &entry.transfer {
+                    transfer.leave(key);
+                }
                 let message = format!("you are no longer a member of {group}");
                 self.fail(key, DownloadFailure { code: "not-a-member", message });
             }

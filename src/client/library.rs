@@ -3,15 +3,15 @@
 //! Plain maps; the agent acts on them.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
-
 use super::error::DownloadFailure;
+use super::transfer::Transfer;
 use crate::id::GroupId;
 use crate::manifest::ContentId;
 use crate::name::{FileName, GroupName, Selector, UserName};
-use crate::swarm::download::Meter;
+use crate::swarm::meter::Meter;
 use crate::swarm::session::SwarmKey;
 use crate::swarm::storage::PieceStore;
 
@@ -54,8 +54,10 @@ pub struct Entry {
     pub state: EntryState,
     /// Whether its failure was told to somebody who waited, or its change to the user.
     pub told: bool,
-    /// Stops its download.
-    pub stop: CancellationToken,
+    /// Where its download will be, for one that is under way.
+    pub path: Option<PathBuf>,
+    /// Its download, while that is under way.
+    pub transfer: Option<Transfer>,
 }
 
 impl Entry {
@@ -94,6 +96,20 @@ impl Library {
         self.entries.get(&key)
     }
 
+    /// An entry of the same content in another group, complete or under way.
+    pub fn elsewhere(&self, key: SwarmKey) -> Option<&Entry> {
+        let others = self
+            .entries
+            .iter()
+            .filter(|(other, _)| other.content == key.content && other.group != key.group);
+        let mut others = others.map(|(_, entry)| entry);
+        others.find(|entry| match entry.state {
+            EntryState::Seeding => !entry.store.is_changed(),
+            EntryState::Downloading | EntryState::Finishing => true,
+            EntryState::Failed(_) => false,
+        })
+    }
+
     /// The swarm of the entry that `file` means in a group.
     pub fn select(&self, group: &GroupName, file: &Selector) -> Option<SwarmKey> {
         self.entries.iter().find(|(_, entry)| entry.is(group, file)).map(|(key, _)| *key)
@@ -116,6 +132,9 @@ impl Library {
     /// Changes an entry's state, if it is still there.
     pub fn set_state(&mut self, key: SwarmKey, state: EntryState) {
         if let Some(entry) = self.entries.get_mut(&key) {
+            if !state.is_under_way() {
+                (entry.transfer, entry.path) = (None, None);
+            }
             entry.state = state;
         }
     }
@@ -136,7 +155,9 @@ impl Library {
     /// Removes an entry and stops its download.
     pub fn remove(&mut self, key: SwarmKey) -> Option<Entry> {
         let entry = self.entries.remove(&key)?;
-        entry.stop.cancel();
+        if let Some(transfer) = &entry.transfer {
+            transfer.leave(key);
+        }
         Some(entry)
     }
 

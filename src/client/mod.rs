@@ -6,6 +6,7 @@ pub mod failover;
 pub mod warm;
 pub mod line;
 pub mod destination;
+pub mod transfer;
 pub mod library;
 pub mod groups;
 pub mod echo;

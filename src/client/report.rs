@@ -4,10 +4,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::error::DownloadFailure;
 use super::library::EntryState;
 use crate::manifest::{ContentId, Manifest};
 use crate::name::{FileName, GroupName, UserName};
-use crate::swarm::download::Progress;
+use crate::swarm::hold::Hold;
+use crate::swarm::meter::Progress;
 
 /// A finished `share`.
 #[derive(Clone, Debug)]
@@ -153,6 +155,40 @@ pub enum Notice {
         /// The name now.
         group: GroupName,
     },
+    /// A download does not move.
+    Held {
+        /// The group.
+        group: GroupName,
+        /// The label.
+        name: FileName,
+        /// Why.
+        hold: Hold,
+    },
+    /// A download that did not move does again.
+    Moves {
+        /// The group.
+        group: GroupName,
+        /// The label.
+        name: FileName,
+    },
+    /// A download is complete.
+    Downloaded {
+        /// The group.
+        group: GroupName,
+        /// The label.
+        name: FileName,
+        /// Where it is.
+        path: PathBuf,
+    },
+    /// A download ended without its file.
+    DownloadFailed {
+        /// The group.
+        group: GroupName,
+        /// The label.
+        name: FileName,
+        /// Why.
+        failure: DownloadFailure,
+    },
     /// No tracker is reached any more.
     TrackersLost,
     /// A tracker is reached again.
@@ -168,6 +204,8 @@ impl Notice {
             | Self::SignedOut { .. }
             | Self::Renamed { .. }
             | Self::GroupRenamed { .. }
+            | Self::Held { .. }
+            | Self::Moves { .. }
             | Self::TrackersLost
             | Self::TrackersBack => true,
             Self::JoinRequested { .. }
@@ -175,7 +213,9 @@ impl Notice {
             | Self::MemberJoined { .. }
             | Self::MemberLeft { .. }
             | Self::OwnerChanged { .. }
-            | Self::FileListed { .. } => false,
+            | Self::FileListed { .. }
+            | Self::Downloaded { .. }
+            | Self::DownloadFailed { .. } => false,
         }
     }
 }
@@ -212,6 +252,16 @@ impl fmt::Display for Notice {
             }
             Self::GroupRenamed { from, group } => {
                 write!(f, "your group {from} is called {group} now: an earlier one has that name")
+            }
+            Self::Held { group, name, hold } => {
+                write!(f, "{name} from {group} does not move: {hold}")
+            }
+            Self::Moves { group, name } => write!(f, "{name} from {group} goes on"),
+            Self::Downloaded { group, name, path } => {
+                write!(f, "{name} from {group} is complete: {}", path.display())
+            }
+            Self::DownloadFailed { group, name, failure } => {
+                write!(f, "{name} from {group} failed: {failure}")
             }
             Self::TrackersLost => {
                 write!(f, "no tracker can be reached; transfers under way go on")

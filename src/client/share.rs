@@ -4,8 +4,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use tokio_util::sync::CancellationToken;
-
 use super::agent::{Agent, request_id};
 use super::error::AgentError;
 use super::library::{Entry, EntryState};
@@ -207,7 +205,8 @@ impl Agent {
             meter: None,
             state: EntryState::Seeding,
             told: false,
-            stop: CancellationToken::new(),
+            transfer: None,
+            path: None,
         };
         let number = self.core.library().add(key, entry);
         self.core.registry.tell_again(key);

@@ -1,33 +1,40 @@
-//! One download: drives the scheduler, fetches pieces, stores them, tells others of them.
+//! One download: drives the scheduler, fetches pieces, stores them, tells others of them, and gives the
+//! file its name.
 //!
-//! A single task owns the scheduler. Each piece request runs in a task of its own, on a stream of
-//! its own; verifying and writing run on the blocking pool.
+//! A single task owns the scheduler. Each piece request runs in a task of its own, on a stream of its
+//! own; verifying, writing and everything else that may wait for a disk run on the blocking pool. A disk
+//! that fails pauses the download, with the pieces that could not be written kept, until it is well again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use super::event::{Action, Event, NotServed, PeerKey};
-use super::message::{Encoding, Nack, PieceHeader, PieceRequest};
+use super::budget::Seat;
+pub use super::depot::DownloadError;
+use super::depot::{Depot, Outcome, Parcel};
+use super::event::{Action, Cause, Event, NotServed, PeerKey, Why};
+use super::fetch::{Came, Fetch, Fetched};
+use super::hold::{Hold, Watch};
+use super::message::Nack;
+use super::meter::{Meter, Source};
 use super::registry::Registry;
 use super::scheduler::Scheduler;
+pub use super::session::Swarms;
 use super::session::{News, Session, SwarmKey};
-use super::storage::{PieceStore, StorageError, WriteError};
+use super::storage::{PieceStore, Recovered};
 use crate::bitfield::Bitfield;
 use crate::clock;
 use crate::error_code::ErrorCode;
-use crate::limits::{MAX_FRAME_LEN, MAX_HAVE_BATCH, PIECE_DEADLINE};
-use crate::name::UserName;
+use crate::limits::{DOWNLOAD_QUEUE, MAX_HAVE_BATCH, PIECE_LEN};
+use crate::name::{FileName, UserName};
 use crate::peer_id::PeerId;
-use crate::piece::PieceIndex;
-use crate::transport::code::quic_code;
-use crate::transport::connection::RecvStream;
-use crate::transport::frame::{FrameError, read_frame, write_frame};
+use crate::piece::{PieceIndex, PieceLayout};
 
 /// New pieces are told to others this long after the first of a batch.
 const TELL_DELAY: Duration = Duration::from_millis(20);
@@ -38,138 +45,43 @@ const ASK_AGAIN_ALONE: Duration = Duration::from_secs(5);
 /// A download with sources asks for more after this.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
-/// Why a download ended without its file.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DownloadError {
-    /// The disk.
-    #[error(transparent)]
-    Storage(#[from] StorageError),
-    /// A piece with the right BLAKE3 and a false SHA-1: the publisher lied.
-    #[error("piece {0} contradicts the manifest: its publisher made a false one")]
-    FalseManifest(PieceIndex),
-    /// It was stopped.
-    #[error("stopped")]
-    Stopped,
-}
+/// How often it is looked which peers live, and what there is to show.
+const PULSE: Duration = Duration::from_millis(500);
 
-/// What one peer gave.
+/// A peer that was asked and of which nothing came for so long is given something to acknowledge.
+const POKE: Duration = Duration::from_secs(1);
+
+/// What a download says to whoever runs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
-    /// Its user.
-    pub user: UserName,
-    /// Pieces verified and stored.
-    pub pieces: u32,
-    /// Bytes verified and stored.
-    pub bytes: u64,
-    /// Pieces that were not what they should be.
-    pub bad_pieces: u32,
-    /// Whether it is connected now.
-    pub connected: bool,
-}
-
-/// How far a download is; read by whoever shows it.
-#[derive(Clone, Debug, Default)]
-pub struct Progress {
-    /// Bytes verified and stored, those of an earlier attempt included.
-    pub stored_bytes: u64,
-    /// Bytes a second over the last seconds.
-    pub bytes_per_sec: u64,
-    /// Time from its begin to its end, or to now.
-    pub elapsed: Duration,
-    /// What each peer gave.
-    pub sources: BTreeMap<PeerId, Source>,
-}
-
-/// Counts a download's progress.
-#[derive(Debug)]
-pub struct Meter {
-    started: Instant,
-    inner: Mutex<Counts>,
-}
-
-#[derive(Debug)]
-struct Counts {
-    progress: Progress,
-    /// Bytes stored at some moments of the last seconds, oldest first.
-    samples: VecDeque<(Instant, u64)>,
-    ended: bool,
-}
-
-/// Time over which the rate is measured.
-const RATE_WINDOW: Duration = Duration::from_secs(3);
-
-impl Meter {
-    /// A meter that starts at `stored_bytes`.
-    pub fn new(stored_bytes: u64) -> Self {
-        let progress = Progress { stored_bytes, ..Progress::default() };
-        let started = clock::monotonic();
-        let samples = VecDeque::from([(started, stored_bytes)]);
-        Self { started, inner: Mutex::new(Counts { progress, samples, ended: false }) }
-    }
-
-    /// The download is over; its time stands still.
-    pub fn end(&self) {
-        let mut counts = self.lock();
-        counts.progress.elapsed = self.started.elapsed();
-        counts.progress.bytes_per_sec = 0;
-        counts.ended = true;
-    }
-
-    /// How far it is now.
-    pub fn progress(&self) -> Progress {
-        let mut counts = self.lock();
-        if !counts.ended {
-            let now = clock::monotonic();
-            counts.forget_old(now);
-            counts.progress.elapsed = now.duration_since(self.started);
-            counts.progress.bytes_per_sec = counts.samples.front().map_or(0, |(at, bytes)| {
-                let seconds = now.duration_since(*at).as_secs_f64().max(0.001);
-                ((counts.progress.stored_bytes - bytes) as f64 / seconds) as u64
-            });
-        }
-        counts.progress.clone()
-    }
-
-    fn change(&self, change: impl FnOnce(&mut Progress)) {
-        let mut counts = self.lock();
-        let now = clock::monotonic();
-        // Thirty samples a window are enough, and bound their number.
-        let spacing = RATE_WINDOW / 30;
-        if counts.samples.back().is_none_or(|(at, _)| now.duration_since(*at) > spacing) {
-            counts.forget_old(now);
-            let stored = counts.progress.stored_bytes;
-            counts.samples.push_back((now, stored));
-        }
-        change(&mut counts.progress);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Counts> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Counts {
-    /// Forgets samples that are older than the window, but for the youngest of them.
-    fn forget_old(&mut self, now: Instant) {
-        while self.samples.get(1).is_some_and(|(at, _)| now.duration_since(*at) > RATE_WINDOW) {
-            self.samples.pop_front();
-        }
-    }
+pub enum Report {
+    /// It could use more peers.
+    PeersWanted,
+    /// It does not move.
+    Held(Hold),
+    /// It moves again.
+    Moves,
+    /// Every piece is here; the whole file is checked and named.
+    Finishing,
+    /// Not every piece is here after all.
+    Downloading,
 }
 
 /// What a download needs.
 #[derive(Debug)]
 pub struct Download {
-    /// Which swarm.
-    pub key: SwarmKey,
+    /// Which swarms.
+    pub swarms: Arc<Swarms>,
     /// Where its bytes go.
     pub store: Arc<PieceStore>,
+    /// The directory where it will be.
+    pub directory: PathBuf,
+    /// Its name there.
+    pub name: FileName,
     /// News of its peers.
-    pub news: mpsc::Receiver<News>,
-    /// Signals that more peers are wanted.
-    pub peers_wanted: mpsc::Sender<()>,
-    /// The sessions of the agent, and its piece buffers.
+    pub news: mpsc::Receiver<(SwarmKey, News)>,
+    /// Where it says what others should know or do.
+    pub reports: mpsc::Sender<Report>,
+    /// The sessions of the agent, and what all downloads share.
     pub registry: Arc<Registry>,
     /// Where progress is counted.
     pub meter: Arc<Meter>,
@@ -179,354 +91,563 @@ pub struct Download {
     pub seed: u64,
 }
 
-/// What became of one request.
-enum Fetched {
-    Bytes(Vec<u8>),
-    NotServed(NotServed),
-    /// The peer broke the protocol on this stream.
-    Misbehaved,
+/// A request under way.
+struct Open {
+    /// No two requests of a download have the same.
+    number: u64,
+    task: AbortHandle,
+    received: Arc<AtomicU32>,
 }
 
 struct Peer {
     session: Arc<Session>,
     user: UserName,
-    fetches: HashMap<PieceIndex, AbortHandle>,
+    /// The swarm in which it is asked, and others it has open.
+    swarm: SwarmKey,
+    others: BTreeMap<SwarmKey, Bitfield>,
+    fetches: HashMap<PieceIndex, Open>,
+    /// Datagrams that had come from it when it was looked last, and since when there were no more.
+    datagrams: u64,
+    quiet_since: Instant,
 }
 
 struct Driver {
     download: Download,
+    layout: PieceLayout,
     scheduler: Scheduler,
-    peers: HashMap<PeerKey, Peer>,
-    fetches: JoinSet<(PeerKey, PieceIndex, Fetched)>,
-    stores: JoinSet<(PeerKey, PeerId, UserName, PieceIndex, Result<(), WriteError>)>,
+    seat: Seat,
+    peers: BTreeMap<PeerKey, Peer>,
+    next_fetch: u64,
+    fetches: JoinSet<(PeerKey, PieceIndex, u64, Fetched)>,
+    progress: (mpsc::Sender<Came>, mpsc::Receiver<Came>),
+    depot: Depot,
+    /// What was last said of room, and when credit for more is to be had.
+    room: (u64, Option<u64>),
+    credit_at: Option<Instant>,
     /// Stored and not yet told to others.
     untold: Vec<u32>,
     tell_at: Option<Instant>,
     /// When to ask for more peers.
     ask_at: Instant,
+    pulse_at: Instant,
+    watch: Watch,
     started: Instant,
 }
 
 impl Download {
-    /// Runs until every piece is stored.
+    /// Runs until the file is whole, checked, and has its name; returns where it is.
     ///
     /// # Errors
     /// [`DownloadError`]; what was stored stays in the part file.
-    pub async fn run(self) -> Result<(), DownloadError> {
+    pub async fn run(self) -> Result<PathBuf, DownloadError> {
         let have = self.store.bitfield();
-        let layout = self.store.manifest().layout();
-        let scheduler = Scheduler::new(layout, &have, BTreeSet::new(), self.seed);
-        if scheduler.is_complete() {
-            return Ok(());
-        }
-        let driver = Driver {
+        let manifest = self.store.manifest();
+        let layout = manifest.layout();
+        let outcasts = self.registry.banned(manifest.content_id());
+        let scheduler = Scheduler::new(layout, &have, outcasts, self.seed);
+        let now = clock::monotonic();
+        let (directory, name) = (self.directory.clone(), self.name.clone());
+        let depot = Depot::new(self.store.clone(), directory, name, self.stop.clone());
+        let mut driver = Driver {
+            seat: self.registry.budget().join(),
             download: self,
+            layout,
             scheduler,
-            peers: HashMap::new(),
+            peers: BTreeMap::new(),
+            next_fetch: 0,
             fetches: JoinSet::new(),
-            stores: JoinSet::new(),
+            progress: mpsc::channel(DOWNLOAD_QUEUE),
+            depot,
+            room: (0, Some(0)),
+            credit_at: None,
             untold: Vec::new(),
             tell_at: None,
             // The first round is the caller's own.
-            ask_at: clock::monotonic() + ASK_AGAIN_ALONE,
-            started: clock::monotonic(),
+            ask_at: now + ASK_AGAIN_ALONE,
+            pulse_at: now + PULSE,
+            watch: Watch::default(),
+            started: now,
         };
         driver.run().await
     }
 }
 
 impl Driver {
-    async fn run(mut self) -> Result<(), DownloadError> {
+    async fn run(&mut self) -> Result<PathBuf, DownloadError> {
+        let mut limits = self.download.registry.rates().changed();
         loop {
-            let tick = self.scheduler.next_timeout().map(|at| self.started + at);
-            let wake = [tick, self.tell_at].into_iter().flatten().fold(self.ask_at, Instant::min);
-            let wake = tokio::time::Instant::from_std(wake);
-            let event = tokio::select! {
+            self.make_room();
+            if self.depot.begin_due(clock::monotonic(), self.scheduler.is_complete()) {
+                self.tell();
+                self.report(Report::Finishing);
+            }
+            let wake = tokio::time::Instant::from_std(self.wake());
+            tokio::select! {
                 () = self.download.stop.cancelled() => return Err(DownloadError::Stopped),
-                Some(done) = self.stores.join_next() => match done {
-                    Ok((key, peer, user, piece, result)) => Some(self.stored(key, peer, user, piece, result)?),
-                    Err(_aborted) => None,
-                },
-                Some(done) = self.fetches.join_next() => match done {
-                    Ok((peer, piece, fetched)) => self.fetched(peer, piece, fetched),
-                    Err(_aborted) => None,
-                },
-                news = self.download.news.recv() => match news {
-                    Some(news) => {
-                        for event in self.heard(news) {
-                            self.step(event);
-                        }
-                        None
+                outcome = self.depot.next() => {
+                    if let Some(path) = self.came_of(outcome?) {
+                        return Ok(path);
                     }
+                }
+                Some(done) = self.fetches.join_next() => {
+                    if let Ok((peer, piece, number, fetched)) = done {
+                        self.fetched(peer, piece, number, fetched);
+                    }
+                }
+                Some((peer, piece, received)) = self.progress.1.recv() => {
+                    self.step(Event::Progress { peer, piece, received });
+                }
+                news = self.download.news.recv() => match news {
+                    Some((swarm, news)) => self.heard(swarm, news),
                     None => return Err(DownloadError::Stopped),
                 },
-                () = tokio::time::sleep_until(wake) => Some(Event::Tick),
-            };
-            if let Some(event) = event {
-                self.step(event);
-            }
-            let now = clock::monotonic();
-            if self.tell_at.is_some_and(|at| at <= now) || self.untold.len() >= MAX_HAVE_BATCH {
-                self.tell();
-            }
-            if self.ask_at <= now {
-                let wait = if self.peers.is_empty() { ASK_AGAIN_ALONE } else { ASK_AGAIN };
-                self.ask_at = now + wait;
-                // A full queue means that it is being done.
-                let _ = self.download.peers_wanted.try_send(());
-            }
-            if self.scheduler.is_complete() {
-                self.tell();
-                return Ok(());
+                () = self.seat.changed() => {}
+                _ = limits.changed() => {}
+                () = tokio::time::sleep_until(wake) => self.on_time(),
             }
         }
+    }
+
+    /// When to look at the clock again.
+    fn wake(&self) -> Instant {
+        let tick = self.scheduler.next_timeout().map(|at| self.started + at);
+        let pulse = (!self.peers.is_empty() || self.watch.is_held()).then_some(self.pulse_at);
+        let all = [tick, self.tell_at, pulse, self.depot.wake(), self.credit_at, self.watch.wake()];
+        all.into_iter().flatten().fold(self.ask_at, Instant::min)
+    }
+
+    /// Does what is due by now.
+    fn on_time(&mut self) {
+        let now = clock::monotonic();
+        if self.pulse_at <= now {
+            self.pulse_at = now + PULSE;
+            self.pulse(now);
+        }
+        self.step(Event::Tick);
+        if self.tell_at.is_some_and(|at| at <= now) {
+            self.tell();
+        }
+        if self.ask_at <= now {
+            let wait = if self.peers.is_empty() { ASK_AGAIN_ALONE } else { ASK_AGAIN };
+            self.ask_at = now + wait;
+            self.report(Report::PeersWanted);
+        }
+        self.look_for_hold(now);
     }
 
     fn step(&mut self, event: Event) {
         let now = self.started.elapsed();
         for action in self.scheduler.handle(now, event) {
             match action {
-                Action::Request { peer, piece, .. } => self.request(peer, piece),
-                Action::Cancel { peer, piece, .. } => {
-                    if let Some(peer) = self.peers.get_mut(&peer)
-                        && let Some(fetch) = peer.fetches.remove(&piece)
-                    {
-                        fetch.abort();
-                    }
-                }
-                Action::Ban { user } => self.ban(&user),
-                // The loop sees it.
-                Action::SuspectManifest { .. } | Action::Complete => {}
+                Action::Request { peer, piece, why } => self.request(peer, piece, why),
+                Action::Cancel { peer, piece, cause } => self.cancel(peer, piece, cause),
+                Action::Ban { user } => self.ban(user),
+                Action::SuspectManifest { piece } => tracing::warn!(%piece, "all send another"),
+                Action::Complete => {}
             }
         }
     }
 
-    fn request(&mut self, key: PeerKey, piece: PieceIndex) {
-        let Some(peer) = self.peers.get_mut(&key) else { return };
-        let session = peer.session.clone();
-        let len = self.download.store.manifest().layout().len(piece);
-        let swarm = self.download.key;
-        let handle = self
-            .fetches
-            .spawn(async move { (key, piece, fetch(&session, swarm, piece, len).await) });
-        peer.fetches.insert(piece, handle);
+    /// Tells the scheduler how much may be under way, if that changed.
+    fn make_room(&mut self) {
+        self.seat.ask(self.scheduler.demand());
+        let Some(swarm) = self.download.swarms.all().first().copied() else { return };
+        loop {
+            let rates = self.download.registry.rates();
+            let limited =
+                rates.limits(None).down.is_some() || rates.limits(Some(swarm)).down.is_some();
+            let now = clock::monotonic();
+            let credit = rates.down_credit(swarm, now);
+            self.credit_at = credit.err().map(|wait| now + wait);
+            // One piece at a time where there is a limit: what is asked for is taken from it.
+            let credit = match credit {
+                Ok(()) => limited.then_some(u64::from(PIECE_LEN)),
+                Err(_) => Some(0),
+            };
+            let room = (self.seat.share(), credit);
+            let again = limited && credit != Some(0);
+            if room == self.room && !again {
+                return;
+            }
+            self.room = room;
+            let before = self.next_fetch;
+            self.step(Event::Room { bytes: room.0, credit });
+            if !again || self.next_fetch == before {
+                return;
+            }
+        }
     }
 
-    fn fetched(&mut self, key: PeerKey, piece: PieceIndex, fetched: Fetched) -> Option<Event> {
-        // A peer that is gone: its pieces were given back when it left.
-        let peer = self.peers.get_mut(&key)?;
-        peer.fetches.remove(&piece);
-        let session = peer.session.clone();
+    fn request(&mut self, key: PeerKey, piece: PieceIndex, why: Why) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let len = self.layout.len(piece);
+        self.download.registry.rates().take_down(peer.swarm, u64::from(len), clock::monotonic());
+        let number = self.next_fetch;
+        self.next_fetch += 1;
+        let received = Arc::new(AtomicU32::new(0));
+        let fetch = Fetch {
+            session: peer.session.clone(),
+            peer: key,
+            swarm: peer.swarm,
+            piece,
+            len,
+            received: received.clone(),
+            progress: self.progress.0.clone(),
+        };
+        let task = self.fetches.spawn(async move { (key, piece, number, fetch.run().await) });
+        peer.fetches.insert(piece, Open { number, task, received });
+        if peer.fetches.len() == 1 {
+            peer.quiet_since = clock::monotonic();
+        }
+        self.count(key, |source| source.asked_for(why));
+    }
+
+    fn cancel(&mut self, key: PeerKey, piece: PieceIndex, cause: Cause) {
+        let open = self.peers.get_mut(&key).and_then(|peer| peer.fetches.remove(&piece));
+        let Some(open) = open else { return };
+        open.task.abort();
+        let bytes = u64::from(open.received.load(Ordering::Relaxed));
+        self.count(key, |source| source.stopped(cause, bytes));
+    }
+
+    fn fetched(&mut self, key: PeerKey, piece: PieceIndex, number: u64, fetched: Fetched) {
+        // A peer that is gone, or a request that was stopped: it was counted then.
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        if peer.fetches.get(&piece).is_none_or(|open| open.number != number) {
+            return;
+        }
+        let Some(open) = peer.fetches.remove(&piece) else { return };
+        let bytes = u64::from(open.received.load(Ordering::Relaxed));
+        let (session, user) = (peer.session.clone(), peer.user.clone());
+        let late = self.scheduler.is_stored(piece);
+        self.count(key, |source| {
+            source.received_bytes += bytes;
+            match &fetched {
+                Fetched::Bytes(_) if late => source.wasted.late += bytes,
+                Fetched::Bytes(_) => {}
+                Fetched::Refused(_) => source.requests.refused += 1,
+                Fetched::Broken => {
+                    source.wasted.broken += bytes;
+                    source.requests.undone += 1;
+                }
+                Fetched::Misbehaved => {
+                    source.wasted.bad += bytes;
+                    source.bad_pieces += 1;
+                }
+            }
+        });
         match fetched {
             Fetched::Bytes(bytes) => {
-                let (store, user) = (self.download.store.clone(), peer.user.clone());
-                let from = session.connection.remote();
-                self.stores.spawn(async move {
-                    let written =
-                        tokio::task::spawn_blocking(move || store.write_piece(piece, &bytes)).await;
-                    // A writer that failed in itself is no peer's fault.
-                    let result = written.unwrap_or_else(|error| {
-                        let error = std::io::Error::other(error);
-                        Err(StorageError::Io { path: PathBuf::new(), error }.into())
-                    });
-                    (key, from, user, piece, result)
-                });
-                Some(Event::Received { peer: key, piece, rtt: session.connection.rtt() })
+                let rtt = session.connection.rtt();
+                self.step(Event::Received { peer: key, piece, rtt });
+                if !late {
+                    let from = session.connection.remote();
+                    self.depot.take(Parcel { peer: key, from, user, piece, bytes });
+                }
             }
-            Fetched::NotServed(reason) => Some(Event::NotServed { peer: key, piece, reason }),
+            Fetched::Refused(nack) => self.refused(key, piece, nack),
+            Fetched::Broken => {
+                let reason = NotServed::Broken;
+                self.step(Event::NotServed { peer: key, piece, reason });
+            }
             Fetched::Misbehaved => {
                 tracing::warn!(peer = %session.connection.remote().short(), %piece, "misbehaved");
+                self.step(Event::Bad { peer: key, user, piece, received: false });
                 session.connection.close(ErrorCode::Protocol);
-                Some(Event::NotServed { peer: key, piece, reason: NotServed::Broken })
             }
         }
     }
 
-    fn stored(
-        &mut self,
-        key: PeerKey,
-        from: PeerId,
-        user: UserName,
-        piece: PieceIndex,
-        result: Result<(), WriteError>,
-    ) -> Result<Event, DownloadError> {
-        let len = u64::from(self.download.store.manifest().layout().len(piece));
-        match result {
-            Ok(()) => {
-                self.download.meter.change(|progress| {
-                    progress.stored_bytes += len;
-                    let source = source(progress, from, &user);
-                    source.pieces += 1;
-                    source.bytes += len;
-                });
-                self.untold.push(piece.get());
-                self.tell_at.get_or_insert_with(|| clock::monotonic() + TELL_DELAY);
-                Ok(Event::Stored { user, piece })
+    fn refused(&mut self, peer: PeerKey, piece: PieceIndex, nack: Nack) {
+        let (reason, bits) = match nack {
+            Nack::Busy => (NotServed::Busy, None),
+            Nack::NotHave { bits } => (NotServed::NotHave, bits),
+            // None of these is about one piece.
+            Nack::Changed | Nack::Revoked | Nack::GoingAway | Nack::NoSwarm => {
+                (NotServed::Nothing, None)
             }
-            Err(WriteError::Wrong(what)) => {
+        };
+        self.step(Event::NotServed { peer, piece, reason });
+        // What it has instead, unless that contradicts the refusal.
+        let pieces = bits.and_then(|bits| Bitfield::from_bytes(self.layout, &bits).ok());
+        if let Some(pieces) = pieces.filter(|pieces| !pieces.contains(piece)) {
+            self.step(Event::PeerPieces { peer, pieces });
+        }
+    }
+
+    /// Acts on what came of work on the disk; where the file is, when that was the last of it.
+    fn came_of(&mut self, outcome: Outcome) -> Option<PathBuf> {
+        match outcome {
+            Outcome::Stored(parcel) => self.stored(parcel),
+            Outcome::Wrong(parcel, what) => {
+                let Parcel { peer, from, user, piece, .. } = parcel;
                 tracing::warn!(%user, peer = %from.short(), %piece, "{what} mismatch");
-                self.download.meter.change(|progress| {
-                    source(progress, from, &user).bad_pieces += 1;
+                let len = u64::from(self.layout.len(piece));
+                self.count_of(from, |source| {
+                    source.bad_pieces += 1;
+                    source.wasted.bad += len;
                 });
-                Ok(Event::Bad { peer: key, user, piece, received: true })
+                self.step(Event::Bad { peer, user, piece, received: true });
             }
-            Err(WriteError::FalseManifest) => Err(DownloadError::FalseManifest(piece)),
-            Err(WriteError::Storage(error)) => Err(error.into()),
+            Outcome::Paused => {
+                self.step(Event::Pause);
+                self.look_for_hold(clock::monotonic());
+            }
+            Outcome::Well(Recovered { lost, found }) => {
+                self.lose(lost);
+                if !found.is_empty() {
+                    let bytes = self.bytes_of(&found);
+                    self.download.meter.change(|progress| progress.stored_bytes += bytes);
+                    self.step(Event::Found { pieces: found });
+                    self.tell_again();
+                }
+                self.step(Event::Resume);
+                self.look_for_hold(clock::monotonic());
+            }
+            Outcome::Incomplete => {
+                self.take_lost();
+                self.report(Report::Downloading);
+            }
+            Outcome::Finished(path) => return Some(path),
+            Outcome::Nothing => {}
+        }
+        None
+    }
+
+    fn stored(&mut self, Parcel { from, user, piece, .. }: Parcel) {
+        let len = u64::from(self.layout.len(piece));
+        if self.scheduler.is_stored(piece) {
+            self.count_of(from, |source| source.wasted.late += len);
+            return;
+        }
+        self.download.meter.change(|progress| progress.stored_bytes += len);
+        self.count_of(from, |source| {
+            source.pieces += 1;
+            source.bytes += len;
+        });
+        self.untold.push(piece.get());
+        self.tell_at.get_or_insert_with(|| clock::monotonic() + TELL_DELAY);
+        if self.untold.len() >= MAX_HAVE_BATCH {
+            self.tell();
+        }
+        self.step(Event::Stored { user, piece });
+    }
+
+    /// Pieces that were here went bad: they are fetched again, and nobody believes that they are here.
+    fn take_lost(&mut self) {
+        self.lose(self.download.store.take_lost());
+    }
+
+    fn lose(&mut self, lost: Vec<PieceIndex>) {
+        if lost.is_empty() {
+            return;
+        }
+        tracing::warn!(count = lost.len(), "pieces were lost on the disk");
+        let bytes = self.bytes_of(&lost);
+        self.download.meter.change(|progress| progress.stored_bytes -= bytes);
+        self.untold.retain(|index| lost.iter().all(|piece| piece.get() != *index));
+        self.step(Event::Lost { pieces: lost });
+        self.tell_again();
+    }
+
+    fn bytes_of(&self, pieces: &[PieceIndex]) -> u64 {
+        pieces.iter().map(|piece| u64::from(self.layout.len(*piece))).sum()
+    }
+
+    /// Tells everybody from scratch what is here.
+    fn tell_again(&self) {
+        for key in self.download.swarms.all() {
+            self.download.registry.tell_again(key);
         }
     }
 
-    fn heard(&mut self, news: News) -> Vec<Event> {
+    fn heard(&mut self, swarm: SwarmKey, news: News) {
         match news {
-            News::Opened { session, user, pieces } => {
-                let key = PeerKey(session.number);
-                if self.scheduler.is_banned(&user) {
-                    session.close(self.download.key, ErrorCode::Banned);
-                    return Vec::new();
-                }
-                if self.peers.contains_key(&key) {
-                    return vec![Event::PeerPieces { peer: key, pieces }];
-                }
-                let from = session.connection.remote();
-                self.download.meter.change(|progress| {
-                    source(progress, from, &user).connected = true;
-                });
-                let peer = Peer { session, user: user.clone(), fetches: HashMap::new() };
-                self.peers.insert(key, peer);
-                let rtt = self.peers[&key].session.connection.rtt();
-                vec![Event::PeerJoined { peer: key, user, pieces, rtt }]
-            }
+            News::Opened { session, user, pieces } => self.opened(swarm, session, user, pieces),
             News::Has { session, pieces } => {
-                let peer = PeerKey(session);
-                vec![Event::PeerHas { peer, pieces }]
+                let key = PeerKey(session);
+                let Some(peer) = self.peers.get_mut(&key) else { return };
+                if peer.swarm == swarm {
+                    self.step(Event::PeerHas { peer: key, pieces });
+                } else if let Some(known) = peer.others.get_mut(&swarm) {
+                    pieces.into_iter().for_each(|piece| _ = known.insert(piece));
+                }
             }
             News::GoingAway { session } => {
-                let pieces = Bitfield::none(self.download.store.manifest().layout());
-                vec![Event::PeerPieces { peer: PeerKey(session), pieces }]
+                let (peer, pieces) = (PeerKey(session), Bitfield::none(self.layout));
+                self.step(Event::PeerPieces { peer, pieces });
             }
-            News::Closed { session, code } => {
-                let key = PeerKey(session);
-                if let Some(peer) = self.peers.get(&key) {
-                    let remote = peer.session.connection.remote().short();
-                    tracing::debug!(peer = %remote, reason = ?code, "closed the swarm");
-                }
-                self.forget(key);
-                vec![Event::PeerLeft { peer: key }]
+            News::Closed { session, code } => self.closed(PeerKey(session), swarm, code),
+        }
+    }
+
+    fn opened(&mut self, swarm: SwarmKey, session: Arc<Session>, user: UserName, pieces: Bitfield) {
+        let key = PeerKey(session.number);
+        if self.scheduler.is_banned(&user) {
+            session.close(swarm, ErrorCode::Banned);
+            return;
+        }
+        if let Some(peer) = self.peers.get_mut(&key) {
+            if peer.swarm == swarm {
+                self.step(Event::PeerPieces { peer: key, pieces });
+            } else {
+                peer.others.insert(swarm, pieces);
+            }
+            return;
+        }
+        let (connection, now) = (&session.connection, clock::monotonic());
+        let (address, rtt) = (connection.remote_address(), connection.rtt());
+        let (from, datagrams) = (connection.remote(), connection.received());
+        self.download.meter.change(|progress| {
+            let source = progress.sources.entry(from);
+            let source = source.or_insert_with(|| Source::new(user.clone(), address));
+            source.connected = true;
+            source.address = address;
+            source.has = pieces.count();
+        });
+        let peer = Peer {
+            session,
+            user: user.clone(),
+            swarm,
+            others: BTreeMap::new(),
+            fetches: HashMap::new(),
+            datagrams,
+            quiet_since: now,
+        };
+        self.peers.insert(key, peer);
+        self.pulse_at = self.pulse_at.max(now);
+        self.step(Event::PeerJoined { peer: key, user, pieces, rtt });
+    }
+
+    /// A peer closed a swarm; it may have another one open.
+    fn closed(&mut self, key: PeerKey, swarm: SwarmKey, code: Option<ErrorCode>) {
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        tracing::debug!(peer = %peer.session.connection.remote().short(), reason = ?code, "closed");
+        if peer.swarm != swarm {
+            peer.others.remove(&swarm);
+            return;
+        }
+        let other = peer.others.pop_first();
+        let (session, user) = (peer.session.clone(), peer.user.clone());
+        let others = std::mem::take(&mut peer.others);
+        self.forget(key);
+        self.step(Event::PeerLeft { peer: key });
+        if let Some((swarm, pieces)) = other.filter(|_| !session.connection.is_closed()) {
+            self.opened(swarm, session, user, pieces);
+            if let Some(peer) = self.peers.get_mut(&key) {
+                peer.others = others;
             }
         }
     }
 
-    fn ban(&mut self, user: &UserName) {
-        tracing::warn!(%user, "banned for false pieces");
-        let theirs: Vec<_> = self
-            .peers
-            .iter()
-            .filter(|(_, peer)| peer.user == *user)
-            .map(|(key, peer)| (*key, peer.session.clone()))
-            .collect();
-        for (key, session) in theirs {
-            session.close(self.download.key, ErrorCode::Banned);
+    fn ban(&mut self, user: UserName) {
+        tracing::warn!(%user, "banned: nothing more of this content is taken from this user");
+        let content = self.download.store.manifest().content_id();
+        self.download.registry.ban(content, user.clone());
+        let theirs = self.peers.iter().filter(|(_, peer)| peer.user == user);
+        for key in theirs.map(|(key, _)| *key).collect::<Vec<_>>() {
+            if let Some(peer) = self.peers.get(&key) {
+                for swarm in std::iter::once(&peer.swarm).chain(peer.others.keys()) {
+                    peer.session.close(*swarm, ErrorCode::Banned);
+                }
+            }
             self.forget(key);
         }
     }
 
+    /// A peer is not asked any more; what it was asked for came to nothing.
     fn forget(&mut self, key: PeerKey) {
         let Some(peer) = self.peers.remove(&key) else { return };
         if self.peers.is_empty() {
             self.ask_at = self.ask_at.min(clock::monotonic() + ASK_AGAIN_ALONE);
         }
-        peer.fetches.values().for_each(AbortHandle::abort);
-        let from = peer.session.connection.remote();
-        self.download.meter.change(|progress| {
-            source(progress, from, &peer.user).connected = false;
+        let mut bytes = 0;
+        for open in peer.fetches.values() {
+            open.task.abort();
+            bytes += u64::from(open.received.load(Ordering::Relaxed));
+        }
+        let undone = peer.fetches.len() as u64;
+        self.count_of(peer.session.connection.remote(), |source| {
+            source.connected = false;
+            (source.asked, source.bytes_per_sec) = (0, 0);
+            source.received_bytes += bytes;
+            source.wasted.broken += bytes;
+            source.requests.undone += undone;
         });
     }
 
-    /// Tells the peers of this swarm which pieces came.
+    /// Tells the peers of this download which pieces came.
     fn tell(&mut self) {
         self.tell_at = None;
+        let swarms = self.download.swarms.all();
         for batch in self.untold.chunks(MAX_HAVE_BATCH) {
             // All sessions, not only our sources: who asks us may have nothing for us yet.
             for session in self.download.registry.sessions() {
-                session.tell_pieces(self.download.key, batch);
+                swarms.iter().for_each(|swarm| session.tell_pieces(*swarm, batch));
             }
         }
         self.untold.clear();
     }
-}
 
-fn source<'a>(progress: &'a mut Progress, peer: PeerId, user: &UserName) -> &'a mut Source {
-    progress.sources.entry(peer).or_insert_with(|| Source {
-        user: user.clone(),
-        pieces: 0,
-        bytes: 0,
-        bad_pieces: 0,
-        connected: true,
-    })
-}
-
-/// Stops the answer when the request is dropped before its end.
-struct StopOnDrop(RecvStream);
-
-impl Drop for StopOnDrop {
-    fn drop(&mut self) {
-        // A stream that ended has nothing to stop.
-        let _ = self.0.stop(quic_code(ErrorCode::Cancelled));
+    /// Looks which peers live, and notes what there is to show.
+    fn pulse(&mut self, now: Instant) {
+        let mut alive = Vec::new();
+        for (key, peer) in &mut self.peers {
+            let connection = &peer.session.connection;
+            let datagrams = connection.received();
+            if datagrams != peer.datagrams {
+                (peer.datagrams, peer.quiet_since) = (datagrams, now);
+                alive.push((*key, connection.rtt()));
+            } else if !peer.fetches.is_empty() && now.duration_since(peer.quiet_since) >= POKE {
+                // Nothing new, but it must be acknowledged.
+                peer.session.tell_pieces(peer.swarm, &[]);
+            }
+        }
+        for (peer, rtt) in alive {
+            self.step(Event::Alive { peer, rtt });
+        }
+        self.take_lost();
+        let scheduler = &self.scheduler;
+        let peers = &self.peers;
+        self.download.meter.change(|progress| {
+            for (key, peer) in peers {
+                let connection = &peer.session.connection;
+                let source = progress.sources.get_mut(&connection.remote());
+                let (Some(source), Some((has, asked, rate))) = (source, scheduler.pulse(*key))
+                else {
+                    continue;
+                };
+                (source.has, source.asked, source.rtt) = (has, asked as u32, connection.rtt());
+                source.bytes_per_sec = if asked == 0 { 0 } else { rate.unwrap_or(0.0) as u64 };
+            }
+        });
     }
-}
 
-/// Asks for one piece and reads the answer.
-async fn fetch(session: &Session, swarm: SwarmKey, piece: PieceIndex, len: u32) -> Fetched {
-    let Some(number) = session.our_number(swarm) else {
-        return Fetched::NotServed(NotServed::Broken);
-    };
-    let exchange = async {
-        let (mut send, recv) = session.connection.open_bi().await?;
-        let mut recv = StopOnDrop(recv);
-        write_frame(&mut send, &PieceRequest { swarm: number, piece: piece.get() }).await?;
-        let _ = send.finish();
-        let header = loop {
-            match read_frame(&mut recv.0, MAX_FRAME_LEN).await? {
-                PieceHeader::Queued => {}
-                header => break header,
-            }
-        };
-        match header {
-            PieceHeader::Data { encoding: Encoding::Identity, len: promised } => {
-                if promised != len {
-                    return Ok(Fetched::Misbehaved);
-                }
-            }
-            PieceHeader::Nack(nack) => return Ok(Fetched::NotServed(not_served(&nack))),
-            PieceHeader::Queued => return Ok(Fetched::NotServed(NotServed::Busy)),
+    /// Says so when it does not move, and when it does again.
+    fn look_for_hold(&mut self, now: Instant) {
+        let stuck = self.scheduler.is_stuck() && self.depot.is_idle();
+        let disk = self.depot.trouble().map(ToString::to_string);
+        if let Some(hold) = self.watch.look(now, stuck, disk, self.scheduler.suspected()) {
+            self.download.meter.change(|progress| progress.hold.clone_from(&hold));
+            self.report(hold.map_or(Report::Moves, Report::Held));
         }
-        let mut bytes = Vec::with_capacity(len as usize);
-        while let Some(chunk) = recv.0.read_chunk(usize::MAX, true).await? {
-            if bytes.len() + chunk.bytes.len() > len as usize {
-                return Ok(Fetched::Misbehaved);
-            }
-            bytes.extend_from_slice(&chunk.bytes);
-        }
-        if bytes.len() == len as usize {
-            Ok(Fetched::Bytes(bytes))
-        } else {
-            Ok(Fetched::Misbehaved)
-        }
-    };
-    let exchanged = tokio::time::timeout(PIECE_DEADLINE, exchange).await;
-    exchanged.unwrap_or(Err(FrameError::TimedOut)).unwrap_or_else(|error| {
-        if error.is_misbehaviour() {
-            Fetched::Misbehaved
-        } else {
-            Fetched::NotServed(NotServed::Broken)
-        }
-    })
-}
+    }
 
-fn not_served(nack: &Nack) -> NotServed {
-    match nack {
-        Nack::Busy => NotServed::Busy,
-        Nack::NotHave { .. } => NotServed::NotHave,
-        // None of these is about one piece.
-        Nack::Changed | Nack::Revoked | Nack::GoingAway | Nack::NoSwarm => NotServed::Nothing,
+    /// Says something to whoever runs it. When too much is unread it does without: it is said again, or
+    /// can be seen.
+    fn report(&self, report: Report) {
+        let _ = self.download.reports.try_send(report);
+    }
+
+    fn count(&self, key: PeerKey, count: impl FnOnce(&mut Source)) {
+        if let Some(peer) = self.peers.get(&key) {
+            self.count_of(peer.session.connection.remote(), count);
+        }
+    }
+
+    fn count_of(&self, from: PeerId, count: impl FnOnce(&mut Source)) {
+        self.download.meter.change(|progress| {
+            progress.sources.get_mut(&from).map(count);
+        });
     }
 }

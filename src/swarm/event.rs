@@ -101,6 +101,11 @@ pub enum Event {
         /// Which.
         pieces: Vec<PieceIndex>,
     },
+    /// Pieces that were missing are there.
+    Found {
+        /// Which.
+        pieces: Vec<PieceIndex>,
+    },
     /// A peer will not serve this piece.
     NotServed {
         /// Which session.
@@ -204,7 +209,7 @@ impl Event {
             Self::PeerJoined { pieces, .. } | Self::PeerPieces { pieces, .. } => {
                 pieces.layout() == layout
             }
-            Self::PeerHas { pieces, .. } | Self::Lost { pieces } => {
+            Self::PeerHas { pieces, .. } | Self::Lost { pieces } | Self::Found { pieces } => {
                 pieces.iter().all(|piece| layout.contains(*piece))
             }
             Self::Progress { piece, .. }

@@ -10,6 +10,9 @@ pub mod flights;
 pub mod rescue;
 pub mod room;
 pub mod scheduler;
+pub mod budget;
+pub mod hold;
+pub mod meter;
 pub mod stamp;
 pub mod record;
 pub mod disk;
@@ -31,6 +34,8 @@ pub mod serving;
 pub mod registry;
 pub mod control;
 pub mod upload;
+pub mod fetch;
+pub mod depot;
 pub mod download;
 pub mod hub;
 

@@ -77,6 +77,11 @@ impl Pipe {
         self.depth
     }
 
+    /// Bytes a second, once a piece has come.
+    pub fn rate(&self) -> Option<f64> {
+        self.rate
+    }
+
     /// The round-trip time last heard of.
     pub fn rtt(&self) -> Duration {
         self.rtt

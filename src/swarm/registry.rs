@@ -2,11 +2,11 @@
 //!
 //! Maps behind short locks, never held across an await.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-
+use super::budget::Budget;
 use super::rates::{RateLimits, Rates};
 use super::serving::Serving;
 use super::session::{News, Session, Swarm, SwarmKey};
@@ -15,7 +15,8 @@ use super::upload_counts::{UploadCounts, Uploads};
 use crate::clock::{self, UnixMillis};
 use crate::error_code::ErrorCode;
 use crate::id::{GroupId, MembershipId};
-use crate::limits::MAX_SESSIONS_PER_USER;
+use crate::limits::{BAN, DOWNLOAD_BYTES, MAX_BANS, MAX_SESSIONS_PER_USER};
+use crate::manifest::ContentId;
 use crate::name::UserName;
 use crate::peer_id::PeerId;
 use crate::ticket::{Ticket, TicketError};
@@ -29,6 +30,8 @@ struct Maps {
     /// Swarms to open with a peer as soon as there is a session.
     wanted: HashMap<PeerId, HashSet<SwarmKey>>,
     uploads: Uploads,
+    /// Users from whom nothing of a content is taken, and until when.
+    banned: BTreeMap<(ContentId, UserName), UnixMillis>,
 }
 
 impl Maps {
@@ -58,6 +61,7 @@ pub struct Registry {
     maps: Mutex<Maps>,
     rates: Arc<Rates>,
     serving: Serving,
+    budget: Budget,
 }
 
 impl Registry {
@@ -68,6 +72,7 @@ impl Registry {
             maps: Mutex::new(Maps { trust, ..Maps::default() }),
             serving: Serving::new(rates.clone()),
             rates,
+            budget: Budget::new(DOWNLOAD_BYTES),
         }
     }
 
@@ -169,6 +174,29 @@ impl Registry {
             // The session holds the other end.
             let _ = voided.changed().await;
         }
+    }
+
+    /// The bytes that all downloads together may have in flight.
+    pub fn budget(&self) -> &Budget {
+        &self.budget
+    }
+
+    /// Takes nothing of a content from a user for a day.
+    pub fn ban(&self, content: ContentId, user: UserName) {
+        let now = clock::now();
+        let mut maps = self.lock();
+        maps.banned.retain(|_, until| *until > now);
+        if maps.banned.len() < MAX_BANS {
+            maps.banned.insert((content, user), now.plus(BAN));
+        }
+    }
+
+    /// From whom nothing of a content is taken.
+    pub fn banned(&self, content: ContentId) -> BTreeSet<UserName> {
+        let now = clock::now();
+        let maps = self.lock();
+        let banned = maps.banned.iter().filter(|((of, _), until)| *of == content && **until > now);
+        banned.map(|((_, user), _)| user.clone()).collect()
     }
 
     /// A peer no longer has a swarm: it need not be opened with it.
@@ -303,7 +331,7 @@ impl Registry {
 pub async fn tell_download(swarm: &Swarm, news: News) {
     if let Some(queue) = &swarm.news {
         // A download that ended needs no news.
-        let _ = queue.send(news).await;
+        let _ = queue.send((swarm.key, news)).await;
     }
 }
 

@@ -133,6 +133,12 @@ impl Scheduler {
         self.peers.get(&peer).is_some_and(Peer::is_asked)
     }
 
+    /// Pieces a peer has, pieces it is asked for, and bytes a second that it gives as far as is known.
+    pub fn pulse(&self, peer: PeerKey) -> Option<(u32, usize, Option<f64>)> {
+        let peer = self.peers.get(&peer)?;
+        Some((peer.pieces.count(), peer.pipe.asked().len(), peer.pipe.rate()))
+    }
+
     /// Bytes that could well be in flight now, if there were room.
     pub fn demand(&self) -> u64 {
         if self.paused || self.complete {
@@ -267,6 +273,10 @@ impl Scheduler {
                 }
                 Ready::All
             }
+            Event::Found { pieces } => {
+                pieces.into_iter().for_each(|piece| self.found(piece, actions));
+                Ready::All
+            }
             Event::NotServed { peer, piece, reason } => {
                 self.not_served(now, peer, piece, reason, actions);
                 Ready::All
@@ -319,7 +329,23 @@ impl Scheduler {
         if self.flights.of(piece).is_none_or(|flight| flight.verifying == 0) {
             return;
         }
-        let Some(flight) = self.flights.remove(piece) else { return };
+        self.found(piece, actions);
+        let was_suspected = self.blame.suspected().contains(&piece);
+        self.blame.good(user, piece);
+        if was_suspected {
+            // Those who failed on it are to blame after all.
+            let users: BTreeSet<_> = self.peers.values().map(|peer| peer.user.clone()).collect();
+            users.iter().for_each(|user| self.judge(user, actions));
+        }
+    }
+
+    /// A piece is there: nobody need bring it.
+    fn found(&mut self, piece: PieceIndex, actions: &mut Vec<Action>) {
+        if self.picker.state(piece) == PieceState::Missing {
+            self.picker.take(piece);
+            self.count_useful(piece, false);
+        }
+        let flight = self.flights.remove(piece).unwrap_or_default();
         self.room.verified(flight.verifying * self.layout.len(piece));
         for peer in flight.holders {
             if let Some(asked) = self.peers.get_mut(&peer).and_then(|p| p.pipe.forget(piece)) {
@@ -328,13 +354,6 @@ impl Scheduler {
             }
         }
         self.picker.stored(piece);
-        let was_suspected = self.blame.suspected().contains(&piece);
-        self.blame.good(user, piece);
-        if was_suspected {
-            // Those who failed on it are to blame after all.
-            let users: BTreeSet<_> = self.peers.values().map(|peer| peer.user.clone()).collect();
-            users.iter().for_each(|user| self.judge(user, actions));
-        }
     }
 
     fn not_served(

@@ -40,7 +40,42 @@ pub struct Swarm {
     /// Its bytes here.
     pub store: Arc<PieceStore>,
     /// The download that wants news of it; nothing for a mere seeder.
-    pub news: Option<mpsc::Sender<News>>,
+    pub news: Option<mpsc::Sender<(SwarmKey, News)>>,
+}
+
+/// The swarms a download takes part in: its content, in one group or in several.
+#[derive(Debug, Default)]
+pub struct Swarms(Mutex<Vec<SwarmKey>>);
+
+impl Swarms {
+    /// One swarm.
+    pub fn new(key: SwarmKey) -> Self {
+        Self(Mutex::new(vec![key]))
+    }
+
+    /// Takes part in one more.
+    pub fn add(&self, key: SwarmKey) {
+        let mut keys = self.lock();
+        if !keys.contains(&key) {
+            keys.push(key);
+        }
+    }
+
+    /// Takes no part in one any more; whether none is left.
+    pub fn remove(&self, key: SwarmKey) -> bool {
+        let mut keys = self.lock();
+        keys.retain(|known| *known != key);
+        keys.is_empty()
+    }
+
+    /// All of them, the longest-standing first.
+    pub fn all(&self) -> Vec<SwarmKey> {
+        self.lock().clone()
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Vec<SwarmKey>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 /// What a download hears of its peers.

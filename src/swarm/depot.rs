@@ -1,0 +1,277 @@
+//! The disk side of one download: pieces on their way into the store, checkpoints, the finished file.
+//!
+//! Everything that may wait for a disk runs on the blocking pool. A disk that fails pauses the download:
+//! pieces that could not be written are kept, and the disk is tried every few seconds until it is well.
+//! It knows no peers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::event::PeerKey;
+use super::storage::{PieceStore, Recovered, StorageError, WriteError};
+use crate::clock;
+use crate::name::{FileName, UserName};
+use crate::peer_id::PeerId;
+use crate::piece::PieceIndex;
+
+/// What was written is brought to the disk, and then claimed, this often.
+const CHECKPOINT: Duration = Duration::from_secs(5);
+
+/// A disk that failed is tried again after this.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Why a download ended without its file.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DownloadError {
+    /// The disk, in a way that does not heal.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// A piece with the right BLAKE3 and a false SHA-1: the publisher lied.
+    #[error("piece {0} contradicts the manifest: its publisher made a false one")]
+    FalseManifest(PieceIndex),
+    /// It was stopped.
+    #[error("stopped")]
+    Stopped,
+}
+
+/// A piece on its way into the store.
+#[derive(Debug)]
+pub struct Parcel {
+    /// From which session.
+    pub peer: PeerKey,
+    /// From which device.
+    pub from: PeerId,
+    /// Whose it is.
+    pub user: UserName,
+    /// Which piece.
+    pub piece: PieceIndex,
+    /// Its bytes, not verified.
+    pub bytes: Vec<u8>,
+}
+
+/// Something that came of what was done.
+#[derive(Debug)]
+pub enum Outcome {
+    /// A piece was verified and written.
+    Stored(Parcel),
+    /// A piece is not what it should be, in this.
+    Wrong(Parcel, &'static str),
+    /// The disk failed: nothing more should come until it is well.
+    Paused,
+    /// It is well again.
+    Well(Recovered),
+    /// Not every piece is there, after all.
+    Incomplete,
+    /// The file has its name.
+    Finished(PathBuf),
+    /// Nothing that matters.
+    Nothing,
+}
+
+enum Done {
+    Stored(Parcel, Result<(), WriteError>),
+    Checkpoint(Result<(), StorageError>),
+    Recovered(Result<Recovered, StorageError>),
+    Finished(Result<PathBuf, StorageError>),
+}
+
+#[derive(Debug)]
+enum Health {
+    Well,
+    /// It failed like this, and is tried again then.
+    Ill(StorageError, Instant),
+    /// It is being tried.
+    Recovering(StorageError),
+}
+
+/// One download's way to the disk.
+#[derive(Debug)]
+pub struct Depot {
+    store: Arc<PieceStore>,
+    directory: PathBuf,
+    name: FileName,
+    stop: CancellationToken,
+    work: JoinSet<Done>,
+    health: Health,
+    /// Pieces that could not be written yet.
+    kept: Vec<Parcel>,
+    /// Something was written since the last checkpoint began, and when the next one is due.
+    dirty: bool,
+    checkpoint_at: Instant,
+    checkpointing: bool,
+    finishing: bool,
+}
+
+impl Depot {
+    /// The way into `store`, whose file will be `name` in `directory`. `stop` ends what takes long.
+    pub fn new(
+        store: Arc<PieceStore>,
+        directory: PathBuf,
+        name: FileName,
+        stop: CancellationToken,
+    ) -> Self {
+        Self {
+            store,
+            directory,
+            name,
+            stop,
+            work: JoinSet::new(),
+            health: Health::Well,
+            kept: Vec::new(),
+            dirty: false,
+            checkpoint_at: clock::monotonic() + CHECKPOINT,
+            checkpointing: false,
+            finishing: false,
+        }
+    }
+
+    /// Verifies and writes a piece, now or when the disk is well again.
+    pub fn take(&mut self, parcel: Parcel) {
+        if !self.is_well() {
+            self.kept.push(parcel);
+            return;
+        }
+        let store = self.store.clone();
+        self.work.spawn_blocking(move || {
+            let result = store.write_piece(parcel.piece, &parcel.bytes);
+            Done::Stored(parcel, result)
+        });
+    }
+
+    /// Begins what is due. Once every piece is there, as `complete` says, the file is checked and named;
+    /// whether that begins now.
+    pub fn begin_due(&mut self, now: Instant, complete: bool) -> bool {
+        match std::mem::replace(&mut self.health, Health::Well) {
+            Health::Ill(error, retry_at) if retry_at <= now => {
+                let store = self.store.clone();
+                self.health = Health::Recovering(error);
+                self.work.spawn_blocking(move || Done::Recovered(store.recover()));
+            }
+            other => self.health = other,
+        }
+        if !self.is_well() {
+            return false;
+        }
+        let store = self.store.clone();
+        if complete && !self.finishing && self.work.is_empty() {
+            self.finishing = true;
+            let (directory, name) = (self.directory.clone(), self.name.clone());
+            let stop = self.stop.clone();
+            self.work.spawn_blocking(move || {
+                Done::Finished(store.finish(&directory, &name, &|| !stop.is_cancelled()))
+            });
+            return true;
+        }
+        if self.dirty && !self.checkpointing && !self.finishing && self.checkpoint_at <= now {
+            (self.dirty, self.checkpointing) = (false, true);
+            self.work.spawn_blocking(move || Done::Checkpoint(store.checkpoint()));
+        }
+        false
+    }
+
+    /// When something is due, if nothing happens before.
+    pub fn wake(&self) -> Option<Instant> {
+        match self.health {
+            Health::Ill(_, retry_at) => Some(retry_at),
+            Health::Recovering(_) => None,
+            Health::Well => {
+                (self.dirty && !self.checkpointing && !self.finishing).then_some(self.checkpoint_at)
+            }
+        }
+    }
+
+    /// Whether nothing is on its way to the disk.
+    pub fn is_idle(&self) -> bool {
+        self.work.is_empty() && self.kept.is_empty()
+    }
+
+    /// What keeps the disk from being written.
+    pub fn trouble(&self) -> Option<&StorageError> {
+        match &self.health {
+            Health::Well => None,
+            Health::Ill(error, _) | Health::Recovering(error) => Some(error),
+        }
+    }
+
+    /// What came of something that was begun; waits for ever while there is nothing.
+    ///
+    /// # Errors
+    /// [`DownloadError`]: the download cannot go on.
+    pub async fn next(&mut self) -> Result<Outcome, DownloadError> {
+        let done = match self.work.join_next().await {
+            None => std::future::pending().await,
+            // Nobody aborts a job: it failed in itself.
+            Some(Err(error)) => {
+                let (path, error) = (self.store.path(), std::io::Error::other(error));
+                return Err(StorageError::Io { path, error }.into());
+            }
+            Some(Ok(done)) => done,
+        };
+        match done {
+            Done::Stored(parcel, Ok(())) => {
+                self.dirty = true;
+                Ok(Outcome::Stored(parcel))
+            }
+            Done::Stored(parcel, Err(WriteError::Wrong(what))) => Ok(Outcome::Wrong(parcel, what)),
+            Done::Stored(parcel, Err(WriteError::FalseManifest)) => {
+                Err(DownloadError::FalseManifest(parcel.piece))
+            }
+            Done::Stored(parcel, Err(WriteError::Storage(error))) => {
+                self.kept.push(parcel);
+                self.fall_ill(error)
+            }
+            Done::Checkpoint(result) => {
+                self.checkpointing = false;
+                self.checkpoint_at = clock::monotonic() + CHECKPOINT;
+                match result {
+                    Ok(()) => Ok(Outcome::Nothing),
+                    Err(error) => {
+                        self.dirty = true;
+                        self.fall_ill(error)
+                    }
+                }
+            }
+            Done::Recovered(Err(error)) => self.fall_ill(error),
+            Done::Recovered(Ok(recovered)) => {
+                let (lost, found) = (recovered.lost.len(), recovered.found.len());
+                tracing::info!(lost, found, "the disk is well again");
+                self.health = Health::Well;
+                std::mem::take(&mut self.kept).into_iter().for_each(|parcel| self.take(parcel));
+                Ok(Outcome::Well(recovered))
+            }
+            Done::Finished(Ok(path)) => Ok(Outcome::Finished(path)),
+            Done::Finished(Err(error)) => {
+                self.finishing = false;
+                if self.stop.is_cancelled() {
+                    return Err(DownloadError::Stopped);
+                }
+                if matches!(error, StorageError::Incomplete { .. }) {
+                    tracing::warn!(%error, "they are fetched again");
+                    return Ok(Outcome::Incomplete);
+                }
+                self.fall_ill(error)
+            }
+        }
+    }
+
+    fn fall_ill(&mut self, error: StorageError) -> Result<Outcome, DownloadError> {
+        if !error.can_heal() {
+            return Err(error.into());
+        }
+        let was_well = self.is_well();
+        if was_well {
+            tracing::warn!(%error, "paused");
+        }
+        self.health = Health::Ill(error, clock::monotonic() + RETRY);
+        Ok(if was_well { Outcome::Paused } else { Outcome::Nothing })
+    }
+
+    fn is_well(&self) -> bool {
+        matches!(self.health, Health::Well)
+    }
+}

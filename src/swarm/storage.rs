@@ -154,7 +154,7 @@ impl PieceStore {
     /// Pieces that were here and went bad, since this was last asked: they must be fetched again,
     /// and nobody told any longer that they are here.
     pub fn take_lost(&self) -> Vec<PieceIndex> {
-        std::mem::take(&mut self.lock().lost)
+        self.lock().take_lost()
     }
 
     /// Whether the file was found changed; looks at it.
@@ -227,7 +227,7 @@ impl PieceStore {
         if !have {
             return Err(ReadError::Missing);
         }
-        let mut bytes = Vec::new();
+        let mut bytes = vec![0; self.manifest.layout().len(piece) as usize];
         match place {
             Place::Part(filling) => match filling.part.read(&self.manifest, piece, &mut bytes) {
                 Ok(true) => Ok(bytes),
@@ -267,7 +267,7 @@ impl PieceStore {
         path: &Path,
         stamp: Stamp,
         piece: PieceIndex,
-        bytes: &mut Vec<u8>,
+        bytes: &mut [u8],
     ) -> io::Result<bool> {
         let layout = self.manifest.layout();
         // Opened for each piece: thousands of shares hold no descriptors, and a file put in place
@@ -276,7 +276,6 @@ impl PieceStore {
         if file.stamp()? != stamp {
             return Ok(false);
         }
-        bytes.resize(layout.len(piece) as usize, 0);
         file.read_exact_at(bytes, layout.offset(piece))?;
         let right = PieceHashes::blake3_of(layout, piece, bytes);
         Ok(right == self.manifest.piece(piece).blake3 && file.stamp()? == stamp)
@@ -327,7 +326,7 @@ impl PieceStore {
                     // Even where the file is the same, the disk may have been taken out and put
                     // back: what is open is then dead, and the file at the path free to be opened.
                     match self.replace(&filling) {
-                        Err(StorageError::InUse(_)) if filling.part.here().is_ok() => {
+                        Err(StorageError::InUse(_)) if !matches!(error, StorageError::Gone(_)) => {
                             return Err(error);
                         }
                         result => result?,
@@ -338,7 +337,7 @@ impl PieceStore {
         }
         let mut state = self.lock();
         let found = state.have.iter().filter(|piece| !before.contains(*piece)).collect();
-        Ok(Recovered { lost: std::mem::take(&mut state.lost), found })
+        Ok(Recovered { lost: state.take_lost(), found })
     }
 
     /// The part file is where it was: tries it.
@@ -590,6 +589,13 @@ impl PieceStore {
 }
 
 impl State {
+    fn take_lost(&mut self) -> Vec<PieceIndex> {
+        let mut lost = std::mem::take(&mut self.lost);
+        // It may have come again before anybody asked.
+        lost.retain(|piece| !self.have.contains(*piece));
+        lost
+    }
+
     fn drop_piece(&mut self, piece: PieceIndex) {
         if self.have.remove(piece) {
             self.lost.push(piece);

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use super::memory_disk::{Fault, MemoryDisk, Plan};
-use super::storage::{PART_DIR, PieceStore, ReadError, StorageError, WriteError};
+use super::storage::{PART_DIR, PieceStore, ReadError, Recovered, StorageError, WriteError};
 use crate::bitfield::Bitfield;
 use crate::limits::PIECE_LEN;
 use crate::manifest::Manifest;
@@ -342,11 +342,11 @@ fn after_a_clean_stop_nothing_is_looked_at() {
 #[test]
 fn a_write_after_a_clean_stop_makes_it_unclean_first() {
     let disk = MemoryDisk::with(dest());
+    // The filesystem's clock is too coarse to tell that anything was written.
+    disk.image().frozen = true;
     let store = open(&disk).expect("opened");
     write(&store, 1).expect("written");
     store.close().expect("stopped");
-    // The filesystem's clock is too coarse to tell that anything was written.
-    disk.image().frozen = true;
     write(&store, 2).expect("written");
     drop(store);
     let store = open(&disk).expect("opened");
@@ -382,23 +382,54 @@ fn a_file_written_after_a_clean_stop_is_looked_at_again() {
 
 #[test]
 fn a_rotten_piece_is_not_served_and_comes_again() {
-    let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    for index in [3, 1] {
-        write(&store, index).expect("written");
+    for seed in 0..20 {
+        let disk = MemoryDisk::with(dest());
+        let store = open(&disk).expect("opened");
+        for index in [3, 1] {
+            write(&store, index).expect("written");
+        }
+        store.checkpoint().expect("safe");
+        disk.rot(&part_path(), P + 1);
+        assert_eq!(store.read_piece(piece(3)).expect("right"), bytes_of(piece(3)));
+        assert!(matches!(store.read_piece(piece(1)), Err(ReadError::Missing)));
+        assert_eq!(indices(&store.bitfield()), [3]);
+        assert_eq!((store.take_lost(), store.take_lost()), (vec![piece(1)], vec![]));
+        // What comes again is not on the disk because what went bad was.
+        write(&store, 1).expect("written");
+        store.checkpoint().expect("safe");
+        let (disk, store) = start_again(&disk, seed, &store.bitfield()).expect("a part file");
+        assert_eq!(indices(&store.bitfield()), [1, 3]);
+        complete(&disk, &store);
     }
-    store.checkpoint().expect("safe");
-    disk.rot(&part_path(), P + 1);
-    assert_eq!(store.read_piece(piece(3)).expect("right"), bytes_of(piece(3)));
-    assert!(matches!(store.read_piece(piece(1)), Err(ReadError::Missing)));
-    assert_eq!(indices(&store.bitfield()), [3]);
-    assert_eq!((store.take_lost(), store.take_lost()), (vec![piece(1)], vec![]));
-    // What comes again is not on the disk because what went bad was.
-    write(&store, 1).expect("written");
-    store.checkpoint().expect("safe");
-    let (disk, store) = start_again(&disk, 3, &store.bitfield()).expect("a part file");
-    assert_eq!(indices(&store.bitfield()), [1, 3]);
-    complete(&disk, &store);
+}
+
+#[test]
+fn the_last_step_can_be_tried_again_whatever_failed_in_it() {
+    for at in 1.. {
+        let disk = MemoryDisk::with(dest());
+        let store = open(&disk).expect("opened");
+        for index in [1, 0, 3, 2] {
+            write(&store, index).expect("written");
+        }
+        disk.plan(Plan { fail: Some((at, Fault::Eio)), ..Plan::default() });
+        let first = store.finish(dest(), &name(), &|| true);
+        let operations = disk.image().operations;
+        disk.plan(Plan::default());
+        if let Err(error) = first {
+            assert!(error.can_heal(), "{error}");
+            assert_eq!(store.recover().expect("well again"), Recovered::default());
+        }
+        let path = store.finish(dest(), &name(), &|| true).expect("finished");
+        assert_eq!(path, dest().join("film.mkv"));
+        for seed in 0..5 {
+            let after = disk.after_power_cut(seed);
+            assert!(after.content(&path).as_deref() == Some(&CONTENT[..]), "{at}");
+        }
+        if operations < at {
+            assert!(at > 8, "{at}");
+            break;
+        }
+    }
 }
 
 #[test]

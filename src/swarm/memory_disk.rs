@@ -46,6 +46,8 @@ struct Node {
     dirty: BTreeSet<usize>,
     /// Blocks that a failed sync called written.
     forsaken: BTreeSet<usize>,
+    /// Blocks that cannot be read until they are written.
+    unreadable: BTreeSet<usize>,
     /// Blocks ever written.
     blocks: BTreeSet<usize>,
     modified: i64,
@@ -181,6 +183,11 @@ impl MemoryDisk {
         }
     }
 
+    /// Makes a block of a file unreadable, until it is written.
+    pub(super) fn break_block(&self, path: &Path, offset: usize) {
+        self.image().node_at(path).expect("a file").unreadable.insert(offset / BLOCK);
+    }
+
     /// The content of a file.
     pub(super) fn content(&self, path: &Path) -> Option<Vec<u8>> {
         self.image().node_at(path).map(|node| node.content.clone())
@@ -272,6 +279,7 @@ impl Node {
         if !bytes.is_empty() {
             for block in offset / BLOCK..=(end - 1) / BLOCK {
                 self.dirty.insert(block);
+                self.unreadable.remove(&block);
                 self.blocks.insert(block);
             }
         }
@@ -524,15 +532,17 @@ impl DiskFile for Handle {
     }
 
     fn reserve(&self, _size: u64) -> io::Result<()> {
-        self.disk.plain()?;
-        Ok(())
+        self.disk.plain().map(|_| ())
     }
 
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
         let mut image = self.disk.plain()?;
         image.bytes_read += bytes.len() as u64;
-        let content = &image.nodes[&self.inode].content;
+        let Node { content, unreadable, .. } = &image.nodes[&self.inode];
         let range = offset as usize..offset as usize + bytes.len();
+        if unreadable.range(range.start / BLOCK..range.end.div_ceil(BLOCK)).next().is_some() {
+            return Err(io::Error::other("a bad sector"));
+        }
         bytes.copy_from_slice(content.get(range).ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }

@@ -192,7 +192,7 @@ fn a_killed_process_fetches_nothing_again() {
 
 /// Drives a download as its owner would: an error that can heal pauses it, the fault goes, it
 /// recovers and goes on. The pieces that were stored, once for each time.
-fn drive(disk: &MemoryDisk) -> Vec<u32> {
+fn drive(disk: &MemoryDisk, seed: u64) -> Vec<u32> {
     let mut stored = Vec::new();
     let store = loop {
         match open(disk) {
@@ -230,10 +230,8 @@ fn drive(disk: &MemoryDisk) -> Vec<u32> {
     while let Err(error) = store.checkpoint() {
         pause(error);
     }
-    for seed in 0..3 {
-        let again = start_again(disk, seed, &Bitfield::all(MANIFEST.layout()));
-        assert!(again.expect("has no name yet").1.bitfield().is_full());
-    }
+    let again = start_again(disk, seed, &Bitfield::all(MANIFEST.layout()));
+    assert!(again.expect("has no name yet").1.bitfield().is_full());
     while let Err(error) = store.close() {
         pause(error);
     }
@@ -242,7 +240,7 @@ fn drive(disk: &MemoryDisk) -> Vec<u32> {
     }
     let content = disk.content(&dest().join("film.mkv")).expect("named");
     assert!(content == *CONTENT);
-    let after = disk.after_power_cut(7);
+    let after = disk.after_power_cut(seed);
     assert!(after.content(&dest().join("film.mkv")).as_deref() == Some(&CONTENT[..]));
     stored
 }
@@ -250,7 +248,7 @@ fn drive(disk: &MemoryDisk) -> Vec<u32> {
 #[test]
 fn any_failing_operation_pauses_and_nothing_is_fetched_twice() {
     let disk = MemoryDisk::with(dest());
-    drive(&disk);
+    drive(&disk, 0);
     let all = disk.image().operations;
     assert!(all > 60, "{all}");
     for at in 1..=all {
@@ -258,7 +256,7 @@ fn any_failing_operation_pauses_and_nothing_is_fetched_twice() {
             for for_good in [false, true] {
                 let disk = MemoryDisk::with(dest());
                 disk.plan(Plan { fail: Some((at, fault)), for_good, cut_at: None });
-                let mut stored = drive(&disk);
+                let mut stored = drive(&disk, at as u64);
                 stored.sort_unstable();
                 assert_eq!(stored, [0, 1, 2, 3], "{fault:?} at {at}, for good: {for_good}");
             }
@@ -450,6 +448,64 @@ fn rot_found_at_the_end_blames_nobody() {
     assert!(error.can_heal());
     assert_eq!(store.recover().expect("the disk takes writes").lost, [piece(0), piece(2)]);
     complete(&disk, &store);
+}
+
+#[test]
+fn a_sector_that_cannot_be_read_costs_its_piece_and_no_other() {
+    let disk = MemoryDisk::with(dest());
+    let store = open(&disk).expect("opened");
+    for index in [1, 2, 3] {
+        write(&store, index).expect("written");
+    }
+    store.checkpoint().expect("safe");
+    disk.break_block(&part_path(), 2 * P + 4096);
+    assert!(matches!(store.read_piece(piece(2)), Err(ReadError::Io(_))));
+    assert!(store.has(piece(2)), "it may be readable again");
+    write(&store, 0).expect("written");
+    let error = store.finish(dest(), &name(), &|| true).expect_err("unreadable");
+    assert!(error.can_heal(), "{error}");
+    assert_eq!(store.recover().expect("the disk takes writes").lost, [piece(2)]);
+    complete(&disk, &store);
+    // Found when the file is opened, it is simply not there.
+    let disk = MemoryDisk::with(dest());
+    let store = open(&disk).expect("opened");
+    write(&store, 1).expect("written");
+    write(&store, 2).expect("written");
+    drop(store);
+    disk.break_block(&part_path(), P);
+    assert_eq!(indices(&open(&disk).expect("opens").bitfield()), [2]);
+    // But when nothing can be read at all, the disk is to blame, and all of it is kept.
+    disk.break_block(&part_path(), 2 * P);
+    assert!(open(&disk).expect_err("unreadable").can_heal());
+}
+
+#[test]
+fn writers_checkpoints_and_recoveries_at_the_same_time_lose_nothing() {
+    let content: Vec<u8> = (0..24 * P).map(|i| (i ^ (i >> 9) ^ (i / P)) as u8).collect();
+    let manifest = Arc::new(manifest_of(&content));
+    let disk = MemoryDisk::with(dest());
+    let store =
+        PieceStore::part_on(disk.seam(), manifest.clone(), dest(), &|_| {}).expect("opened");
+    std::thread::scope(|scope| {
+        for lane in 0..3 {
+            let (store, content) = (&store, &content);
+            scope.spawn(move || {
+                for piece in store.manifest().layout().pieces().skip(lane).step_by(3) {
+                    let start = manifest_offset(store, piece);
+                    store.write_piece(piece, &content[start..start + P]).expect("written");
+                    assert!(store.read_piece(piece).expect("here") == content[start..start + P]);
+                    let _ = store.checkpoint();
+                }
+            });
+        }
+        for _ in 0..10 {
+            disk.remove_tree(dest());
+            disk.make_directory(dest());
+            assert_eq!(store.recover().expect("usable"), Recovered::default());
+        }
+    });
+    let path = store.finish(dest(), &name(), &|| true).expect("finished");
+    assert!(disk.content(&path).as_deref() == Some(&content[..]));
 }
 
 #[test]

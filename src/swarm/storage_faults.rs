@@ -133,12 +133,13 @@ fn a_power_cut_at_any_operation_takes_back_nothing_that_was_safe() {
 
 #[test]
 fn a_second_power_cut_while_starting_again_takes_back_nothing_either() {
+    let all = operations();
     for seed in 0..300 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut disk = MemoryDisk::with(dest());
         let mut safe = Bitfield::none(MANIFEST.layout());
         for _ in 0..3 {
-            let cut_at = rng.usize(1..operations());
+            let cut_at = rng.usize(1..all);
             disk.plan(Plan { cut_at: Some(cut_at), ..Plan::default() });
             let mut more = Bitfield::none(MANIFEST.layout());
             let _ = download(&disk, &mut more);

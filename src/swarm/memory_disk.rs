@@ -106,6 +106,10 @@ pub(super) struct Image {
     pub(super) syncs: usize,
     /// What goes wrong.
     pub(super) plan: Plan,
+    /// Whether there is room for records, but for no piece.
+    pub(super) full: bool,
+    /// The name that the next file gets just before it is locked: another process finished it.
+    pub(super) finished_as: Option<PathBuf>,
     /// Whether the clock stands still.
     pub(super) frozen: bool,
     /// Bytes read from files.
@@ -507,6 +511,11 @@ impl Handle {
 impl DiskFile for Handle {
     fn try_lock(&self) -> io::Result<bool> {
         let mut image = self.disk.plain()?;
+        if let Some(name) = image.finished_as.take() {
+            let is_it = |named: &Named| matches!(named, Named::File(inode) if *inode == self.inode);
+            image.names.retain(|_, named| !is_it(named));
+            image.names.insert(name, Named::File(self.inode));
+        }
         let node = image.nodes.get_mut(&self.inode).expect("nodes stay");
         let free = !std::mem::replace(&mut node.locked, true);
         *self.holds_lock.lock().expect("no panic") |= free;
@@ -554,6 +563,9 @@ impl DiskFile for Handle {
             Err((image, Fault::Short)) => (image, Err(Fault::Short)),
             Err((_, fault)) => return Err(fault.into()),
         };
+        if image.full && bytes.len() > BLOCK {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let now = image.tick();
         let node = image.nodes.get_mut(&self.inode).expect("nodes stay");
         node.write(written.unwrap_or(&bytes[..bytes.len() / 2]), offset as usize);

@@ -363,6 +363,70 @@ fn a_write_after_a_clean_stop_makes_it_unclean_first() {
 }
 
 #[test]
+fn a_clean_stop_that_failed_half_way_is_not_believed_later() {
+    for at in 1.. {
+        let disk = MemoryDisk::with(dest());
+        disk.image().frozen = true;
+        let store = open(&disk).expect("opened");
+        write(&store, 1).expect("written");
+        disk.plan(Plan { fail: Some((at, Fault::Eio)), ..Plan::default() });
+        let closed = store.close();
+        let operations = disk.image().operations;
+        disk.plan(Plan::default());
+        write(&store, 2).expect("written");
+        drop(store);
+        let store = open(&disk).expect("opens");
+        assert_eq!(indices(&store.bitfield()), [1, 2], "{at}: {closed:?}");
+        if operations < at {
+            assert!(at > 6, "{at}");
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_is_tried_with_a_whole_piece() {
+    let disk = MemoryDisk::with(dest());
+    let store = open(&disk).expect("opened");
+    write(&store, 0).expect("written");
+    disk.image().full = true;
+    assert!(matches!(write(&store, 1), Err(StorageError::NoSpace { .. })));
+    let error = store.recover().expect_err("no room for a piece");
+    assert!(matches!(error, StorageError::NoSpace { needed, .. } if needed >= P as u64), "{error}");
+    assert_eq!(indices(&store.bitfield()), [0]);
+    disk.image().full = false;
+    assert_eq!(store.recover().expect("room"), Recovered::default());
+    check(&disk, &store);
+    complete(&disk, &store);
+}
+
+#[test]
+fn what_is_here_is_not_written_again() {
+    let disk = MemoryDisk::with(dest());
+    let store = open(&disk).expect("opened");
+    write(&store, 0).expect("written");
+    let before = disk.image().operations;
+    write(&store, 0).expect("a duplicate of the endgame");
+    assert_eq!(disk.image().operations, before);
+}
+
+#[test]
+fn a_file_that_another_process_finished_just_before_the_lock_is_left_alone() {
+    let disk = MemoryDisk::with(dest());
+    disk.make_directory(&dest().join(PART_DIR));
+    disk.put(&part_path(), &CONTENT);
+    let finished = dest().join("theirs");
+    disk.image().finished_as = Some(finished.clone());
+    let store = open(&disk).expect("a new one");
+    assert!(store.bitfield().is_empty());
+    for index in 0..4 {
+        write(&store, index).expect("written");
+    }
+    disk.rot(&part_path(), 0);
+    assert!(disk.content(&finished).as_deref() == Some(&CONTENT[..]));
+}
+
+#[test]
 fn a_file_written_after_a_clean_stop_is_looked_at_again() {
     let disk = MemoryDisk::with(dest());
     let store = open(&disk).expect("opened");

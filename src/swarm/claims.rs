@@ -88,8 +88,9 @@ impl Claims {
             return Ok(());
         }
         part.here()?;
-        let said = self.recorded.as_ref() == Some(have);
-        if said && !self.in_doubt && why == Settling::Midway {
+        // A piece that went bad and came again is claimed, but not on the disk.
+        let nothing_new = self.recorded.as_ref() == Some(have) && self.synced == *have;
+        if nothing_new && !self.in_doubt && why == Settling::Midway {
             return Ok(());
         }
         self.sync(part, manifest, have, why)?;

@@ -46,6 +46,8 @@ struct Node {
     dirty: BTreeSet<usize>,
     /// Blocks that a failed sync called written.
     forsaken: BTreeSet<usize>,
+    /// Blocks that cannot be read until they are written.
+    unreadable: BTreeSet<usize>,
     /// Blocks ever written.
     blocks: BTreeSet<usize>,
     modified: i64,
@@ -104,6 +106,10 @@ pub(super) struct Image {
     pub(super) syncs: usize,
     /// What goes wrong.
     pub(super) plan: Plan,
+    /// Whether there is room for records, but for no piece.
+    pub(super) full: bool,
+    /// The name that the next file gets just before it is locked: another process finished it.
+    pub(super) finished_as: Option<PathBuf>,
     /// Whether the clock stands still.
     pub(super) frozen: bool,
     /// Bytes read from files.
@@ -179,6 +185,11 @@ impl MemoryDisk {
         if let Some(byte) = node.durable.get_mut(offset) {
             *byte ^= 1;
         }
+    }
+
+    /// Makes a block of a file unreadable, until it is written.
+    pub(super) fn break_block(&self, path: &Path, offset: usize) {
+        self.image().node_at(path).expect("a file").unreadable.insert(offset / BLOCK);
     }
 
     /// The content of a file.
@@ -272,6 +283,7 @@ impl Node {
         if !bytes.is_empty() {
             for block in offset / BLOCK..=(end - 1) / BLOCK {
                 self.dirty.insert(block);
+                self.unreadable.remove(&block);
                 self.blocks.insert(block);
             }
         }
@@ -499,6 +511,11 @@ impl Handle {
 impl DiskFile for Handle {
     fn try_lock(&self) -> io::Result<bool> {
         let mut image = self.disk.plain()?;
+        if let Some(name) = image.finished_as.take() {
+            let is_it = |named: &Named| matches!(named, Named::File(inode) if *inode == self.inode);
+            image.names.retain(|_, named| !is_it(named));
+            image.names.insert(name, Named::File(self.inode));
+        }
         let node = image.nodes.get_mut(&self.inode).expect("nodes stay");
         let free = !std::mem::replace(&mut node.locked, true);
         *self.holds_lock.lock().expect("no panic") |= free;
@@ -524,15 +541,17 @@ impl DiskFile for Handle {
     }
 
     fn reserve(&self, _size: u64) -> io::Result<()> {
-        self.disk.plain()?;
-        Ok(())
+        self.disk.plain().map(|_| ())
     }
 
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
         let mut image = self.disk.plain()?;
         image.bytes_read += bytes.len() as u64;
-        let content = &image.nodes[&self.inode].content;
+        let Node { content, unreadable, .. } = &image.nodes[&self.inode];
         let range = offset as usize..offset as usize + bytes.len();
+        if unreadable.range(range.start / BLOCK..range.end.div_ceil(BLOCK)).next().is_some() {
+            return Err(io::Error::other("a bad sector"));
+        }
         bytes.copy_from_slice(content.get(range).ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
@@ -544,6 +563,9 @@ impl DiskFile for Handle {
             Err((image, Fault::Short)) => (image, Err(Fault::Short)),
             Err((_, fault)) => return Err(fault.into()),
         };
+        if image.full && bytes.len() > BLOCK {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
         let now = image.tick();
         let node = image.nodes.get_mut(&self.inode).expect("nodes stay");
         node.write(written.unwrap_or(&bytes[..bytes.len() / 2]), offset as usize);

@@ -21,6 +21,7 @@ pub mod running_sha1;
 pub mod storage_error;
 pub mod part;
 pub mod claims;
+pub mod filling;
 pub mod storage;
 pub mod trust;
 pub mod session;

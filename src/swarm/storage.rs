@@ -11,33 +11,24 @@
 use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::claims::{Claims, Settling};
 use super::disk::{Disk, RealDisk};
+use super::filling::{Filling, Replacement, verify};
 pub use super::part::PART_DIR;
-use super::part::{Opened, Part};
+use super::part::Part;
 use super::running_sha1::{RunningSha1, Source};
 use super::stamp::Stamp;
 pub use super::storage_error::{ReadError, StorageError, WriteError};
 use crate::bitfield::Bitfield;
 use crate::manifest::{Manifest, PieceHashes};
 use crate::name::FileName;
-use crate::piece::{PieceIndex, PieceLayout};
+use crate::piece::PieceIndex;
 
 /// Pieces that one write may read back for the whole file's SHA-1: about a millisecond's work. More
 /// than one, so that the SHA-1 gains on the pieces that wait for it.
 const CATCH_UP: usize = 4;
-
-/// A part file being filled, and what its record may claim.
-#[derive(Debug)]
-struct Filling {
-    part: Part,
-    claims: Mutex<Claims>,
-    /// Nothing may be written before the record says that it is.
-    asleep: AtomicBool,
-}
 
 #[derive(Clone, Debug)]
 enum Place {
@@ -120,7 +111,7 @@ impl PieceStore {
     ) -> Result<Self, StorageError> {
         let opened = Part::open(&disk, directory, &manifest, progress)?;
         let have = opened.have.clone();
-        let filling = Filling::of(opened, manifest.layout());
+        let filling = Filling::of(opened, manifest.clone());
         Ok(Self::new(disk, manifest, have, Place::Part(Arc::new(filling))))
     }
 
@@ -154,7 +145,7 @@ impl PieceStore {
     /// Pieces that were here and went bad, since this was last asked: they must be fetched again,
     /// and nobody told any longer that they are here.
     pub fn take_lost(&self) -> Vec<PieceIndex> {
-        std::mem::take(&mut self.lock().lost)
+        self.lock().take_lost()
     }
 
     /// Whether the file was found changed; looks at it.
@@ -176,7 +167,7 @@ impl PieceStore {
     /// Where the bytes are now.
     pub fn path(&self) -> PathBuf {
         match &self.lock().place {
-            Place::Part(filling) => filling.part.path().to_owned(),
+            Place::Part(filling) => filling.part().path().to_owned(),
             Place::Whole { path, .. } | Place::Changed { path } => path.clone(),
         }
     }
@@ -202,10 +193,9 @@ impl PieceStore {
                 _ => return Ok(()),
             }
         };
-        filling.wake(&self.manifest)?;
-        filling.part.write(self.manifest.layout(), piece, bytes)?;
+        filling.write(piece, bytes)?;
         self.lock().have.insert(piece);
-        self.advance_sha1(&filling.part, piece, bytes);
+        self.advance_sha1(filling.part(), piece, bytes);
         Ok(())
     }
 
@@ -227,9 +217,9 @@ impl PieceStore {
         if !have {
             return Err(ReadError::Missing);
         }
-        let mut bytes = Vec::new();
+        let mut bytes = vec![0; self.manifest.layout().len(piece) as usize];
         match place {
-            Place::Part(filling) => match filling.part.read(&self.manifest, piece, &mut bytes) {
+            Place::Part(filling) => match filling.part().read(&self.manifest, piece, &mut bytes) {
                 Ok(true) => Ok(bytes),
                 Ok(false) => {
                     self.lose(&filling, piece);
@@ -267,7 +257,7 @@ impl PieceStore {
         path: &Path,
         stamp: Stamp,
         piece: PieceIndex,
-        bytes: &mut Vec<u8>,
+        bytes: &mut [u8],
     ) -> io::Result<bool> {
         let layout = self.manifest.layout();
         // Opened for each piece: thousands of shares hold no descriptors, and a file put in place
@@ -276,7 +266,6 @@ impl PieceStore {
         if file.stamp()? != stamp {
             return Ok(false);
         }
-        bytes.resize(layout.len(piece) as usize, 0);
         file.read_exact_at(bytes, layout.offset(piece))?;
         let right = PieceHashes::blake3_of(layout, piece, bytes);
         Ok(right == self.manifest.piece(piece).blake3 && file.stamp()? == stamp)
@@ -300,7 +289,7 @@ impl PieceStore {
     pub fn close(&self) -> Result<(), StorageError> {
         let _gate = self.close_gate();
         let Place::Part(filling) = self.lock().place.clone() else { return Ok(()) };
-        filling.asleep.store(true, Ordering::Release);
+        filling.fall_asleep();
         self.settle(&filling, Settling::Clean)
     }
 
@@ -318,8 +307,8 @@ impl PieceStore {
             (state.have.clone(), state.place.clone())
         };
         match place {
-            Place::Part(filling) if !filling.part.is_discarded() => {
-                let tried = match filling.part.here() {
+            Place::Part(filling) if !filling.part().is_discarded() => {
+                let tried = match filling.part().here() {
                     Ok(()) => self.revive(&filling),
                     gone => gone,
                 };
@@ -327,7 +316,7 @@ impl PieceStore {
                     // Even where the file is the same, the disk may have been taken out and put
                     // back: what is open is then dead, and the file at the path free to be opened.
                     match self.replace(&filling) {
-                        Err(StorageError::InUse(_)) if filling.part.here().is_ok() => {
+                        Err(StorageError::InUse(_)) if !matches!(error, StorageError::Gone(_)) => {
                             return Err(error);
                         }
                         result => result?,
@@ -338,70 +327,30 @@ impl PieceStore {
         }
         let mut state = self.lock();
         let found = state.have.iter().filter(|piece| !before.contains(*piece)).collect();
-        Ok(Recovered { lost: std::mem::take(&mut state.lost), found })
+        Ok(Recovered { lost: state.take_lost(), found })
     }
 
     /// The part file is where it was: tries it.
     fn revive(&self, filling: &Arc<Filling>) -> Result<(), StorageError> {
-        let have = self.bitfield();
-        let resized = self.with_claims(filling, |claims| {
-            claims.begin(&filling.part, &self.manifest)?;
-            let resized = filling.part.reserve(self.manifest.layout())?;
-            claims.probe(&filling.part, &self.manifest, &have)?;
-            filling.asleep.store(false, Ordering::Release);
-            Ok(resized)
-        })?;
-        let mut buffer = Vec::new();
-        let doubtful: Vec<_> = self.lock().unreadable.iter().copied().collect();
-        let bad = doubtful.into_iter().any(|piece| {
-            !filling.part.read(&self.manifest, piece, &mut buffer).is_ok_and(|right| right)
-        });
-        if bad || resized {
-            // One is bad for good: better all at once than a pause for each.
-            let all: Vec<_> = have.iter().collect();
-            let right = filling.part.check(&self.manifest, &all, &|_| {})?;
-            for piece in all.into_iter().filter(|piece| !right.contains(*piece)) {
-                self.lose(filling, piece);
-            }
+        let (have, doubtful) = {
+            let state = self.lock();
+            (state.have.clone(), state.unreadable.iter().copied().collect::<Vec<_>>())
+        };
+        for piece in filling.revive(&have, &doubtful)? {
+            self.lose(filling, piece);
         }
         self.lock().unreadable.clear();
         self.settle(filling, Settling::Healing)
     }
 
-    /// Another part file, or none, is at the path: opens or makes it, and copies into it what the
-    /// one still open has.
-    fn replace(&self, old: &Arc<Filling>) -> Result<(), StorageError> {
-        let layout = self.manifest.layout();
-        let opened = Part::open(&self.disk, old.part.directory(), &self.manifest, &|_| {})?;
-        let mut have = opened.have.clone();
-        let new = Arc::new(Filling::of(opened, layout));
-        new.wake(&self.manifest)?;
-        let mut lost = Vec::new();
-        let mut buffer = Vec::new();
-        for piece in self.bitfield().iter() {
-            if have.contains(piece) {
-                continue;
-            }
-            let right = old.part.read(&self.manifest, piece, &mut buffer).is_ok_and(|right| right);
-            if right && verify(&self.manifest, piece, &buffer).is_ok() {
-                new.part.write(layout, piece, &buffer)?;
-                have.insert(piece);
-            } else {
-                lost.push(piece);
-            }
-        }
-        new.settle(&self.manifest, &have, Settling::Healing)?;
-        tracing::info!(
-            path = %new.part.path().display(),
-            pieces = have.count(),
-            lost = lost.len(),
-            "the download goes on in a new part file"
-        );
+    /// Another part file, or none, is at the path.
+    fn replace(&self, old: &Filling) -> Result<(), StorageError> {
+        let Replacement { filling, have, lost } = old.replacement(&self.disk, &self.bitfield())?;
         let mut state = self.lock();
         state.have = have;
         state.lost.extend(lost);
         state.unreadable.clear();
-        state.place = Place::Part(new);
+        state.place = Place::Part(Arc::new(filling));
         Ok(())
     }
 
@@ -451,13 +400,13 @@ impl PieceStore {
     ) -> Result<(), StorageError> {
         let _gate = self.close_gate();
         self.complete(filling)?;
-        let stamp = filling.part.stamp()?;
-        let path = filling.part.rename(directory, name)?;
+        let stamp = filling.part().stamp()?;
+        let path = filling.part().rename(directory, name)?;
         let mut state = self.lock();
         state.place = Place::Whole { path, stamp };
         state.unsynced_name = Some(directory.to_owned());
         drop(state);
-        filling.part.clean_up();
+        filling.part().clean_up();
         Ok(())
     }
 
@@ -465,14 +414,16 @@ impl PieceStore {
         let layout = self.manifest.layout();
         match layout.piece_count() - self.lock().have.count() {
             0 => Ok(()),
-            count => Err(StorageError::Incomplete { path: filling.part.path().to_owned(), count }),
+            count => {
+                Err(StorageError::Incomplete { path: filling.part().path().to_owned(), count })
+            }
         }
     }
 
     fn sync(&self, filling: &Arc<Filling>) -> Result<(), StorageError> {
         let have = self.bitfield();
         self.with_claims(filling, |claims| {
-            claims.sync(&filling.part, &self.manifest, &have, Settling::Clean)
+            claims.sync(filling.part(), &self.manifest, &have, Settling::Clean)
         })
     }
 
@@ -485,14 +436,14 @@ impl PieceStore {
         let mut sha1 = self.lock_sha1();
         let layout = self.manifest.layout();
         let rest = sha1.next().map_or(layout.piece_count(), PieceIndex::get);
-        let path = filling.part.path();
+        let path = filling.part().path();
         let mut buffer = Vec::new();
         let mut count = 0;
         for piece in (rest..).map_while(|index| layout.piece(index)) {
             if !go_on() {
                 return Err(StorageError::io(path, 0)(io::Error::other("stopped")));
             }
-            match filling.part.read(&self.manifest, piece, &mut buffer) {
+            match filling.part().read(&self.manifest, piece, &mut buffer) {
                 // After a bad piece the rest is still looked at, to find all that are.
                 Ok(true) => _ = sha1.feed(piece, &buffer, Source::Disk),
                 Ok(false) => {
@@ -511,7 +462,7 @@ impl PieceStore {
     /// Removes the part file of a download nobody wants, and what is beside it.
     pub fn discard(&self) {
         let Place::Part(filling) = self.lock().place.clone() else { return };
-        filling.part.discard();
+        filling.part().discard();
     }
 
     /// Adds a piece just written to the running SHA-1 if it is the next, and a few that came too
@@ -535,7 +486,7 @@ impl PieceStore {
         self.with_claims(filling, |claims| {
             // Only now, when nobody else can settle: the later has all that the earlier had.
             let have = self.bitfield();
-            claims.settle(&filling.part, &self.manifest, &have, why)
+            claims.settle(filling.part(), &self.manifest, &have, why)
         })
     }
 
@@ -563,7 +514,7 @@ impl PieceStore {
         if matches!(&state.place, Place::Part(now) if Arc::ptr_eq(now, filling)) {
             claims.forget(piece);
             state.drop_piece(piece);
-            tracing::warn!(%piece, path = %filling.part.path().display(), "went bad on the disk");
+            tracing::warn!(%piece, path = %filling.part().path().display(), "went bad on the disk");
         }
     }
 
@@ -590,58 +541,17 @@ impl PieceStore {
 }
 
 impl State {
+    fn take_lost(&mut self) -> Vec<PieceIndex> {
+        let mut lost = std::mem::take(&mut self.lost);
+        // It may have come again before anybody asked.
+        lost.retain(|piece| !self.have.contains(*piece));
+        lost
+    }
+
     fn drop_piece(&mut self, piece: PieceIndex) {
         if self.have.remove(piece) {
             self.lost.push(piece);
         }
         self.unreadable.remove(&piece);
-    }
-}
-
-impl Filling {
-    fn of(opened: Opened, layout: PieceLayout) -> Self {
-        let claims = Mutex::new(Claims::of(&opened, layout));
-        Self { part: opened.part, claims, asleep: AtomicBool::new(opened.trusted) }
-    }
-
-    /// Before the first write after a clean stop: the record is made to say so, and the room
-    /// reserved, in this order.
-    fn wake(&self, manifest: &Manifest) -> Result<(), StorageError> {
-        if !self.asleep.load(Ordering::Acquire) {
-            return Ok(());
-        }
-        let mut claims = self.lock_claims();
-        claims.begin(&self.part, manifest)?;
-        self.part.reserve(manifest.layout())?;
-        self.asleep.store(false, Ordering::Release);
-        Ok(())
-    }
-
-    fn settle(
-        &self,
-        manifest: &Manifest,
-        have: &Bitfield,
-        why: Settling,
-    ) -> Result<(), StorageError> {
-        self.lock_claims().settle(&self.part, manifest, have, why)
-    }
-
-    fn lock_claims(&self) -> MutexGuard<'_, Claims> {
-        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Checks `bytes` against both hashes of `piece`.
-fn verify(manifest: &Manifest, piece: PieceIndex, bytes: &[u8]) -> Result<(), WriteError> {
-    let layout = manifest.layout();
-    if bytes.len() != layout.len(piece) as usize {
-        return Err(WriteError::Wrong("length"));
-    }
-    let (actual, expected) = (PieceHashes::of(layout, piece, bytes), manifest.piece(piece));
-    match (actual.blake3 == expected.blake3, actual.sha1 == expected.sha1) {
-        (true, true) => Ok(()),
-        (true, false) => Err(WriteError::FalseManifest),
-        (false, true) => Err(WriteError::Wrong("BLAKE3")),
-        (false, false) => Err(WriteError::Wrong("SHA-1")),
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use super::memory_disk::{Fault, MemoryDisk, Plan};
-use super::storage::{PART_DIR, PieceStore, ReadError, StorageError, WriteError};
+use super::storage::{PART_DIR, PieceStore, ReadError, Recovered, StorageError, WriteError};
 use crate::bitfield::Bitfield;
 use crate::limits::PIECE_LEN;
 use crate::manifest::Manifest;
@@ -133,12 +133,13 @@ fn a_power_cut_at_any_operation_takes_back_nothing_that_was_safe() {
 
 #[test]
 fn a_second_power_cut_while_starting_again_takes_back_nothing_either() {
+    let all = operations();
     for seed in 0..300 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut disk = MemoryDisk::with(dest());
         let mut safe = Bitfield::none(MANIFEST.layout());
         for _ in 0..3 {
-            let cut_at = rng.usize(1..operations());
+            let cut_at = rng.usize(1..all);
             disk.plan(Plan { cut_at: Some(cut_at), ..Plan::default() });
             let mut more = Bitfield::none(MANIFEST.layout());
             let _ = download(&disk, &mut more);
@@ -192,7 +193,7 @@ fn a_killed_process_fetches_nothing_again() {
 
 /// Drives a download as its owner would: an error that can heal pauses it, the fault goes, it
 /// recovers and goes on. The pieces that were stored, once for each time.
-fn drive(disk: &MemoryDisk) -> Vec<u32> {
+fn drive(disk: &MemoryDisk, seed: u64) -> Vec<u32> {
     let mut stored = Vec::new();
     let store = loop {
         match open(disk) {
@@ -230,10 +231,8 @@ fn drive(disk: &MemoryDisk) -> Vec<u32> {
     while let Err(error) = store.checkpoint() {
         pause(error);
     }
-    for seed in 0..3 {
-        let again = start_again(disk, seed, &Bitfield::all(MANIFEST.layout()));
-        assert!(again.expect("has no name yet").1.bitfield().is_full());
-    }
+    let again = start_again(disk, seed, &Bitfield::all(MANIFEST.layout()));
+    assert!(again.expect("has no name yet").1.bitfield().is_full());
     while let Err(error) = store.close() {
         pause(error);
     }
@@ -242,7 +241,7 @@ fn drive(disk: &MemoryDisk) -> Vec<u32> {
     }
     let content = disk.content(&dest().join("film.mkv")).expect("named");
     assert!(content == *CONTENT);
-    let after = disk.after_power_cut(7);
+    let after = disk.after_power_cut(seed);
     assert!(after.content(&dest().join("film.mkv")).as_deref() == Some(&CONTENT[..]));
     stored
 }
@@ -250,7 +249,7 @@ fn drive(disk: &MemoryDisk) -> Vec<u32> {
 #[test]
 fn any_failing_operation_pauses_and_nothing_is_fetched_twice() {
     let disk = MemoryDisk::with(dest());
-    drive(&disk);
+    drive(&disk, 0);
     let all = disk.image().operations;
     assert!(all > 60, "{all}");
     for at in 1..=all {
@@ -258,7 +257,7 @@ fn any_failing_operation_pauses_and_nothing_is_fetched_twice() {
             for for_good in [false, true] {
                 let disk = MemoryDisk::with(dest());
                 disk.plan(Plan { fail: Some((at, fault)), for_good, cut_at: None });
-                let mut stored = drive(&disk);
+                let mut stored = drive(&disk, at as u64);
                 stored.sort_unstable();
                 assert_eq!(stored, [0, 1, 2, 3], "{fault:?} at {at}, for good: {for_good}");
             }
@@ -342,11 +341,11 @@ fn after_a_clean_stop_nothing_is_looked_at() {
 #[test]
 fn a_write_after_a_clean_stop_makes_it_unclean_first() {
     let disk = MemoryDisk::with(dest());
+    // The filesystem's clock is too coarse to tell that anything was written.
+    disk.image().frozen = true;
     let store = open(&disk).expect("opened");
     write(&store, 1).expect("written");
     store.close().expect("stopped");
-    // The filesystem's clock is too coarse to tell that anything was written.
-    disk.image().frozen = true;
     write(&store, 2).expect("written");
     drop(store);
     let store = open(&disk).expect("opened");
@@ -361,6 +360,70 @@ fn a_write_after_a_clean_stop_makes_it_unclean_first() {
     let store = open(&disk).expect("opened");
     assert_eq!(indices(&store.bitfield()), [1, 2]);
     check(&disk, &store);
+}
+
+#[test]
+fn a_clean_stop_that_failed_half_way_is_not_believed_later() {
+    for at in 1.. {
+        let disk = MemoryDisk::with(dest());
+        disk.image().frozen = true;
+        let store = open(&disk).expect("opened");
+        write(&store, 1).expect("written");
+        disk.plan(Plan { fail: Some((at, Fault::Eio)), ..Plan::default() });
+        let closed = store.close();
+        let operations = disk.image().operations;
+        disk.plan(Plan::default());
+        write(&store, 2).expect("written");
+        drop(store);
+        let store = open(&disk).expect("opens");
+        assert_eq!(indices(&store.bitfield()), [1, 2], "{at}: {closed:?}");
+        if operations < at {
+            assert!(at > 6, "{at}");
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_full_disk_is_tried_with_a_whole_piece() {
+    let disk = MemoryDisk::with(dest());
+    let store = open(&disk).expect("opened");
+    write(&store, 0).expect("written");
+    disk.image().full = true;
+    assert!(matches!(write(&store, 1), Err(StorageError::NoSpace { .. })));
+    let error = store.recover().expect_err("no room for a piece");
+    assert!(matches!(error, StorageError::NoSpace { needed, .. } if needed >= P as u64), "{error}");
+    assert_eq!(indices(&store.bitfield()), [0]);
+    disk.image().full = false;
+    assert_eq!(store.recover().expect("room"), Recovered::default());
+    check(&disk, &store);
+    complete(&disk, &store);
+}
+
+#[test]
+fn what_is_here_is_not_written_again() {
+    let disk = MemoryDisk::with(dest());
+    let store = open(&disk).expect("opened");
+    write(&store, 0).expect("written");
+    let before = disk.image().operations;
+    write(&store, 0).expect("a duplicate of the endgame");
+    assert_eq!(disk.image().operations, before);
+}
+
+#[test]
+fn a_file_that_another_process_finished_just_before_the_lock_is_left_alone() {
+    let disk = MemoryDisk::with(dest());
+    disk.make_directory(&dest().join(PART_DIR));
+    disk.put(&part_path(), &CONTENT);
+    let finished = dest().join("theirs");
+    disk.image().finished_as = Some(finished.clone());
+    let store = open(&disk).expect("a new one");
+    assert!(store.bitfield().is_empty());
+    for index in 0..4 {
+        write(&store, index).expect("written");
+    }
+    disk.rot(&part_path(), 0);
+    assert!(disk.content(&finished).as_deref() == Some(&CONTENT[..]));
 }
 
 #[test]
@@ -382,23 +445,54 @@ fn a_file_written_after_a_clean_stop_is_looked_at_again() {
 
 #[test]
 fn a_rotten_piece_is_not_served_and_comes_again() {
-    let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    for index in [3, 1] {
-        write(&store, index).expect("written");
+    for seed in 0..20 {
+        let disk = MemoryDisk::with(dest());
+        let store = open(&disk).expect("opened");
+        for index in [3, 1] {
+            write(&store, index).expect("written");
+        }
+        store.checkpoint().expect("safe");
+        disk.rot(&part_path(), P + 1);
+        assert_eq!(store.read_piece(piece(3)).expect("right"), bytes_of(piece(3)));
+        assert!(matches!(store.read_piece(piece(1)), Err(ReadError::Missing)));
+        assert_eq!(indices(&store.bitfield()), [3]);
+        assert_eq!((store.take_lost(), store.take_lost()), (vec![piece(1)], vec![]));
+        // What comes again is not on the disk because what went bad was.
+        write(&store, 1).expect("written");
+        store.checkpoint().expect("safe");
+        let (disk, store) = start_again(&disk, seed, &store.bitfield()).expect("a part file");
+        assert_eq!(indices(&store.bitfield()), [1, 3]);
+        complete(&disk, &store);
     }
-    store.checkpoint().expect("safe");
-    disk.rot(&part_path(), P + 1);
-    assert_eq!(store.read_piece(piece(3)).expect("right"), bytes_of(piece(3)));
-    assert!(matches!(store.read_piece(piece(1)), Err(ReadError::Missing)));
-    assert_eq!(indices(&store.bitfield()), [3]);
-    assert_eq!((store.take_lost(), store.take_lost()), (vec![piece(1)], vec![]));
-    // What comes again is not on the disk because what went bad was.
-    write(&store, 1).expect("written");
-    store.checkpoint().expect("safe");
-    let (disk, store) = start_again(&disk, 3, &store.bitfield()).expect("a part file");
-    assert_eq!(indices(&store.bitfield()), [1, 3]);
-    complete(&disk, &store);
+}
+
+#[test]
+fn the_last_step_can_be_tried_again_whatever_failed_in_it() {
+    for at in 1.. {
+        let disk = MemoryDisk::with(dest());
+        let store = open(&disk).expect("opened");
+        for index in [1, 0, 3, 2] {
+            write(&store, index).expect("written");
+        }
+        disk.plan(Plan { fail: Some((at, Fault::Eio)), ..Plan::default() });
+        let first = store.finish(dest(), &name(), &|| true);
+        let operations = disk.image().operations;
+        disk.plan(Plan::default());
+        if let Err(error) = first {
+            assert!(error.can_heal(), "{error}");
+            assert_eq!(store.recover().expect("well again"), Recovered::default());
+        }
+        let path = store.finish(dest(), &name(), &|| true).expect("finished");
+        assert_eq!(path, dest().join("film.mkv"));
+        for seed in 0..5 {
+            let after = disk.after_power_cut(seed);
+            assert!(after.content(&path).as_deref() == Some(&CONTENT[..]), "{at}");
+        }
+        if operations < at {
+            assert!(at > 8, "{at}");
+            break;
+        }
+    }
 }
 
 #[test]
@@ -419,6 +513,64 @@ fn rot_found_at_the_end_blames_nobody() {
     assert!(error.can_heal());
     assert_eq!(store.recover().expect("the disk takes writes").lost, [piece(0), piece(2)]);
     complete(&disk, &store);
+}
+
+#[test]
+fn a_sector_that_cannot_be_read_costs_its_piece_and_no_other() {
+    let disk = MemoryDisk::with(dest());
+    let store = open(&disk).expect("opened");
+    for index in [1, 2, 3] {
+        write(&store, index).expect("written");
+    }
+    store.checkpoint().expect("safe");
+    disk.break_block(&part_path(), 2 * P + 4096);
+    assert!(matches!(store.read_piece(piece(2)), Err(ReadError::Io(_))));
+    assert!(store.has(piece(2)), "it may be readable again");
+    write(&store, 0).expect("written");
+    let error = store.finish(dest(), &name(), &|| true).expect_err("unreadable");
+    assert!(error.can_heal(), "{error}");
+    assert_eq!(store.recover().expect("the disk takes writes").lost, [piece(2)]);
+    complete(&disk, &store);
+    // Found when the file is opened, it is simply not there.
+    let disk = MemoryDisk::with(dest());
+    let store = open(&disk).expect("opened");
+    write(&store, 1).expect("written");
+    write(&store, 2).expect("written");
+    drop(store);
+    disk.break_block(&part_path(), P);
+    assert_eq!(indices(&open(&disk).expect("opens").bitfield()), [2]);
+    // But when nothing can be read at all, the disk is to blame, and all of it is kept.
+    disk.break_block(&part_path(), 2 * P);
+    assert!(open(&disk).expect_err("unreadable").can_heal());
+}
+
+#[test]
+fn writers_checkpoints_and_recoveries_at_the_same_time_lose_nothing() {
+    let content: Vec<u8> = (0..24 * P).map(|i| (i ^ (i >> 9) ^ (i / P)) as u8).collect();
+    let manifest = Arc::new(manifest_of(&content));
+    let disk = MemoryDisk::with(dest());
+    let store =
+        PieceStore::part_on(disk.seam(), manifest.clone(), dest(), &|_| {}).expect("opened");
+    std::thread::scope(|scope| {
+        for lane in 0..3 {
+            let (store, content) = (&store, &content);
+            scope.spawn(move || {
+                for piece in store.manifest().layout().pieces().skip(lane).step_by(3) {
+                    let start = manifest_offset(store, piece);
+                    store.write_piece(piece, &content[start..start + P]).expect("written");
+                    assert!(store.read_piece(piece).expect("here") == content[start..start + P]);
+                    let _ = store.checkpoint();
+                }
+            });
+        }
+        for _ in 0..10 {
+            disk.remove_tree(dest());
+            disk.make_directory(dest());
+            assert_eq!(store.recover().expect("usable"), Recovered::default());
+        }
+    });
+    let path = store.finish(dest(), &name(), &|| true).expect("finished");
+    assert!(disk.content(&path).as_deref() == Some(&content[..]));
 }
 
 #[test]

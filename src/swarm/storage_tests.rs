@@ -1,12 +1,14 @@
 //! The store on a real filesystem: what gets in, what is served, what a stop and a start keep.
 
-use std::fs::{self, File};
-use std::os::unix::fs::FileExt as _;
+use std::fs::{self, File, Permissions};
+use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
 use std::path::Path;
+use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::hashing;
-use super::storage::{PART_DIR, PieceStore, ReadError, StorageError, WriteError};
+use super::storage::{PART_DIR, PieceStore, ReadError, Recovered, StorageError, WriteError};
 use crate::limits::PIECE_LEN;
 use crate::manifest::Manifest;
 use crate::manifest::testing::manifest_of;
@@ -152,4 +154,232 @@ fn an_empty_file_needs_no_piece() {
     let store = PieceStore::part(manifest, dir.path(), &|_| {}).expect("opened");
     let path = store.finish(dir.path(), &name("empty"), &|| true).expect("finished");
     assert_eq!(fs::metadata(path).expect("exists").len(), 0);
+}
+
+/// Opens the part file again, and says how many bytes were looked at.
+fn open_again(manifest: &Arc<Manifest>, dir: &Path) -> (PieceStore, u64) {
+    let looked_at = AtomicU64::new(0);
+    let note = |done| looked_at.store(done, Ordering::Relaxed);
+    let store = PieceStore::part(manifest.clone(), dir, &note).expect("opened");
+    (store, looked_at.into_inner())
+}
+
+fn write(store: &PieceStore, bytes: &[u8], index: u32) -> Result<(), WriteError> {
+    let piece = store.manifest().layout().piece(index).expect("exists");
+    let start = index as usize * P;
+    store.write_piece(piece, &bytes[start..(start + P).min(bytes.len())])
+}
+
+fn indices(store: &PieceStore) -> Vec<u32> {
+    store.bitfield().iter().map(PieceIndex::get).collect()
+}
+
+#[test]
+fn a_clean_stop_is_believed_and_an_unclean_one_is_looked_at() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (store, bytes) = part(dir.path());
+    write(&store, &bytes, 1).expect("written");
+    store.checkpoint().expect("safe");
+    write(&store, &bytes, 2).expect("written");
+    let manifest = store.manifest().clone();
+    drop(store);
+    let (store, looked_at) = open_again(&manifest, dir.path());
+    assert_eq!(indices(&store), [1, 2], "written, though never claimed");
+    assert_eq!(looked_at, bytes.len() as u64);
+    store.close().expect("stopped");
+    drop(store);
+    let (store, looked_at) = open_again(&manifest, dir.path());
+    assert_eq!((indices(&store), looked_at), (vec![1, 2], 0));
+    drop(store);
+    let (store, looked_at) = open_again(&manifest, dir.path());
+    assert_eq!(looked_at, 0, "nothing was written since");
+    // Somebody writes into it while nobody looks.
+    let path = store.path();
+    drop(store);
+    File::options()
+        .write(true)
+        .open(&path)
+        .expect("opens")
+        .write_all_at(b"x", P as u64)
+        .expect("written");
+    let (store, looked_at) = open_again(&manifest, dir.path());
+    assert_eq!((indices(&store), looked_at), (vec![2], bytes.len() as u64));
+    fill(&store, &bytes);
+    let path = store.finish(dir.path(), &name("a"), &|| true).expect("finished");
+    assert!(fs::read(path).expect("read") == bytes);
+    assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 1, "the record went too");
+}
+
+#[test]
+fn garbage_where_the_part_file_and_its_record_belong_is_no_piece() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (store, bytes) = part(dir.path());
+    write(&store, &bytes, 0).expect("written");
+    store.close().expect("stopped");
+    let (path, manifest) = (store.path(), store.manifest().clone());
+    drop(store);
+    let record = path.with_extension("resume");
+    let good = fs::read(&record).expect("there");
+    // The record of another content, in this one's place, beside a file of junk.
+    let other = Arc::new(manifest_of(&content()[1..]));
+    let store = PieceStore::part(other, dir.path(), &|_| {}).expect("opened");
+    store.close().expect("stopped");
+    let foreign = fs::read(store.path().with_extension("resume")).expect("there");
+    store.discard();
+    for junk_len in [0, 10, bytes.len(), bytes.len() + P] {
+        for words in [&foreign[..], &good[..good.len() - 1], &good, b"", b"junk"] {
+            fs::write(&path, vec![7; junk_len]).expect("written");
+            fs::write(&record, words).expect("written");
+            let (store, _) = open_again(&manifest, dir.path());
+            assert!(store.bitfield().is_empty(), "{junk_len}");
+        }
+    }
+    let (store, _) = open_again(&manifest, dir.path());
+    fill(&store, &bytes);
+    let path = store.finish(dir.path(), &name("a"), &|| true).expect("finished");
+    assert!(fs::read(path).expect("read") == bytes);
+}
+
+#[test]
+fn a_part_file_that_was_deleted_is_made_again_with_all_it_had() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (store, bytes) = part(dir.path());
+    write(&store, &bytes, 0).expect("written");
+    write(&store, &bytes, 2).expect("written");
+    store.checkpoint().expect("safe");
+    fs::remove_file(store.path()).expect("removed");
+    let error = store.checkpoint().expect_err("gone");
+    assert!(matches!(error, StorageError::Gone(_)) && error.can_heal(), "{error}");
+    assert_eq!(store.recover().expect("made again"), Recovered::default());
+    assert_eq!(indices(&store), [0, 2]);
+    store.checkpoint().expect("safe");
+    let manifest = store.manifest().clone();
+    drop(store);
+    let (store, _) = open_again(&manifest, dir.path());
+    assert_eq!(indices(&store), [0, 2]);
+}
+
+#[test]
+fn a_destination_that_was_removed_is_waited_for() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let dest = dir.path().join("dest");
+    fs::create_dir(&dest).expect("made");
+    let (store, bytes) = part(&dest);
+    write(&store, &bytes, 0).expect("written");
+    fs::remove_dir_all(&dest).expect("removed");
+    write(&store, &bytes, 1).expect("what is open takes pieces");
+    assert!(store.checkpoint().expect_err("gone").can_heal());
+    assert!(store.recover().expect_err("still gone").can_heal());
+    assert!(!dest.exists(), "it is not ours to make");
+    fs::create_dir(&dest).expect("made");
+    assert_eq!(store.recover().expect("back"), Recovered::default());
+    write(&store, &bytes, 2).expect("written");
+    fs::remove_dir_all(&dest).expect("removed again");
+    assert!(store.finish(&dest, &name("a"), &|| true).expect_err("gone").can_heal());
+    fs::create_dir(&dest).expect("made");
+    assert_eq!(store.recover().expect("back"), Recovered::default());
+    let path = store.finish(&dest, &name("a"), &|| true).expect("finished");
+    assert!(fs::read(path).expect("read") == bytes);
+}
+
+#[test]
+fn a_directory_that_takes_no_files_is_waited_for() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (store, bytes) = part(dir.path());
+    let part_dir = dir.path().join(PART_DIR);
+    let allow = |mode| fs::set_permissions(&part_dir, Permissions::from_mode(mode)).expect("set");
+    allow(0o500);
+    if File::create(part_dir.join("try")).is_ok() {
+        // The superuser may write everywhere; there is nothing to see then.
+        eprintln!("not tried: this user may write where nobody may");
+        return;
+    }
+    write(&store, &bytes, 0).expect("what is open takes pieces");
+    let error = store.checkpoint().expect_err("no record can be written");
+    assert!(error.can_heal() && error.to_string().ends_with("permission denied"), "{error}");
+    assert!(store.recover().is_err());
+    allow(0o700);
+    assert_eq!(store.recover().expect("usable"), Recovered::default());
+    assert_eq!(indices(&store), [0]);
+    store.checkpoint().expect("safe");
+}
+
+#[test]
+fn nothing_false_is_served_from_a_file_that_changes_all_the_time() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let path = dir.path().join("file");
+    let bytes = content();
+    for round in 0..20 {
+        fs::write(&path, &bytes).expect("written");
+        let (manifest, stamp) = hashing::hash_file(&path, &|_| true).expect("hashed");
+        let store = PieceStore::whole(Arc::new(manifest), path.clone(), stamp);
+        std::thread::scope(|scope| {
+            let change = scope.spawn(|| {
+                let file = File::options().write(true).open(&path).expect("opens");
+                match round % 3 {
+                    0 => file.set_len(round).expect("cut"),
+                    1 => file.write_all_at(&[round as u8; 3 * 4096], P as u64).expect("written"),
+                    _ => fs::remove_file(&path).expect("removed"),
+                }
+            });
+            let mut served = 0;
+            loop {
+                let ended = change.is_finished();
+                match store.read_piece(store.manifest().layout().piece(1).expect("exists")) {
+                    Ok(piece) => assert!(piece == bytes[P..2 * P], "round {round}: {served}"),
+                    Err(error) => {
+                        assert!(matches!(error, ReadError::Changed), "{error}");
+                        break;
+                    }
+                }
+                served += 1;
+                assert!(!ended, "round {round}: a change was not noticed");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_pipe_in_a_files_place_is_a_change_and_not_waited_for() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let path = dir.path().join("file");
+    fs::write(&path, content()).expect("written");
+    let (manifest, stamp) = hashing::hash_file(&path, &|_| true).expect("hashed");
+    let store = PieceStore::whole(Arc::new(manifest), path.clone(), stamp);
+    fs::remove_file(&path).expect("removed");
+    assert!(Command::new("mkfifo").arg(&path).status().expect("runs").success());
+    let piece = store.manifest().layout().piece(0).expect("exists");
+    assert!(matches!(store.read_piece(piece), Err(ReadError::Changed)));
+}
+
+#[test]
+fn who_opens_while_another_finishes_never_holds_the_finished_file() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let bytes = content();
+    let manifest = Arc::new(manifest_of(&bytes));
+    for _ in 0..30 {
+        let (first, _) = part(dir.path());
+        fill(&first, &bytes);
+        let finished = std::thread::scope(|scope| {
+            let opening = scope.spawn(|| {
+                loop {
+                    match PieceStore::part(manifest.clone(), dir.path(), &|_| {}) {
+                        Ok(second) => return second,
+                        Err(StorageError::InUse(_)) => std::thread::yield_now(),
+                        Err(error) => panic!("{error}"),
+                    }
+                }
+            });
+            let path = first.finish(dir.path(), &name("a"), &|| true).expect("finished");
+            drop(first);
+            let second = opening.join().expect("opens");
+            assert!(second.bitfield().is_empty(), "it is a new file");
+            assert!(second.path().exists());
+            second.discard();
+            path
+        });
+        assert!(fs::read(&finished).expect("read") == bytes);
+        fs::remove_file(finished).expect("removed");
+    }
+    assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 0);
 }

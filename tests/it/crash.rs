@@ -38,6 +38,34 @@ fn a_killed_leecher_goes_on_with_what_it_had() {
 }
 
 #[test]
+fn what_a_crash_left_in_the_part_directory_is_used_where_right_and_never_trusted() {
+    let world = World::new();
+    let [mut alice, mut bob] = world.lab(["alice", "bob"]);
+    let bytes = content(6 * P + 77, 14);
+    let path = world.write("film.mkv", &bytes);
+    alice.ok(&format!("share {} lab", quoted(&path)));
+    let id = alice.row("film.mkv")["content_id"].as_str().expect("an id").to_owned();
+    // Two pieces reached the disk, one of them torn, and the file is too long; the record is junk,
+    // and the next one was never given its name.
+    let mut left = vec![0x5a; bytes.len() + 4096];
+    left[P..2 * P].copy_from_slice(&bytes[P..2 * P]);
+    left[3 * P..3 * P + 9000].copy_from_slice(&bytes[3 * P..3 * P + 9000]);
+    world.write(&format!("dest/.mtq/{id}.part"), &left);
+    world.write(&format!("dest/.mtq/{id}.resume"), &[0xff; 145]);
+    world.write(&format!("dest/.mtq/{id}.resume-new"), b"mtq resume");
+    let dest = world.make_dir("dest");
+    let answer = bob.ok(&format!("get lab film.mkv {}", quoted(&dest)));
+    assert_eq!(answer["stored_bytes"], P);
+    bob.ok("wait --timeout 110");
+    let fetched = bob.row("film.mkv")["sources"][0]["bytes"].as_u64().expect("a number");
+    assert_eq!(fetched, (bytes.len() - P) as u64, "what was right is not fetched");
+    assert!(fs::read(dest.join("film.mkv")).expect("arrived") == bytes);
+    assert_eq!(fs::read_dir(&dest).expect("read").count(), 1, "nothing is left beside it");
+    bob.quit();
+    alice.quit();
+}
+
+#[test]
 fn a_download_without_seeders_waits_and_goes_on_when_one_returns() {
     let world = World::new();
     let [mut alice, mut bob] = world.lab(["alice", "bob"]);

@@ -1,0 +1,167 @@
+//! A part file being filled: its bytes and what its record claims, kept in step.
+//!
+//! After a clean stop it sleeps: before anything is written the record is made to say so. When the
+//! disk failed it finds out whether the same file takes writes again, or moves to another. It does
+//! not count pieces: which are here is what the store says.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::claims::{Claims, Settling};
+use super::disk::Disk;
+use super::part::{Opened, Part};
+use super::storage_error::{StorageError, WriteError};
+use crate::bitfield::Bitfield;
+use crate::manifest::{Manifest, PieceHashes};
+use crate::piece::PieceIndex;
+
+/// A part file being filled.
+#[derive(Debug)]
+pub struct Filling {
+    manifest: Arc<Manifest>,
+    part: Part,
+    claims: Mutex<Claims>,
+    asleep: AtomicBool,
+}
+
+/// What goes on in place of a part file that is gone.
+#[derive(Debug)]
+pub struct Replacement {
+    /// The new part file.
+    pub filling: Filling,
+    /// The pieces in it.
+    pub have: Bitfield,
+    /// The pieces that the old one had and no longer gives.
+    pub lost: Vec<PieceIndex>,
+}
+
+impl Filling {
+    /// Of a part file just opened.
+    pub fn of(opened: Opened, manifest: Arc<Manifest>) -> Self {
+        let claims = Mutex::new(Claims::of(&opened, manifest.layout()));
+        Self { manifest, part: opened.part, claims, asleep: AtomicBool::new(opened.trusted) }
+    }
+
+    /// The file.
+    pub fn part(&self) -> &Part {
+        &self.part
+    }
+
+    /// What its record may claim; whoever holds this may be waiting for the disk.
+    pub fn lock_claims(&self) -> MutexGuard<'_, Claims> {
+        self.claims.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes a piece, which the caller has [verified](verify).
+    ///
+    /// # Errors
+    /// [`StorageError`]; the piece must not be counted then.
+    pub fn write(&self, piece: PieceIndex, bytes: &[u8]) -> Result<(), StorageError> {
+        self.wake()?;
+        self.part.write(self.manifest.layout(), piece, bytes)
+    }
+
+    /// From here on nothing is written before the record says that it is.
+    pub fn fall_asleep(&self) {
+        self.asleep.store(true, Ordering::Release);
+    }
+
+    /// Tries whether the file, still at its path, takes writes again. Nobody else may be writing.
+    /// The pieces of `have` that went bad: none is looked for unless one of `doubtful`, which could
+    /// not be read, is.
+    ///
+    /// # Errors
+    /// [`StorageError`]: not yet.
+    pub fn revive(
+        &self,
+        have: &Bitfield,
+        doubtful: &[PieceIndex],
+    ) -> Result<Vec<PieceIndex>, StorageError> {
+        let mut claims = self.lock_claims();
+        claims.begin(&self.part, &self.manifest)?;
+        let resized = self.part.reserve(self.manifest.layout())?;
+        claims.probe(&self.part, &self.manifest, have)?;
+        self.asleep.store(false, Ordering::Release);
+        drop(claims);
+        let mut buffer = Vec::new();
+        let mut is_bad = |piece: &PieceIndex| !self.reads(*piece, &mut buffer);
+        if !resized && !doubtful.iter().any(&mut is_bad) {
+            return Ok(Vec::new());
+        }
+        // One is bad for good: better all at once than a pause for each.
+        let all: Vec<_> = have.iter().collect();
+        let right = self.part.check(&self.manifest, &all, &|_| {})?;
+        Ok(all.into_iter().filter(|piece| !right.contains(*piece)).collect())
+    }
+
+    /// Opens or makes the part file that belongs where this one was, and copies into it what this
+    /// one has of `have`, through the door that every piece comes in by.
+    ///
+    /// # Errors
+    /// [`StorageError`]: not yet.
+    pub fn replacement(
+        &self,
+        disk: &Arc<dyn Disk>,
+        have: &Bitfield,
+    ) -> Result<Replacement, StorageError> {
+        let opened = Part::open(disk, self.part.directory(), &self.manifest, &|_| {})?;
+        let mut copied = opened.have.clone();
+        let new = Self::of(opened, self.manifest.clone());
+        let mut lost = Vec::new();
+        let mut buffer = Vec::new();
+        for piece in have.iter() {
+            if copied.contains(piece) {
+                continue;
+            }
+            if self.reads(piece, &mut buffer) && verify(&self.manifest, piece, &buffer).is_ok() {
+                new.write(piece, &buffer)?;
+                copied.insert(piece);
+            } else {
+                lost.push(piece);
+            }
+        }
+        new.lock_claims().settle(&new.part, &self.manifest, &copied, Settling::Healing)?;
+        tracing::info!(
+            path = %new.part.path().display(),
+            pieces = copied.count(),
+            lost = lost.len(),
+            "the download goes on in a new part file"
+        );
+        Ok(Replacement { filling: new, have: copied, lost })
+    }
+
+    /// Before the first write after a clean stop: the record is made to say so, and the room
+    /// reserved, in this order.
+    fn wake(&self) -> Result<(), StorageError> {
+        if !self.asleep.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut claims = self.lock_claims();
+        claims.begin(&self.part, &self.manifest)?;
+        self.part.reserve(self.manifest.layout())?;
+        self.asleep.store(false, Ordering::Release);
+        Ok(())
+    }
+
+    fn reads(&self, piece: PieceIndex, buffer: &mut Vec<u8>) -> bool {
+        self.part.read(&self.manifest, piece, buffer).is_ok_and(|right| right)
+    }
+}
+
+/// Checks `bytes` against both hashes of `piece`.
+///
+/// # Errors
+/// [`WriteError::Wrong`], or [`WriteError::FalseManifest`] when the hashes contradict each other.
+pub fn verify(manifest: &Manifest, piece: PieceIndex, bytes: &[u8]) -> Result<(), WriteError> {
+    let layout = manifest.layout();
+    if bytes.len() != layout.len(piece) as usize {
+        return Err(WriteError::Wrong("length"));
+    }
+    let (actual, expected) = (PieceHashes::of(layout, piece, bytes), manifest.piece(piece));
+    match (actual.blake3 == expected.blake3, actual.sha1 == expected.sha1) {
+        (true, true) => Ok(()),
+        (true, false) => Err(WriteError::FalseManifest),
+        (false, true) => Err(WriteError::Wrong("BLAKE3")),
+        (false, false) => Err(WriteError::Wrong("SHA-1")),
+    }
+}

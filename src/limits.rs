@@ -409,6 +409,17 @@ pub const UPLOADS_SPAN: Duration = Duration::from_secs(1);
 /// the link: three times what it takes when the link is the reason.
 pub const SLOW_BODY: Duration = Duration::from_secs(3);
 
+/// A body of which nothing more could be handed to QUIC for so long is held up by its reader.
+pub const SLOW_WRITE: Duration = Duration::from_secs(1);
+
+/// Bodies written at once under a rate limit: one waits for credit while the next is read from
+/// the disk.
+pub const LIMITED_WRITERS: usize = 2;
+
+/// Bodies sent through one connection in a row while other devices of the same user wait, where
+/// users compete: changing over costs a round trip, 4 MiB are many of them.
+pub const SESSION_STINT: u32 = 8;
+
 /// Requests of one user that wait to be served, over all sessions: the streams of as many devices
 /// as an account may have.
 pub const MAX_WAITING_PER_USER: usize = MAX_DEVICES_PER_USER * PEER_STREAMS as usize;

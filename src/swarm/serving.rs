@@ -13,7 +13,7 @@ use super::message::Nack;
 use super::rates::Rates;
 use super::serving_queue::{Full, ServingQueue};
 use super::session::SwarmKey;
-use super::slots::{Body, Kind, Pace, Slots, at_once};
+use super::slots::{Body, Pace, Room, Slots, Stage};
 use crate::clock;
 
 /// The uploads of an agent: those that wait and those under way.
@@ -39,15 +39,15 @@ struct State {
 struct Request {
     body: Body<SwarmKey>,
     piece: u32,
-    stage: Stage,
+    state: Asked,
 }
 
 #[derive(Debug)]
-enum Stage {
+enum Asked {
     /// Told when its turn comes, or why it never will.
-    Waiting(oneshot::Sender<Result<(), Nack>>),
+    Waits(oneshot::Sender<Result<(), Nack>>),
     /// Has a slot.
-    Sending(Kind),
+    Served(Stage),
 }
 
 impl Serving {
@@ -69,8 +69,9 @@ impl Serving {
         state.next_id += 1;
         let (user, key) = (body.user.clone(), body.content);
         state.queue.push(id, user, key, piece, len).map_err(|Full| Nack::Busy)?;
+        state.slots.wait(&body);
         let (told, answer) = oneshot::channel();
-        state.requests.insert(id, Request { body, piece, stage: Stage::Waiting(told) });
+        state.requests.insert(id, Request { body, piece, state: Asked::Waits(told) });
         self.let_in(&mut state);
         Ok(Turn { serving: self, id, answer, delivered: false })
     }
@@ -97,26 +98,26 @@ impl Serving {
     /// Gives slots to those whose turn it is.
     fn let_in(&self, state: &mut State) {
         let now = self.now();
-        let of_all = self.rates.limits(None).up;
-        let most = state.pace.at_once(now, of_all);
+        let at_once = state.pace.at_once(now);
+        let limited = self.rates.limits(None).up.is_some();
+        let stage = |body: &Body<SwarmKey>| match self.rates.limits(Some(body.content)).up {
+            None => Stage::Writing,
+            Some(_) => Stage::Limited,
+        };
         loop {
             let State { queue, slots, requests, .. } = &mut *state;
+            let room = Room { at_once, limited, contended: slots.is_contended() };
             let user_may = |user: &_| slots.user_may(user);
             let request_may = |id| {
-                let Some(Request { body, .. }) = requests.get(&id) else { return false };
-                match self.rates.limits(Some(body.content)).up {
-                    None => slots.request_may(body, Kind::Filling, most),
-                    Some(limit) => slots.request_may(body, Kind::Limited, at_once(limit).min(most)),
-                }
+                let request: Option<&Request> = requests.get(&id);
+                request
+                    .is_some_and(|Request { body, .. }| slots.request_may(body, stage(body), room))
             };
             let Some(id) = queue.pop_where(user_may, request_may) else { break };
-            let Some(request) = requests.get_mut(&id) else { continue };
-            let limited = self.rates.limits(Some(request.body.content)).up.is_some();
-            let kind = if limited { Kind::Limited } else { Kind::Filling };
-            slots.take(&request.body, kind);
-            if let Stage::Waiting(told) =
-                std::mem::replace(&mut request.stage, Stage::Sending(kind))
-            {
+            let Some(Request { body, state, .. }) = requests.get_mut(&id) else { continue };
+            slots.wait_no_more(body);
+            slots.take(body, stage(body));
+            if let Asked::Waits(told) = std::mem::replace(state, Asked::Served(stage(body))) {
                 // Whoever does not listen any more is about to leave.
                 let _ = told.send(Ok(()));
             }
@@ -136,11 +137,12 @@ impl Serving {
 impl State {
     /// Tells those of the waiting that `which` means why they wait in vain.
     fn turn_away(&mut self, which: impl Fn(&Body<SwarmKey>) -> bool, nack: &Nack) {
-        let waits = |request: &Request| matches!(request.stage, Stage::Waiting(_));
+        let waits = |request: &Request| matches!(request.state, Asked::Waits(_));
         let gone = self.requests.extract_if(|_, request| waits(request) && which(&request.body));
         for (id, request) in gone {
             self.queue.remove(id);
-            if let Stage::Waiting(told) = request.stage {
+            self.slots.wait_no_more(&request.body);
+            if let Asked::Waits(told) = request.state {
                 let _ = told.send(Err(nack.clone()));
             }
         }
@@ -171,14 +173,27 @@ impl Turn<'_> {
         (&mut self.answer).await.unwrap_or(Err(Nack::Busy))
     }
 
-    /// Its bytes were sent and are not acknowledged: it need not be waited for to serve others.
+    /// All its bytes were handed over: others may be written.
+    pub fn is_sent(&self) {
+        self.change(|stage| match stage {
+            Stage::Writing => Stage::Sent,
+            Stage::Limited => Stage::Aside,
+            other => other,
+        });
+    }
+
+    /// Its reader holds it up: it need not be waited for to serve others.
     pub fn is_slow(&self) {
+        self.change(|_| Stage::Slow);
+    }
+
+    fn change(&self, to: impl Fn(Stage) -> Stage) {
         let mut state = self.serving.lock();
         let State { slots, requests, .. } = &mut *state;
-        if let Some(Request { body, stage: Stage::Sending(kind), .. }) = requests.get_mut(&self.id)
-        {
-            slots.change(body, *kind, Kind::Slow);
-            *kind = Kind::Slow;
+        let request = requests.get_mut(&self.id);
+        if let Some(Request { body, state: Asked::Served(stage), .. }) = request {
+            slots.change(body, *stage, to(*stage));
+            *stage = to(*stage);
         }
         self.serving.let_in(&mut state);
     }
@@ -195,18 +210,19 @@ impl Drop for Turn<'_> {
         let mut state = self.serving.lock();
         let State { queue, slots, requests, .. } = &mut *state;
         // Who was turned away has left already.
-        let Some(Request { body, piece, stage }) = requests.remove(&self.id) else { return };
-        match stage {
-            Stage::Waiting(_) => {
+        let Some(Request { body, piece, state: asked }) = requests.remove(&self.id) else { return };
+        match asked {
+            Asked::Waits(_) => {
                 queue.remove(self.id);
+                slots.wait_no_more(&body);
             }
-            Stage::Sending(kind) => {
-                slots.release(&body, kind);
+            Asked::Served(stage) => {
+                slots.release(&body, stage);
                 if !self.delivered {
                     queue.not_sent(body.content, piece);
                 }
-                self.serving.let_in(&mut state);
             }
         }
+        self.serving.let_in(&mut state);
     }
 }

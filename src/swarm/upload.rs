@@ -15,9 +15,10 @@ use super::serving::Turn;
 use super::session::{Session, SwarmKey};
 use super::slots::Body;
 use super::storage::{PieceStore, ReadError};
-use crate::clock;
 use crate::error_code::ErrorCode;
-use crate::limits::{MAX_REQUEST_LEN, PIECE_DEADLINE, REQUEST_FRAME_DEADLINE, SLOW_BODY};
+use crate::limits::{
+    MAX_REQUEST_LEN, PIECE_DEADLINE, REQUEST_FRAME_DEADLINE, SLOW_BODY, SLOW_WRITE,
+};
 use crate::name::UserName;
 use crate::piece::PieceIndex;
 use crate::transport::code::quic_code;
@@ -217,7 +218,7 @@ async fn send_piece<'a>(
     let len = bytes.len() as u32;
     write_frame(send, &PieceHeader::Data { encoding: Encoding::Identity, len }).await?;
     let _ = send.set_priority(-i32::try_from(order).unwrap_or(i32::MAX));
-    if !write_body(send, bytes, counted).await {
+    if !write_body(send, bytes, &turn, counted).await {
         return Ok(None);
     }
     let _ = send.finish();
@@ -254,34 +255,28 @@ async fn wait_for_turn<'a>(
 }
 
 /// Hands a body to QUIC: at once without a rate limit, bit by bit under one. Whether all of it.
-async fn write_body(send: &mut SendStream, mut bytes: Bytes, counted: &mut Counted<'_>) -> bool {
-    let (rates, key) = (counted.registry.rates(), counted.admitted.key);
-    let mut changed = None;
+async fn write_body(
+    send: &mut SendStream,
+    mut bytes: Bytes,
+    turn: &Turn<'_>,
+    counted: &mut Counted<'_>,
+) -> bool {
     while !bytes.is_empty() {
-        let most = match rates.up_credit(key, clock::monotonic()) {
-            Ok(most) => most,
-            Err(wait) => {
-                // First heard, then asked once more: no change is missed.
-                let Some(changed) = &mut changed else {
-                    changed = Some(rates.changed());
-                    continue;
-                };
-                tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
-                    // The rates hold the other end.
-                    _ = changed.changed() => {}
-                }
-                continue;
+        let len = counted.registry.rates().up_turn(counted.admitted.key, bytes.len()).await;
+        let mut written = pin!(send.write_chunk(bytes.split_to(len)));
+        let result = match tokio::time::timeout(SLOW_WRITE, &mut written).await {
+            Ok(result) => result,
+            Err(_elapsed) => {
+                turn.is_slow();
+                written.await
             }
         };
-        let chunk = bytes.split_to(most.min(bytes.len()));
-        let len = chunk.len();
-        rates.take_up(key, len as u64, clock::monotonic());
-        if send.write_chunk(chunk).await.is_err() {
+        if result.is_err() {
             return false;
         }
         counted.sends(len);
     }
+    turn.is_sent();
     true
 }
 

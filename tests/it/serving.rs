@@ -25,12 +25,13 @@ use mtq::transport::endpoint::Endpoint;
 use mtq::transport::frame::{read_frame, write_frame};
 use mtq::transport::identity::Identity;
 use mtq::transport::tls::Alpn;
+use serde_json::Value;
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use crate::net::{loopback, soon, user};
 use crate::raw_peer::RawPeer;
-use crate::world::{World, content, quoted};
+use crate::world::{Client, World, content, quoted};
 
 const P: usize = 524_288;
 const MIB: u64 = 1024 * 1024;
@@ -141,6 +142,8 @@ enum Flood {
     Reads,
     /// Stops each answer as soon as it is asked for.
     Stops,
+    /// Stops it before that.
+    Churns,
     /// Reads nothing.
     Ignores,
 }
@@ -168,6 +171,10 @@ async fn flood(peer: RawPeer, how: Flood, asked: Arc<AtomicU64>) {
                         let _: Result<PieceHeader, _> = read_frame(&mut recv, 64).await;
                         let _ = recv.stop(quic_code(ErrorCode::Cancelled));
                     }
+                    Flood::Churns => {
+                        let _ = recv.stop(quic_code(ErrorCode::Cancelled));
+                        tokio::task::yield_now().await;
+                    }
                     Flood::Ignores => kept.push(recv),
                 }
             }
@@ -183,7 +190,7 @@ async fn share_beside_a_flood(limits: RateLimits) -> (f64, u64) {
     let (_device, bob) = seeder.member("bob").await;
     let (asked, mut floods) = (Arc::new(AtomicU64::new(0)), JoinSet::new());
     let mut devices = Vec::new();
-    for how in [Flood::Reads, Flood::Reads, Flood::Reads, Flood::Stops, Flood::Ignores] {
+    for how in [Flood::Reads, Flood::Reads, Flood::Stops, Flood::Churns, Flood::Ignores] {
         let (device, peer) = seeder.member("mallory").await;
         devices.push(device);
         floods.spawn(flood(peer, how, asked.clone()));
@@ -229,7 +236,6 @@ async fn share_beside_a_flood(limits: RateLimits) -> (f64, u64) {
         }
     })
     .await;
-    eprintln!("DEBUG {his} {hers} {:?}", seeder.registry.uploads(seeder.key));
     floods.shutdown().await;
     drop((bob, devices));
     seeder.end().await;
@@ -241,6 +247,160 @@ async fn a_flood_over_many_devices_leaves_others_their_share() {
     for up in [None, Some(16 * MIB)] {
         let (share, asked) = share_beside_a_flood(RateLimits { up, down: None }).await;
         assert!(share >= 0.4, "bob got {share} beside {asked} requests, limit {up:?}");
-        assert!(asked > 300, "{asked} requests are no flood");
+        assert!(asked > 1_000, "{asked} requests are no flood");
     }
+}
+
+/// A seeder so slow that what it has begun is under way for half a minute, and bob, who asks for
+/// all eight pieces: what comes of each.
+async fn slow_seeder() -> (Seeder, RawPeer, JoinSet<Result<usize, Nack>>) {
+    let seeder = Seeder::new(8, RateLimits { up: Some(32 * 1024), down: None });
+    let (_device, bob) = seeder.member("bob").await;
+    // What the limit had saved up.
+    assert_eq!(fetch(&bob.connection, 0).await, Ok(P));
+    let answers = ask_for(&bob, 0..8);
+    soon("bytes under way", async {
+        while seeder.counts("bob").sent_bytes <= P as u64 {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    (seeder, bob, answers)
+}
+
+fn ask_for(peer: &RawPeer, pieces: std::ops::Range<u32>) -> JoinSet<Result<usize, Nack>> {
+    let connection = &peer.connection;
+    let ask = |piece| (connection.clone(), piece);
+    JoinSet::from_iter(
+        pieces.map(ask).map(|(connection, piece)| async move { fetch(&connection, piece).await }),
+    )
+}
+
+#[tokio::test]
+async fn who_waits_for_a_share_that_is_stopped_is_told_and_what_is_under_way_arrives() {
+    let (seeder, bob, mut answers) = slow_seeder().await;
+    seeder.registry.remove_swarm(seeder.key, ErrorCode::Done);
+    for _ in 0..6 {
+        let answer = soon("an answer", answers.join_next()).await.expect("an answer");
+        assert_eq!(answer.expect("no panic"), Err(Nack::NoSwarm));
+    }
+    // Two were being written; nothing holds them up any more.
+    seeder.registry.set_limits(None, RateLimits::default());
+    while let Some(answer) = soon("an answer", answers.join_next()).await {
+        assert_eq!(answer.expect("no panic"), Ok(P));
+    }
+    assert_eq!(fetch(&bob.connection, 0).await, Err(Nack::NoSwarm));
+    seeder.end().await;
+}
+
+#[tokio::test]
+async fn a_seeder_that_goes_away_says_so_and_finishes_what_is_under_way() {
+    let (seeder, mut bob, mut answers) = slow_seeder().await;
+    let hub = seeder.hub.clone();
+    let mut going = JoinSet::from_iter([async move { hub.shutdown().await }]);
+    while bob.hear().await != Control::GoingAway {}
+    for _ in 0..6 {
+        let answer = soon("an answer", answers.join_next()).await.expect("an answer");
+        assert_eq!(answer.expect("no panic"), Err(Nack::GoingAway));
+    }
+    assert_eq!(fetch(&bob.connection, 7).await, Err(Nack::GoingAway));
+    seeder.registry.set_limits(None, RateLimits::default());
+    while let Some(answer) = soon("an answer", answers.join_next()).await {
+        assert_eq!(answer.expect("no panic"), Ok(P));
+    }
+    assert_eq!(bob.close_code().await, Some(ErrorCode::GoingAway));
+    soon("the end", going.join_next()).await;
+    let counts = seeder.counts("bob");
+    assert_eq!((counts.pieces, counts.refused.going_away), (3, 7));
+    seeder.end().await;
+}
+
+#[tokio::test]
+async fn strangers_do_not_fill_the_connections_of_an_agent() {
+    let seeder = Seeder::new(1, RateLimits::default());
+    let (_device, bob) = seeder.member("bob").await;
+    let mut strangers = Vec::new();
+    let begun = clock::monotonic();
+    for _ in 0..=MAX_STRANGERS {
+        strangers.push(seeder.stranger().await);
+    }
+    assert!(begun.elapsed() < TICKET_DEADLINE, "too slow to tell");
+    let (_, first) = strangers.remove(0);
+    assert_eq!(first.close_code().await, Some(ErrorCode::LimitReached));
+    // Whoever showed a ticket is none of them, and the others may still do it.
+    assert_eq!(fetch(&bob.connection, 0).await, Ok(P));
+    assert!(strangers.iter().all(|(_, peer)| !peer.connection.is_closed()));
+    drop(strangers);
+    seeder.end().await;
+}
+
+#[tokio::test]
+async fn a_user_has_a_session_for_each_device_and_no_more() {
+    let seeder = Seeder::new(1, RateLimits::default());
+    let (_device, bob) = seeder.member("bob").await;
+    let mut devices = Vec::new();
+    for _ in 0..=MAX_SESSIONS_PER_USER {
+        devices.push(seeder.member("mallory").await);
+    }
+    let (_, oldest) = devices.remove(0);
+    assert_eq!(oldest.close_code().await, Some(ErrorCode::LimitReached));
+    for (_, peer) in &devices {
+        assert_eq!(fetch(&peer.connection, 0).await, Ok(P));
+    }
+    assert_eq!(fetch(&bob.connection, 0).await, Ok(P));
+    drop(devices);
+    seeder.end().await;
+}
+
+#[test]
+fn rate_limits_hold_and_change_while_it_runs() {
+    let world = World::new();
+    let [mut owner, mut bob] = world.lab(["owner", "bob"]);
+    // Alice is another client, started with a limit.
+    let mut command = world.client_command("alice");
+    command.args(["--up", "1MiB", "--down", "none"]);
+    let mut alice = Client::start("alice", command, &world.path("alice.log"));
+    alice.sign_up();
+    alice.ok("join-group lab");
+    owner.ok("accept-request lab alice");
+    let limits = alice.ok("limit");
+    let both = |up: Value, down: Value| (up, down);
+    let of = |limits: &Value| {
+        both(limits["up_bytes_per_sec"].clone(), limits["down_bytes_per_sec"].clone())
+    };
+    assert_eq!(of(&limits), both(MIB.into(), Value::Null));
+
+    let bytes = content(2 * MIB as usize, 1);
+    let path = world.write("two.bin", &bytes);
+    alice.ok(&format!("share {} lab", quoted(&path)));
+    let dest = world.make_dir("dest");
+    let get = |name: &str| format!("get lab {name} {}", quoted(&dest));
+    let begun = clock::monotonic();
+    bob.ok(&get("two.bin"));
+    bob.ok("wait --timeout 100");
+    // A second's worth goes at once, and the last chunk on credit.
+    assert!(begun.elapsed() > Duration::from_millis(900), "{:?}", begun.elapsed());
+    assert!(fs::read(dest.join("two.bin")).expect("arrived") == bytes);
+
+    // One share so slow that it would take minutes; another is not touched by that.
+    for (name, seed) in [("slow.bin", 2), ("fast.bin", 3)] {
+        let path = world.write(name, &content(4 << 20, seed));
+        alice.ok(&format!("share {} lab", quoted(&path)));
+    }
+    assert_eq!(of(&alice.ok("limit --up 16KiB lab slow.bin")), both(16_384.into(), Value::Null));
+    assert_eq!(of(&alice.ok("limit --up 0")), both(Value::Null, Value::Null));
+    bob.ok(&get("slow.bin"));
+    owner.ok(&get("fast.bin"));
+    owner.ok("wait --timeout 100");
+    assert_eq!(bob.row("slow.bin")["state"], "downloading");
+    assert_eq!(of(&alice.ok("limit lab slow.bin")), both(16_384.into(), Value::Null));
+    alice.ok("limit --up none lab slow.bin");
+    bob.ok("wait --timeout 100");
+
+    assert_eq!(alice.err("limit --up 1MiB lab nothing.bin"), "not-shared");
+    assert_eq!(alice.err("limit --up soon"), "usage");
+    assert_eq!(alice.err("limit lab"), "usage");
+    alice.quit();
+    bob.quit();
+    owner.quit();
 }

@@ -173,13 +173,15 @@ impl Turn<'_> {
         (&mut self.answer).await.unwrap_or(Err(Nack::Busy))
     }
 
-    /// All its bytes were handed over: others may be written.
-    pub fn is_sent(&self) {
+    /// All its bytes were handed over: others may be written. Returns after how long it is slow.
+    pub fn is_sent(&self) -> Duration {
         self.change(|stage| match stage {
             Stage::Writing => Stage::Sent,
             Stage::Limited => Stage::Aside,
             other => other,
         });
+        let state = self.serving.lock();
+        state.pace.slow_after(state.slots.filling())
     }
 
     /// Its reader holds it up: it need not be waited for to serve others.
@@ -224,5 +226,85 @@ impl Drop for Turn<'_> {
             }
         }
         self.serving.let_in(&mut state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::GroupId;
+    use crate::limits::{PIECE_LEN, UPLOAD_SLOTS_PER_SESSION};
+    use crate::manifest::ContentId;
+    use crate::swarm::rates::RateLimits;
+
+    fn body(user: &str, session: u64, content: u8) -> Body<SwarmKey> {
+        let content = SwarmKey { group: GroupId([1; 16]), content: ContentId([content; 32]) };
+        Body { user: user.parse().expect("a name"), session, content }
+    }
+
+    fn serving(up: Option<u64>) -> Serving {
+        Serving::new(Arc::new(Rates::new(RateLimits { up, down: None })))
+    }
+
+    /// Requests of bob on one session until one has to wait.
+    fn until_one_waits(serving: &Serving) -> (Vec<Turn<'_>>, Turn<'_>) {
+        let mut served = Vec::new();
+        loop {
+            let mut turn = serving.enter(body("bob", 1, 1), 0, PIECE_LEN).expect("room");
+            match turn.decided() {
+                Some(decided) => decided.expect("a slot"),
+                None => return (served, turn),
+            }
+            served.push(turn);
+        }
+    }
+
+    #[test]
+    fn whoever_leaves_lets_the_next_one_in() {
+        let serving = serving(None);
+        let (mut served, mut waits) = until_one_waits(&serving);
+        assert_eq!(served.len(), UPLOAD_SLOTS_PER_SESSION);
+        let mut also = serving.enter(body("bob", 1, 1), 1, PIECE_LEN).expect("room");
+        served.remove(0).delivered(PIECE_LEN);
+        // A piece never sent goes first; one that waits no more is in nobody's way.
+        assert_eq!((waits.decided(), also.decided()), (None, Some(Ok(()))));
+        drop((waits, also));
+        drop(served);
+        let state = serving.lock();
+        assert!(state.requests.is_empty() && state.queue.is_empty());
+        assert_eq!(state.slots.filling(), 0);
+        let key = body("bob", 1, 1).content;
+        assert_eq!((state.queue.sent(key, 0), state.queue.sent(key, 1)), (1, 0));
+    }
+
+    #[test]
+    fn those_who_wait_in_vain_are_told_why() {
+        let serving = serving(None);
+        let (served, mut waits) = until_one_waits(&serving);
+        serving.forget(body("bob", 1, 2).content);
+        assert_eq!(waits.decided(), None);
+        serving.forget(body("bob", 1, 1).content);
+        assert_eq!(waits.decided(), Some(Err(Nack::NoSwarm)));
+        let mut waits = serving.enter(body("bob", 1, 2), 0, PIECE_LEN).expect("room");
+        serving.go_away();
+        assert_eq!(waits.decided(), Some(Err(Nack::GoingAway)));
+        let refused = serving.enter(body("bob", 1, 2), 0, PIECE_LEN);
+        assert_eq!(refused.map(|_| ()), Err(Nack::GoingAway));
+        drop((served, waits));
+        assert!(serving.lock().requests.is_empty());
+    }
+
+    #[test]
+    fn under_a_limit_the_next_one_is_written_when_one_is_sent_or_the_limit_lifted() {
+        let serving = serving(Some(1024 * 1024));
+        let (served, mut waits) = until_one_waits(&serving);
+        assert_eq!(served.len(), 2);
+        served[0].is_sent();
+        assert_eq!(waits.decided(), Some(Ok(())));
+        let mut waits = serving.enter(body("bob", 1, 1), 0, PIECE_LEN).expect("room");
+        assert_eq!(waits.decided(), None);
+        serving.rates.set(None, RateLimits::default(), clock::monotonic());
+        serving.limits_changed();
+        assert_eq!(waits.decided(), Some(Ok(())));
     }
 }

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::limits::{
-    LIMITED_WRITERS, PIECE_LEN, SESSION_STINT, UPLOAD_SLOTS, UPLOAD_SLOTS_PER_SESSION,
+    LIMITED_WRITERS, PIECE_LEN, SESSION_STINT, SLOW_BODY, UPLOAD_SLOTS, UPLOAD_SLOTS_PER_SESSION,
     UPLOADS_AT_ONCE_MIN, UPLOADS_AT_ONCE_START, UPLOADS_SPAN,
 };
 use crate::name::UserName;
@@ -184,7 +184,7 @@ impl<C: Copy + Ord> Slots<C> {
         }
         let (least, turn) = match room.contended {
             true => (1, held.is_turn_of(body.session)),
-            false => (UPLOADS_AT_ONCE_MIN, true),
+            false => (UPLOADS_AT_ONCE_MIN - 1, true),
         };
         let most = least.max(room.at_once / 2);
         turn && self.filling < room.at_once && held.sum(Tally::filling) < most
@@ -306,6 +306,14 @@ impl Pace {
         let bytes = self.bytes_per_sec.saturating_mul(UPLOADS_SPAN.as_secs());
         let bodies = usize::try_from(bytes / u64::from(PIECE_LEN)).unwrap_or(usize::MAX);
         bodies.clamp(UPLOADS_AT_ONCE_MIN, UPLOAD_SLOTS)
+    }
+
+    /// How long after it was sent a body is slow, when so many fill the link.
+    pub fn slow_after(&self, filling: usize) -> Duration {
+        let bytes = filling as u64 * u64::from(PIECE_LEN);
+        let millis = bytes.saturating_mul(1_000) / self.bytes_per_sec.max(1);
+        let (least, most) = SLOW_BODY;
+        Duration::from_millis(millis.saturating_mul(3)).clamp(least, most)
     }
 
     fn look(&mut self, now: Duration) {
@@ -468,7 +476,7 @@ mod tests {
     fn as_many_bodies_are_sent_at_once_as_the_link_takes_in_a_second() {
         let ms = Duration::from_millis;
         // 1 MB/s; 100 Mbit/s; 1 Gbit/s and 200 ms; loopback.
-        assert_eq!(on_a_link(1_000_000, ms(40), 120), 2);
+        assert_eq!(on_a_link(1_000_000, ms(40), 120), UPLOADS_AT_ONCE_MIN);
         assert!((20..=40).contains(&on_a_link(12_500_000, ms(40), 60)));
         assert_eq!(on_a_link(125_000_000, ms(200), 5), UPLOAD_SLOTS);
         assert_eq!(on_a_link(1_000_000_000, ms(1), 2), UPLOAD_SLOTS);
@@ -485,11 +493,13 @@ mod tests {
             pace.at_once(now);
         }
         assert_eq!(pace.at_once(now), UPLOADS_AT_ONCE_MIN);
+        assert_eq!(pace.slow_after(3), SLOW_BODY.1);
         for _ in 0..100 {
             now += SECOND / 40;
             pace.arrived(now, 2 * P);
         }
         assert_eq!(pace.at_once(now), UPLOAD_SLOTS);
+        assert_eq!(pace.slow_after(UPLOAD_SLOTS), SLOW_BODY.0);
         // Time in which nothing was on its way does not count.
         pace.set_busy(now, false);
         now += 1000 * SECOND;

@@ -6,6 +6,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -16,9 +17,7 @@ use super::session::{Session, SwarmKey};
 use super::slots::Body;
 use super::storage::{PieceStore, ReadError};
 use crate::error_code::ErrorCode;
-use crate::limits::{
-    MAX_REQUEST_LEN, PIECE_DEADLINE, REQUEST_FRAME_DEADLINE, SLOW_BODY, SLOW_WRITE,
-};
+use crate::limits::{MAX_REQUEST_LEN, PIECE_DEADLINE, REQUEST_FRAME_DEADLINE, SLOW_WRITE};
 use crate::name::UserName;
 use crate::piece::PieceIndex;
 use crate::transport::code::quic_code;
@@ -65,8 +64,8 @@ pub async fn serve(
         biased;
         sent = send_piece(&session, &mut send, &mut counted, request, order) => match sent {
             // The slot is taken until the bytes are with the peer: QUIC keeps them until then.
-            Ok(Some(turn)) => tokio::select! {
-                arrived = arrival(&mut stopped, &turn) => match arrived {
+            Ok(Some((turn, slow_after))) => tokio::select! {
+                arrived = arrival(&mut stopped, &turn, slow_after) => match arrived {
                     true => {
                         counted.arrived = true;
                         turn.delivered(admitted.len);
@@ -89,11 +88,12 @@ pub async fn serve(
 async fn arrival<C, E>(
     stopped: &mut (impl Future<Output = Result<Option<C>, E>> + Unpin),
     turn: &Turn<'_>,
+    slow_after: Duration,
 ) -> bool {
-    let mut ended = tokio::time::timeout(SLOW_BODY, &mut *stopped).await;
+    let mut ended = tokio::time::timeout(slow_after, &mut *stopped).await;
     if ended.is_err() {
         turn.is_slow();
-        ended = tokio::time::timeout(PIECE_DEADLINE - SLOW_BODY, stopped).await;
+        ended = tokio::time::timeout(PIECE_DEADLINE, stopped).await;
     }
     matches!(ended, Ok(Ok(None)))
 }
@@ -179,15 +179,15 @@ fn count_refusal(registry: &Registry, session: &Session, request: PieceRequest, 
     }
 }
 
-/// Waits for the request's turn, reads the piece and hands it to QUIC; returns the turn, or nothing
-/// when it could not be served after all.
+/// Waits for the request's turn, reads the piece and hands it to QUIC; returns the turn and after
+/// how long it is slow, or nothing when it could not be served after all.
 async fn send_piece<'a>(
     session: &Session,
     send: &mut SendStream,
     counted: &mut Counted<'a>,
     request: PieceRequest,
     order: u32,
-) -> Result<Option<Turn<'a>>, FrameError> {
+) -> Result<Option<(Turn<'a>, Duration)>, FrameError> {
     let Counted { registry, admitted, .. } = *counted;
     let turn = match wait_for_turn(session, send, registry, admitted, request).await? {
         Ok(turn) => turn,
@@ -222,7 +222,8 @@ async fn send_piece<'a>(
         return Ok(None);
     }
     let _ = send.finish();
-    Ok(Some(turn))
+    let slow_after = turn.is_sent();
+    Ok(Some((turn, slow_after)))
 }
 
 /// The request's turn once it has come, or the answer to give instead.
@@ -276,7 +277,6 @@ async fn write_body(
         }
         counted.sends(len);
     }
-    turn.is_sent();
     true
 }
 

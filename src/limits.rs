@@ -393,9 +393,9 @@ pub const UPLOAD_SLOTS: usize = 64;
 /// another device of its user is still served.
 pub const UPLOAD_SLOTS_PER_SESSION: usize = UPLOAD_SLOTS / 4;
 
-/// Bodies sent at once however slow the link: one is on its way while the acknowledgement of the
-/// other is.
-pub const UPLOADS_AT_ONCE_MIN: usize = 2;
+/// Bodies sent at once however slow the link: for one user one is on its way while the
+/// acknowledgement of the other is, and there is one left for whoever comes.
+pub const UPLOADS_AT_ONCE_MIN: usize = 3;
 
 /// Bodies sent at once before it is known how fast they go: a fast link is full from the start, and
 /// a slow one has half a minute's worth queued at 4 Mbit/s, once.
@@ -406,8 +406,20 @@ pub const UPLOADS_AT_ONCE_START: usize = 32;
 pub const UPLOADS_SPAN: Duration = Duration::from_secs(1);
 
 /// A body that is not acknowledged so long after it was sent does not count among those that fill
-/// the link: three times what it takes when the link is the reason.
-pub const SLOW_BODY: Duration = Duration::from_secs(3);
+/// the link: thrice what it takes when the link is the reason, but at least the first and at most
+/// the second.
+pub const SLOW_BODY: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(30));
+
+/// A body of which nothing more could be handed to QUIC for so long is held up by its reader.
+pub const SLOW_WRITE: Duration = Duration::from_secs(1);
+
+/// Bodies written at once under a rate limit: one waits for credit while the next is read from
+/// the disk.
+pub const LIMITED_WRITERS: usize = 2;
+
+/// Bodies sent through one connection in a row while other devices of the same user wait, where
+/// users compete: changing over costs a round trip, 4 MiB are many of them.
+pub const SESSION_STINT: u32 = 8;
 
 /// Requests of one user that wait to be served, over all sessions: the streams of as many devices
 /// as an account may have.

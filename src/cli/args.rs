@@ -2,13 +2,12 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::limits::MIN_RATE;
+use super::rate::Rate;
 use crate::name::{FileName, GroupName, Selector, UserName};
 use crate::tracker_link::TrackerLink;
 
@@ -588,29 +587,6 @@ pub enum ClientCommand {
     /// End the client.
     #[command(alias = "exit")]
     Quit,
-}
-
-/// Bytes a second, as people write them; nothing for no limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rate(pub Option<u64>);
-
-impl FromStr for Rate {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.eq_ignore_ascii_case("none") {
-            return Ok(Self(None));
-        }
-        let size = text.strip_suffix("/s").unwrap_or(text);
-        let rate = size.parse::<ByteSize>().map_err(|_| {
-            "a rate is bytes a second, for example 2MiB or 500KB, or none".to_owned()
-        })?;
-        match rate.as_u64() {
-            0 => Ok(Self(None)),
-            rate if rate < MIN_RATE => Err(format!("a rate is at least {}", ByteSize(MIN_RATE))),
-            rate => Ok(Self(Some(rate))),
-        }
-    }
 }
 
 fn parse_file_name(text: &str) -> Result<FileName, crate::name::NameError> {

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::args::{ClientCommand, Rate};
+use super::args::ClientCommand;
 use super::exit::Failure;
 use super::output::Answer;
 use super::progress;
+use super::rate::Rate;
 use super::text::{self, or_none, table};
 use crate::client::agent::Agent;
 use crate::client::error::AgentError;

@@ -2,6 +2,7 @@
 
 pub mod text;
 pub mod exit;
+pub mod rate;
 pub mod args;
 pub mod logging;
 pub mod output;

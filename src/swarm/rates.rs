@@ -5,7 +5,7 @@
 //! once, and whoever waits is woken ([`Rates::changed`]).
 
 use std::collections::HashMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
@@ -43,11 +43,14 @@ struct Inner {
 struct Pair {
     up: Bucket,
     down: Bucket,
+    /// Held by whoever is next to send.
+    turns: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl Pair {
     fn new(limits: RateLimits) -> Self {
-        Self { up: Bucket::new(limits.up), down: Bucket::new(limits.down) }
+        let (up, down) = (Bucket::new(limits.up), Bucket::new(limits.down));
+        Self { up, down, turns: Arc::default() }
     }
 
     fn limits(&self) -> RateLimits {
@@ -107,18 +110,54 @@ impl Rates {
         self.changed.subscribe()
     }
 
-    /// How many bytes of a swarm may be sent at once now.
-    ///
-    /// # Errors
-    /// How long to wait, when none may; a change of limits may make it shorter.
-    pub fn up_credit(&self, key: SwarmKey, now: Instant) -> Result<usize, Duration> {
-        let limited = self.credit(key, now, |pair| &pair.up)?;
-        Ok(if limited { LIMITED_CHUNK } else { usize::MAX })
+    /// Waits until some of `bytes` bytes of a swarm may be sent, and takes as many; all of them
+    /// where there is no limit. Those who wait have their turns in the order in which they came.
+    pub async fn up_turn(&self, key: SwarmKey, bytes: usize) -> usize {
+        // The swarm's own limit first: who waits for that holds up nobody else.
+        let mut most = bytes;
+        let own = self.lock().swarms.get(&key).map(|pair| pair.turns.clone());
+        if let Some(turns) = own {
+            most = self.wait_turn(&turns, Some(key), most).await;
+        }
+        let turns = self.lock().all.turns.clone();
+        self.wait_turn(&turns, None, most).await
     }
 
-    /// Bytes of a swarm are sent.
-    pub fn take_up(&self, key: SwarmKey, bytes: u64, now: Instant) {
-        self.take(key, bytes, now, |pair| &mut pair.up);
+    async fn wait_turn(
+        &self,
+        turns: &tokio::sync::Mutex<()>,
+        of: Option<SwarmKey>,
+        bytes: usize,
+    ) -> usize {
+        if self.limits(of).up.is_none() {
+            return bytes;
+        }
+        let _turn = turns.lock().await;
+        let mut changed = self.changed();
+        loop {
+            let wait = {
+                let now = self.since_start(clock::monotonic());
+                let mut inner = self.lock();
+                let pair = match of {
+                    None => Some(&mut inner.all),
+                    Some(key) => inner.swarms.get_mut(&key),
+                };
+                let limited = pair.filter(|pair| pair.up.rate().is_some());
+                let Some(Pair { up, .. }) = limited else { return bytes };
+                let wait = up.wait(now);
+                if wait.is_zero() {
+                    let bytes = bytes.min(LIMITED_CHUNK);
+                    up.take(now, bytes as u64);
+                    return bytes;
+                }
+                wait
+            };
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                // We hold the other end.
+                _ = changed.changed() => {}
+            }
+        }
     }
 
     /// Whether more of a swarm may be asked for now.
@@ -126,7 +165,7 @@ impl Rates {
     /// # Errors
     /// How long to wait, when it may not; a change of limits may make it shorter.
     pub fn down_credit(&self, key: SwarmKey, now: Instant) -> Result<(), Duration> {
-        self.credit(key, now, |pair| &pair.down).map(|_limited| ())
+        self.credit(key, now, |pair| &pair.down)
     }
 
     /// Bytes of a swarm are asked for.
@@ -134,22 +173,19 @@ impl Rates {
         self.take(key, bytes, now, |pair| &mut pair.down);
     }
 
-    /// Whether there is a limit, if something may go through now.
     fn credit(
         &self,
         key: SwarmKey,
         now: Instant,
         side: impl Fn(&Pair) -> &Bucket,
-    ) -> Result<bool, Duration> {
+    ) -> Result<(), Duration> {
         let now = self.since_start(now);
         let inner = self.lock();
         let buckets = [Some(&inner.all), inner.swarms.get(&key)].into_iter().flatten().map(side);
-        let (mut wait, mut limited) = (Duration::ZERO, false);
-        for bucket in buckets {
-            wait = wait.max(bucket.wait(now));
-            limited |= bucket.rate().is_some();
+        match buckets.map(|bucket| bucket.wait(now)).max() {
+            None | Some(Duration::ZERO) => Ok(()),
+            Some(wait) => Err(wait),
         }
-        if wait.is_zero() { Ok(limited) } else { Err(wait) }
     }
 
     fn take(
@@ -190,39 +226,60 @@ mod tests {
 
     #[test]
     fn both_the_limit_of_all_and_that_of_the_swarm_must_let_through() {
-        let rates = Rates::new(RateLimits { up: Some(4 * MIB), down: None });
+        let rates = Rates::new(RateLimits { up: None, down: Some(4 * MIB) });
         let start = rates.started;
         rates.set(Some(key(1)), RateLimits { up: Some(MIB), down: Some(MIB) }, start);
         assert_eq!(rates.limits(Some(key(1))).up, Some(MIB));
         assert_eq!(rates.limits(Some(key(2))), RateLimits::default());
         // A limit that is new has saved up nothing.
         let start = start + Duration::from_secs(2);
-        assert_eq!(rates.up_credit(key(1), start), Ok(LIMITED_CHUNK));
-        rates.take_up(key(1), 2 * MIB, start);
-        assert!(rates.up_credit(key(1), start).is_err_and(|wait| wait.as_millis() >= 1_000));
-        assert_eq!(rates.up_credit(key(2), start), Ok(LIMITED_CHUNK));
-        rates.take_up(key(2), 2 * MIB, start);
-        assert!(rates.up_credit(key(2), start).is_err_and(|wait| wait.as_millis() < 10));
-        // The other way is another matter.
         assert_eq!(rates.down_credit(key(1), start), Ok(()));
-        rates.take_down(key(1), MIB, start);
-        assert!(rates.down_credit(key(1), start).is_err());
+        rates.take_down(key(1), 2 * MIB, start);
+        assert!(rates.down_credit(key(1), start).is_err_and(|wait| wait.as_millis() >= 1_000));
         assert_eq!(rates.down_credit(key(2), start), Ok(()));
+        rates.take_down(key(2), 2 * MIB, start);
+        assert!(rates.down_credit(key(2), start).is_err_and(|wait| wait.as_millis() < 10));
     }
 
     #[test]
     fn a_change_acts_at_once_and_wakes() {
-        let rates = Rates::new(RateLimits { up: Some(MIB), down: None });
+        let rates = Rates::new(RateLimits { up: None, down: Some(MIB) });
         let (start, changed) = (rates.started, rates.changed());
-        rates.take_up(key(1), 100 * MIB, start);
-        assert!(rates.up_credit(key(1), start).is_err());
+        rates.take_down(key(1), 100 * MIB, start);
+        assert!(rates.down_credit(key(1), start).is_err());
         assert!(!changed.has_changed().expect("open"));
         rates.set(None, RateLimits::default(), start);
         assert!(changed.has_changed().expect("open"));
-        assert_eq!(rates.up_credit(key(1), start), Ok(usize::MAX));
-        rates.set(Some(key(1)), RateLimits { up: Some(MIB), down: None }, start);
-        assert_eq!(rates.up_credit(key(1), start + Duration::from_secs(1)), Ok(LIMITED_CHUNK));
+        assert_eq!(rates.down_credit(key(1), start), Ok(()));
+        rates.set(Some(key(1)), RateLimits { up: None, down: Some(MIB) }, start);
+        assert!(rates.down_credit(key(1), start).is_err());
         rates.forget(key(1));
-        assert_eq!(rates.up_credit(key(1), start), Ok(usize::MAX));
+        assert_eq!(rates.down_credit(key(1), start), Ok(()));
+    }
+
+    #[tokio::test]
+    async fn who_waits_to_send_has_a_turn_in_order_and_hears_of_a_change() {
+        let rates = Rates::new(RateLimits::default());
+        assert_eq!(rates.up_turn(key(1), 1 << 20).await, 1 << 20);
+        // Days of debt, until the limit is lifted.
+        rates.set(None, RateLimits { up: Some(MIB), down: None }, clock::monotonic());
+        let all = rates.lock().all.turns.clone();
+        let held = all.lock().await;
+        let mut turns = tokio::task::JoinSet::new();
+        let rates = Arc::new(rates);
+        for number in 0..4 {
+            let rates = rates.clone();
+            turns.spawn(async move { (number, rates.up_turn(key(number), 1 << 20).await) });
+            tokio::task::yield_now().await;
+        }
+        drop(held);
+        rates.lock().all.up.take(Duration::ZERO, 1 << 50);
+        tokio::task::yield_now().await;
+        rates.set(None, RateLimits::default(), clock::monotonic());
+        let mut order = Vec::new();
+        while let Some(turn) = turns.join_next().await {
+            order.push(turn.expect("no panic"));
+        }
+        assert_eq!(order, [0, 1, 2, 3].map(|number| (number, 1 << 20)));
     }
 }

@@ -13,7 +13,7 @@ use super::message::Nack;
 use super::rates::Rates;
 use super::serving_queue::{Full, ServingQueue};
 use super::session::SwarmKey;
-use super::slots::{Body, Kind, Pace, Slots, at_once};
+use super::slots::{Body, Pace, Room, Slots, Stage};
 use crate::clock;
 
 /// The uploads of an agent: those that wait and those under way.
@@ -39,15 +39,15 @@ struct State {
 struct Request {
     body: Body<SwarmKey>,
     piece: u32,
-    stage: Stage,
+    state: Asked,
 }
 
 #[derive(Debug)]
-enum Stage {
+enum Asked {
     /// Told when its turn comes, or why it never will.
-    Waiting(oneshot::Sender<Result<(), Nack>>),
+    Waits(oneshot::Sender<Result<(), Nack>>),
     /// Has a slot.
-    Sending(Kind),
+    Served(Stage),
 }
 
 impl Serving {
@@ -69,8 +69,9 @@ impl Serving {
         state.next_id += 1;
         let (user, key) = (body.user.clone(), body.content);
         state.queue.push(id, user, key, piece, len).map_err(|Full| Nack::Busy)?;
+        state.slots.wait(&body);
         let (told, answer) = oneshot::channel();
-        state.requests.insert(id, Request { body, piece, stage: Stage::Waiting(told) });
+        state.requests.insert(id, Request { body, piece, state: Asked::Waits(told) });
         self.let_in(&mut state);
         Ok(Turn { serving: self, id, answer, delivered: false })
     }
@@ -97,26 +98,26 @@ impl Serving {
     /// Gives slots to those whose turn it is.
     fn let_in(&self, state: &mut State) {
         let now = self.now();
-        let of_all = self.rates.limits(None).up;
-        let most = state.pace.at_once(now, of_all);
+        let at_once = state.pace.at_once(now);
+        let limited = self.rates.limits(None).up.is_some();
+        let stage = |body: &Body<SwarmKey>| match self.rates.limits(Some(body.content)).up {
+            None => Stage::Writing,
+            Some(_) => Stage::Limited,
+        };
         loop {
             let State { queue, slots, requests, .. } = &mut *state;
+            let room = Room { at_once, limited, contended: slots.is_contended() };
             let user_may = |user: &_| slots.user_may(user);
             let request_may = |id| {
-                let Some(Request { body, .. }) = requests.get(&id) else { return false };
-                match self.rates.limits(Some(body.content)).up {
-                    None => slots.request_may(body, Kind::Filling, most),
-                    Some(limit) => slots.request_may(body, Kind::Limited, at_once(limit).min(most)),
-                }
+                let request: Option<&Request> = requests.get(&id);
+                request
+                    .is_some_and(|Request { body, .. }| slots.request_may(body, stage(body), room))
             };
             let Some(id) = queue.pop_where(user_may, request_may) else { break };
-            let Some(request) = requests.get_mut(&id) else { continue };
-            let limited = self.rates.limits(Some(request.body.content)).up.is_some();
-            let kind = if limited { Kind::Limited } else { Kind::Filling };
-            slots.take(&request.body, kind);
-            if let Stage::Waiting(told) =
-                std::mem::replace(&mut request.stage, Stage::Sending(kind))
-            {
+            let Some(Request { body, state, .. }) = requests.get_mut(&id) else { continue };
+            slots.wait_no_more(body);
+            slots.take(body, stage(body));
+            if let Asked::Waits(told) = std::mem::replace(state, Asked::Served(stage(body))) {
                 // Whoever does not listen any more is about to leave.
                 let _ = told.send(Ok(()));
             }
@@ -136,11 +137,12 @@ impl Serving {
 impl State {
     /// Tells those of the waiting that `which` means why they wait in vain.
     fn turn_away(&mut self, which: impl Fn(&Body<SwarmKey>) -> bool, nack: &Nack) {
-        let waits = |request: &Request| matches!(request.stage, Stage::Waiting(_));
+        let waits = |request: &Request| matches!(request.state, Asked::Waits(_));
         let gone = self.requests.extract_if(|_, request| waits(request) && which(&request.body));
         for (id, request) in gone {
             self.queue.remove(id);
-            if let Stage::Waiting(told) = request.stage {
+            self.slots.wait_no_more(&request.body);
+            if let Asked::Waits(told) = request.state {
                 let _ = told.send(Err(nack.clone()));
             }
         }
@@ -171,14 +173,29 @@ impl Turn<'_> {
         (&mut self.answer).await.unwrap_or(Err(Nack::Busy))
     }
 
-    /// Its bytes were sent and are not acknowledged: it need not be waited for to serve others.
+    /// All its bytes were handed over: others may be written. Returns after how long it is slow.
+    pub fn is_sent(&self) -> Duration {
+        self.change(|stage| match stage {
+            Stage::Writing => Stage::Sent,
+            Stage::Limited => Stage::Aside,
+            other => other,
+        });
+        let state = self.serving.lock();
+        state.pace.slow_after(state.slots.filling())
+    }
+
+    /// Its reader holds it up: it need not be waited for to serve others.
     pub fn is_slow(&self) {
+        self.change(|_| Stage::Slow);
+    }
+
+    fn change(&self, to: impl Fn(Stage) -> Stage) {
         let mut state = self.serving.lock();
         let State { slots, requests, .. } = &mut *state;
-        if let Some(Request { body, stage: Stage::Sending(kind), .. }) = requests.get_mut(&self.id)
-        {
-            slots.change(body, *kind, Kind::Slow);
-            *kind = Kind::Slow;
+        let request = requests.get_mut(&self.id);
+        if let Some(Request { body, state: Asked::Served(stage), .. }) = request {
+            slots.change(body, *stage, to(*stage));
+            *stage = to(*stage);
         }
         self.serving.let_in(&mut state);
     }
@@ -195,18 +212,99 @@ impl Drop for Turn<'_> {
         let mut state = self.serving.lock();
         let State { queue, slots, requests, .. } = &mut *state;
         // Who was turned away has left already.
-        let Some(Request { body, piece, stage }) = requests.remove(&self.id) else { return };
-        match stage {
-            Stage::Waiting(_) => {
+        let Some(Request { body, piece, state: asked }) = requests.remove(&self.id) else { return };
+        match asked {
+            Asked::Waits(_) => {
                 queue.remove(self.id);
+                slots.wait_no_more(&body);
             }
-            Stage::Sending(kind) => {
-                slots.release(&body, kind);
+            Asked::Served(stage) => {
+                slots.release(&body, stage);
                 if !self.delivered {
                     queue.not_sent(body.content, piece);
                 }
-                self.serving.let_in(&mut state);
             }
         }
+        self.serving.let_in(&mut state);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::GroupId;
+    use crate::limits::{PIECE_LEN, UPLOAD_SLOTS_PER_SESSION};
+    use crate::manifest::ContentId;
+    use crate::swarm::rates::RateLimits;
+
+    fn body(user: &str, session: u64, content: u8) -> Body<SwarmKey> {
+        let content = SwarmKey { group: GroupId([1; 16]), content: ContentId([content; 32]) };
+        Body { user: user.parse().expect("a name"), session, content }
+    }
+
+    fn serving(up: Option<u64>) -> Serving {
+        Serving::new(Arc::new(Rates::new(RateLimits { up, down: None })))
+    }
+
+    /// Requests of bob on one session until one has to wait.
+    fn until_one_waits(serving: &Serving) -> (Vec<Turn<'_>>, Turn<'_>) {
+        let mut served = Vec::new();
+        loop {
+            let mut turn = serving.enter(body("bob", 1, 1), 0, PIECE_LEN).expect("room");
+            match turn.decided() {
+                Some(decided) => decided.expect("a slot"),
+                None => return (served, turn),
+            }
+            served.push(turn);
+        }
+    }
+
+    #[test]
+    fn whoever_leaves_lets_the_next_one_in() {
+        let serving = serving(None);
+        let (mut served, mut waits) = until_one_waits(&serving);
+        assert_eq!(served.len(), UPLOAD_SLOTS_PER_SESSION);
+        let mut also = serving.enter(body("bob", 1, 1), 1, PIECE_LEN).expect("room");
+        served.remove(0).delivered(PIECE_LEN);
+        // A piece never sent goes first; one that waits no more is in nobody's way.
+        assert_eq!((waits.decided(), also.decided()), (None, Some(Ok(()))));
+        drop((waits, also));
+        drop(served);
+        let state = serving.lock();
+        assert!(state.requests.is_empty() && state.queue.is_empty());
+        assert_eq!(state.slots.filling(), 0);
+        let key = body("bob", 1, 1).content;
+        assert_eq!((state.queue.sent(key, 0), state.queue.sent(key, 1)), (1, 0));
+    }
+
+    #[test]
+    fn those_who_wait_in_vain_are_told_why() {
+        let serving = serving(None);
+        let (served, mut waits) = until_one_waits(&serving);
+        serving.forget(body("bob", 1, 2).content);
+        assert_eq!(waits.decided(), None);
+        serving.forget(body("bob", 1, 1).content);
+        assert_eq!(waits.decided(), Some(Err(Nack::NoSwarm)));
+        let mut waits = serving.enter(body("bob", 1, 2), 0, PIECE_LEN).expect("room");
+        serving.go_away();
+        assert_eq!(waits.decided(), Some(Err(Nack::GoingAway)));
+        let refused = serving.enter(body("bob", 1, 2), 0, PIECE_LEN);
+        assert_eq!(refused.map(|_| ()), Err(Nack::GoingAway));
+        drop((served, waits));
+        assert!(serving.lock().requests.is_empty());
+    }
+
+    #[test]
+    fn under_a_limit_the_next_one_is_written_when_one_is_sent_or_the_limit_lifted() {
+        let serving = serving(Some(1024 * 1024));
+        let (served, mut waits) = until_one_waits(&serving);
+        assert_eq!(served.len(), 2);
+        served[0].is_sent();
+        assert_eq!(waits.decided(), Some(Ok(())));
+        let mut waits = serving.enter(body("bob", 1, 1), 0, PIECE_LEN).expect("room");
+        assert_eq!(waits.decided(), None);
+        serving.rates.set(None, RateLimits::default(), clock::monotonic());
+        serving.limits_changed();
+        assert_eq!(waits.decided(), Some(Ok(())));
     }
 }

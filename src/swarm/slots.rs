@@ -2,27 +2,31 @@
 //!
 //! Pieces sent one after the other finish earlier than pieces sent all at once, so no more are on
 //! their way than fill the link: as many as arrive within a second, by what was measured
-//! ([`Pace`]) or by the rate limit. Only bodies that may fill it count: one that is not
-//! acknowledged for long waits for a slow or malicious reader, and one of a share with a rate limit
-//! of its own for its share; these take a slot of the [`UPLOAD_SLOTS`] alone.
+//! ([`Pace`]). Under a rate limit, two are written at a time. Only bodies that may fill the link
+//! count: not one that its reader holds up, nor one of a share with a rate limit of its own; these
+//! take a slot of the [`UPLOAD_SLOTS`] alone.
 //!
-//! Who holds slots and gives none back leaves others theirs: a user may hold as many as are free
-//! besides, half of them when it is alone; and of those that fill the link half, or one while it
-//! has slow ones.
+//! Connections share a link, not users: so while several users are served, each is through one
+//! connection at a time and has at most half of what fills the link. And who holds slots and gives
+//! none back leaves others theirs: a user may hold as many as are free besides, half of them when it
+//! is alone, and a session that leaves two bodies unread gets no third.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::limits::{
-    PIECE_LEN, UPLOAD_SLOTS, UPLOAD_SLOTS_PER_SESSION, UPLOADS_AT_ONCE_MIN, UPLOADS_AT_ONCE_START,
-    UPLOADS_SPAN,
+    LIMITED_WRITERS, PIECE_LEN, SESSION_STINT, SLOW_BODY, UPLOAD_SLOTS, UPLOAD_SLOTS_PER_SESSION,
+    UPLOADS_AT_ONCE_MIN, UPLOADS_AT_ONCE_START, UPLOADS_SPAN,
 };
 use crate::name::UserName;
 
 /// Busy time over which the pace is measured.
 const SAMPLE: Duration = UPLOADS_SPAN;
 
-/// Who sends what to whom.
+/// Unread bodies with which a session gets no more.
+const MAX_SLOW: usize = 2;
+
+/// Who is sent what.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Body<C> {
     /// The user it goes to.
@@ -33,87 +37,186 @@ pub struct Body<C> {
     pub content: C,
 }
 
-/// What a body waits for.
+/// What there is room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// The link.
-    Filling,
-    /// The rate limit of its share.
+pub struct Room {
+    /// Bodies that fill the link.
+    pub at_once: usize,
+    /// Whether there is a rate limit on everything.
+    pub limited: bool,
+    /// Whether several users are served or wait; see [`Slots::is_contended`].
+    pub contended: bool,
+}
+
+/// How far a body is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// It is handed to QUIC, as fast as the rate limits let it.
+    Writing,
+    /// The same, under a rate limit of its share's own.
     Limited,
-    /// Its reader.
+    /// All of it was handed over; it is on its way.
+    Sent,
+    /// It is held up by its reader, or is on its way for long, or under a limit of its share's own:
+    /// it does not fill the link.
+    Aside,
+    /// The same, and so for long.
     Slow,
 }
 
-/// Slots taken.
+/// Slots taken, and by whom they are awaited.
 #[derive(Clone, Debug)]
 pub struct Slots<C> {
     taken: usize,
     filling: usize,
+    writing: usize,
     users: BTreeMap<UserName, Held>,
-    sessions: BTreeMap<u64, usize>,
     limited: BTreeMap<C, usize>,
 }
 
-#[derive(Clone, Copy, Debug, Default)]
+/// What one user holds and waits for.
+#[derive(Clone, Debug, Default)]
 struct Held {
-    filling: usize,
+    sessions: BTreeMap<u64, Tally>,
+    /// Bodies taken for one session after the other.
+    stint: (u64, u32),
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Tally {
+    waiting: usize,
+    writing: usize,
     limited: usize,
+    sent: usize,
+    aside: usize,
     slow: usize,
 }
 
+impl Tally {
+    fn held(self) -> usize {
+        self.writing + self.limited + self.sent + self.aside + self.slow
+    }
+
+    fn filling(self) -> usize {
+        self.writing + self.sent
+    }
+
+    fn of(&mut self, stage: Stage) -> &mut usize {
+        match stage {
+            Stage::Writing => &mut self.writing,
+            Stage::Limited => &mut self.limited,
+            Stage::Sent => &mut self.sent,
+            Stage::Aside => &mut self.aside,
+            Stage::Slow => &mut self.slow,
+        }
+    }
+}
+
 impl Held {
-    fn all(self) -> usize {
-        self.filling + self.limited + self.slow
+    fn sum(&self, of: impl Fn(Tally) -> usize) -> usize {
+        self.sessions.values().map(|tally| of(*tally)).sum()
+    }
+
+    /// Whether a session may go on while others of the same user wait: it is the one that is
+    /// served, and not for too long.
+    fn is_turn_of(&self, session: u64) -> bool {
+        let others = self.sessions.iter().filter(|(other, _)| **other != session);
+        let (mut served, mut wait) = (false, false);
+        for (_, tally) in others {
+            served |= tally.filling() > 0;
+            wait |= tally.waiting > 0;
+        }
+        let own = self.sessions.get(&session).copied().unwrap_or_default();
+        let long = self.stint.0 == session && self.stint.1 >= SESSION_STINT;
+        !served && (own.filling() == 0 || !wait || !long)
     }
 }
 
 impl<C> Default for Slots<C> {
     fn default() -> Self {
-        let (users, sessions, limited) = Default::default();
-        Self { taken: 0, filling: 0, users, sessions, limited }
+        let (users, limited) = (BTreeMap::new(), BTreeMap::new());
+        Self { taken: 0, filling: 0, writing: 0, users, limited }
     }
 }
 
 impl<C: Copy + Ord> Slots<C> {
-    /// Whether a user may have another one.
-    pub fn user_may(&self, user: &UserName) -> bool {
-        let held = self.users.get(user).copied().unwrap_or_default();
-        held.all() < UPLOAD_SLOTS - self.taken
+    /// A request waits for a slot.
+    pub fn wait(&mut self, body: &Body<C>) {
+        self.tally(body, |tally| tally.waiting += 1);
     }
 
-    /// Whether a user who may gets another one on this session for this content, when the link is
-    /// full with `at_once` bodies; or when its share is, if that has a limit of its own.
-    pub fn request_may(&self, body: &Body<C>, kind: Kind, at_once: usize) -> bool {
-        let of_session = self.sessions.get(&body.session).copied().unwrap_or(0);
-        let room = match kind {
-            Kind::Limited => self.limited.get(&body.content).copied().unwrap_or(0) < at_once,
-            Kind::Filling | Kind::Slow => {
-                let held = self.users.get(&body.user).copied().unwrap_or_default();
-                let most = if held.slow > 0 { 1 } else { UPLOADS_AT_ONCE_MIN.max(at_once / 2) };
-                self.filling < at_once && held.filling < most
+    /// One that waited does not any more.
+    pub fn wait_no_more(&mut self, body: &Body<C>) {
+        self.tally(body, |tally| tally.waiting = tally.waiting.saturating_sub(1));
+    }
+
+    /// Whether more than one user waits or fills the link.
+    pub fn is_contended(&self) -> bool {
+        let busy = |held: &&Held| held.sum(|tally| tally.waiting + tally.filling()) > 0;
+        self.users.values().filter(busy).count() > 1
+    }
+
+    /// Whether a user may have another slot.
+    pub fn user_may(&self, user: &UserName) -> bool {
+        let held = self.users.get(user).map_or(0, |held| held.sum(Tally::held));
+        held < UPLOAD_SLOTS - self.taken
+    }
+
+    /// Whether a request of a user who may gets a slot, to be [`Stage::Writing`] or
+    /// [`Stage::Limited`].
+    pub fn request_may(&self, body: &Body<C>, stage: Stage, room: Room) -> bool {
+        let nobody = Held::default();
+        let held = self.users.get(&body.user).unwrap_or(&nobody);
+        let session = held.sessions.get(&body.session).copied().unwrap_or_default();
+        if session.held() >= UPLOAD_SLOTS_PER_SESSION || session.slow >= MAX_SLOW {
+            return false;
+        }
+        if stage == Stage::Limited {
+            let of_share = self.limited.get(&body.content).copied().unwrap_or(0);
+            let own = held.sum(|tally| tally.limited);
+            return of_share < LIMITED_WRITERS && !(room.contended && own > 0);
+        }
+        if room.limited {
+            let own = held.sum(|tally| tally.writing);
+            if self.writing >= LIMITED_WRITERS || room.contended && own > 0 {
+                return false;
             }
+        }
+        let (least, turn) = match room.contended {
+            true => (1, held.is_turn_of(body.session)),
+            false => (UPLOADS_AT_ONCE_MIN - 1, true),
         };
-        of_session < UPLOAD_SLOTS_PER_SESSION && room
+        let most = least.max(room.at_once / 2);
+        turn && self.filling < room.at_once && held.sum(Tally::filling) < most
     }
 
     /// Takes one.
-    pub fn take(&mut self, body: &Body<C>, kind: Kind) {
+    pub fn take(&mut self, body: &Body<C>, stage: Stage) {
         self.taken += 1;
-        *self.sessions.entry(body.session).or_default() += 1;
-        self.count(body, kind, 1);
+        self.count(body, stage, 1);
+        if let Some(held) = self.users.get_mut(&body.user) {
+            let (session, count) = held.stint;
+            let count = if session == body.session { count.saturating_add(1) } else { 1 };
+            held.stint = (body.session, count);
+        }
     }
 
-    /// What a body waits for has changed.
-    pub fn change(&mut self, body: &Body<C>, from: Kind, to: Kind) {
+    /// A body is further, or back.
+    pub fn change(&mut self, body: &Body<C>, from: Stage, to: Stage) {
         self.count(body, to, 1);
         self.count(body, from, -1);
     }
 
     /// Gives one back.
-    pub fn release(&mut self, body: &Body<C>, kind: Kind) {
+    pub fn release(&mut self, body: &Body<C>, stage: Stage) {
         self.taken -= 1;
-        add(&mut self.sessions, body.session, -1);
-        self.count(body, kind, -1);
+        self.count(body, stage, -1);
+        if let Some(held) = self.users.get_mut(&body.user)
+            && held.sum(Tally::filling) == 0
+        {
+            // Whoever is first may be next.
+            held.stint = Default::default();
+        }
     }
 
     /// Bodies that may fill the link.
@@ -121,32 +224,37 @@ impl<C: Copy + Ord> Slots<C> {
         self.filling
     }
 
-    fn count(&mut self, body: &Body<C>, kind: Kind, by: isize) {
-        let held = self.users.entry(body.user.clone()).or_default();
-        let of_user = match kind {
-            Kind::Filling => &mut held.filling,
-            Kind::Limited => &mut held.limited,
-            Kind::Slow => &mut held.slow,
-        };
-        *of_user = of_user.saturating_add_signed(by);
-        if held.all() == 0 {
-            self.users.remove(&body.user);
+    fn count(&mut self, body: &Body<C>, stage: Stage, by: isize) {
+        self.tally(body, |tally| {
+            let count = tally.of(stage);
+            *count = count.saturating_add_signed(by);
+        });
+        match stage {
+            Stage::Writing => self.writing = self.writing.saturating_add_signed(by),
+            Stage::Limited => {
+                let count = self.limited.entry(body.content).or_default();
+                *count = count.saturating_add_signed(by);
+                if *count == 0 {
+                    self.limited.remove(&body.content);
+                }
+            }
+            Stage::Sent | Stage::Aside | Stage::Slow => {}
         }
-        match kind {
-            Kind::Filling => self.filling = self.filling.saturating_add_signed(by),
-            Kind::Limited => add(&mut self.limited, body.content, by),
-            Kind::Slow => {}
+        if matches!(stage, Stage::Writing | Stage::Sent) {
+            self.filling = self.filling.saturating_add_signed(by);
         }
     }
-}
 
-/// Adds to a count that is kept as long as there is something.
-fn add<K: Ord>(counts: &mut BTreeMap<K, usize>, key: K, by: isize) {
-    let left = counts.get(&key).copied().unwrap_or(0).saturating_add_signed(by);
-    if left == 0 {
-        counts.remove(&key);
-    } else {
-        counts.insert(key, left);
+    fn tally(&mut self, body: &Body<C>, change: impl Fn(&mut Tally)) {
+        let held = self.users.entry(body.user.clone()).or_default();
+        let tally = held.sessions.entry(body.session).or_default();
+        change(tally);
+        if *tally == Tally::default() {
+            held.sessions.remove(&body.session);
+        }
+        if held.sessions.is_empty() {
+            self.users.remove(&body.user);
+        }
     }
 }
 
@@ -188,14 +296,24 @@ impl Pace {
         }
     }
 
-    /// How many bodies are to be on their way at once, under a rate limit.
-    pub fn at_once(&mut self, now: Duration, limit: Option<u64>) -> usize {
+    /// How many bodies are to be on their way at once.
+    pub fn at_once(&mut self, now: Duration) -> usize {
         self.look(now);
         if self.busy >= 2 * SAMPLE {
             // Nothing arrives.
             self.learn();
         }
-        at_once(limit.map_or(self.bytes_per_sec, |limit| limit.min(self.bytes_per_sec)))
+        let bytes = self.bytes_per_sec.saturating_mul(UPLOADS_SPAN.as_secs());
+        let bodies = usize::try_from(bytes / u64::from(PIECE_LEN)).unwrap_or(usize::MAX);
+        bodies.clamp(UPLOADS_AT_ONCE_MIN, UPLOAD_SLOTS)
+    }
+
+    /// How long after it was sent a body is slow, when so many fill the link.
+    pub fn slow_after(&self, filling: usize) -> Duration {
+        let bytes = filling as u64 * u64::from(PIECE_LEN);
+        let millis = bytes.saturating_mul(1_000) / self.bytes_per_sec.max(1);
+        let (least, most) = SLOW_BODY;
+        Duration::from_millis(millis.saturating_mul(3)).clamp(least, most)
     }
 
     fn look(&mut self, now: Duration) {
@@ -214,13 +332,6 @@ impl Pace {
     }
 }
 
-/// How many bodies are sent at once at this rate.
-pub fn at_once(bytes_per_sec: u64) -> usize {
-    let bytes = bytes_per_sec.saturating_mul(UPLOADS_SPAN.as_secs());
-    let bodies = usize::try_from(bytes / u64::from(PIECE_LEN)).unwrap_or(usize::MAX);
-    bodies.clamp(UPLOADS_AT_ONCE_MIN, UPLOAD_SLOTS)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -230,69 +341,116 @@ mod tests {
         Body { user: user.parse().expect("a name"), session, content }
     }
 
-    /// Takes slots for a user, each device one session, until there is none for it.
-    fn take_all(
-        slots: &mut Slots<u8>,
-        user: &str,
-        devices: u64,
-        kind: Kind,
-        at_once: usize,
-    ) -> usize {
-        let mut count = 0;
-        for session in 0..devices {
-            let body = body(user, 1000 * user.len() as u64 + session, 0);
-            while slots.user_may(&body.user) && slots.request_may(&body, kind, at_once) {
-                slots.take(&body, kind);
-                if kind == Kind::Filling {
-                    // It is not acknowledged for long.
-                    slots.change(&body, Kind::Filling, Kind::Slow);
-                }
-                count += 1;
-            }
+    fn room(at_once: usize, contended: bool) -> Room {
+        Room { at_once, limited: false, contended }
+    }
+
+    /// Takes one if it may.
+    fn take(slots: &mut Slots<u8>, body: &Body<u8>, stage: Stage, room: Room) -> bool {
+        let may = slots.user_may(&body.user) && slots.request_may(body, stage, room);
+        if may {
+            slots.take(body, stage);
         }
-        count
+        may
+    }
+
+    /// Takes slots for a user's devices until there is none for it.
+    fn take_all(slots: &mut Slots<u8>, user: &str, devices: std::ops::Range<u64>) -> usize {
+        let bodies = devices.map(|session| body(user, session, 0));
+        let all = room(UPLOAD_SLOTS, false);
+        bodies
+            .map(|body| {
+                std::iter::repeat_with(|| take(slots, &body, Stage::Writing, all))
+                    .take_while(|taken| *taken)
+                    .count()
+            })
+            .sum()
     }
 
     #[test]
-    fn readers_that_do_not_read_leave_slots_to_others() {
+    fn who_gives_no_slot_back_leaves_others_theirs() {
         let mut slots = Slots::default();
-        // One device a quarter, one user half, and each further one less.
-        assert_eq!(take_all(&mut slots, "eve", 1, Kind::Filling, 2), 16);
-        assert_eq!(take_all(&mut slots, "eve", 9, Kind::Filling, 2), 16);
-        assert_eq!(take_all(&mut slots, "mallory", 9, Kind::Filling, 2), 16);
-        assert_eq!(take_all(&mut slots, "oscar12", 9, Kind::Filling, 2), 8);
-        let bob = body("bob", 1, 0);
-        assert!(slots.user_may(&bob.user) && slots.request_may(&bob, Kind::Filling, 2));
-        assert_eq!(slots.filling(), 0);
+        // One device a quarter, one user half of all, and each further one less.
+        assert_eq!(take_all(&mut slots, "eve", 0..1), 16);
+        assert_eq!(take_all(&mut slots, "eve", 1..9), 16);
+        assert_eq!(take_all(&mut slots, "mallory", 10..19), 16);
+        assert_eq!(take_all(&mut slots, "oscar", 20..29), 8);
+        assert!(slots.user_may(&body("bob", 1, 0).user));
+        assert_eq!(slots.filling(), 56);
     }
 
     #[test]
-    fn who_has_slow_bodies_fills_one_slot_and_others_the_rest() {
+    fn a_session_that_leaves_bodies_unread_gets_no_more_until_it_reads() {
         let mut slots = Slots::default();
         let (eve, bob) = (body("eve", 1, 0), body("bob", 2, 0));
-        slots.take(&eve, Kind::Filling);
-        assert!(slots.request_may(&eve, Kind::Filling, 2), "alone it has all");
-        slots.change(&eve, Kind::Filling, Kind::Slow);
-        slots.take(&eve, Kind::Filling);
-        assert!(!slots.request_may(&eve, Kind::Filling, 2));
-        assert!(slots.request_may(&bob, Kind::Filling, 2));
-        slots.take(&bob, Kind::Filling);
-        assert!(!slots.request_may(&bob, Kind::Filling, 2), "the link is full");
-        slots.release(&eve, Kind::Slow);
-        slots.release(&eve, Kind::Filling);
-        assert!(slots.request_may(&eve, Kind::Filling, 2));
+        for _ in 0..MAX_SLOW {
+            assert!(take(&mut slots, &eve, Stage::Writing, room(2, false)));
+            slots.change(&eve, Stage::Writing, Stage::Slow);
+        }
+        assert!(!take(&mut slots, &eve, Stage::Writing, room(2, false)));
+        assert!(take(&mut slots, &body("eve", 3, 0), Stage::Writing, room(2, false)));
+        assert!(take(&mut slots, &bob, Stage::Writing, room(2, true)));
+        slots.release(&eve, Stage::Slow);
+        slots.release(&bob, Stage::Writing);
+        assert!(take(&mut slots, &eve, Stage::Writing, room(2, false)));
+    }
+
+    #[test]
+    fn users_who_compete_are_served_through_one_connection_each() {
+        let mut slots = Slots::default();
+        let (first, second) = (body("eve", 1, 0), body("eve", 2, 0));
+        let bob = body("bob", 3, 0);
+        assert!(!slots.is_contended());
+        for body in [&first, &second, &bob] {
+            slots.wait(body);
+        }
+        assert!(slots.is_contended());
+        let both = room(64, true);
+        let granted = (0..20).filter(|_| take(&mut slots, &first, Stage::Writing, both)).count();
+        // The other device's turn comes once this one has had enough and is done.
+        assert_eq!(granted, SESSION_STINT as usize);
+        assert!(!take(&mut slots, &second, Stage::Writing, both));
+        for _ in 0..granted {
+            assert!(!take(&mut slots, &second, Stage::Writing, both));
+            slots.release(&first, Stage::Writing);
+        }
+        assert!(take(&mut slots, &second, Stage::Writing, both));
+        assert!(take(&mut slots, &bob, Stage::Writing, both));
+        // Nobody has more than half of a slow link, and somebody alone has all.
+        let mut slots = Slots::default();
+        assert!(take(&mut slots, &first, Stage::Writing, room(2, true)));
+        assert!(!take(&mut slots, &first, Stage::Writing, room(2, true)));
+        assert!(take(&mut slots, &second, Stage::Writing, room(2, false)));
+        slots.release(&first, Stage::Writing);
+        slots.release(&second, Stage::Writing);
+        assert!(slots.users.is_empty());
+    }
+
+    #[test]
+    fn under_a_limit_two_are_written_at_a_time_by_different_users_if_they_compete() {
+        let mut slots = Slots::default();
+        let (eve, bob) = (body("eve", 1, 0), body("bob", 3, 0));
+        let limited = |contended| Room { at_once: 64, limited: true, contended };
+        assert!(take(&mut slots, &eve, Stage::Writing, limited(false)));
+        assert!(!take(&mut slots, &eve, Stage::Writing, limited(true)));
+        assert!(take(&mut slots, &eve, Stage::Writing, limited(false)));
+        assert!(!take(&mut slots, &bob, Stage::Writing, limited(true)));
+        slots.change(&eve, Stage::Writing, Stage::Sent);
+        assert!(take(&mut slots, &bob, Stage::Writing, limited(true)));
     }
 
     #[test]
     fn a_share_with_a_limit_of_its_own_keeps_nobody_from_the_link() {
         let mut slots = Slots::default();
         let (slow, fast) = (body("bob", 1, 7), body("bob", 1, 8));
-        slots.take(&slow, Kind::Limited);
-        slots.take(&slow, Kind::Limited);
-        assert!(!slots.request_may(&slow, Kind::Limited, 2));
-        assert!(slots.request_may(&fast, Kind::Filling, 2));
-        slots.release(&slow, Kind::Limited);
-        assert!(slots.request_may(&slow, Kind::Limited, 2));
+        let room = room(2, false);
+        assert!(take(&mut slots, &slow, Stage::Limited, room));
+        assert!(take(&mut slots, &slow, Stage::Limited, room));
+        assert!(!take(&mut slots, &slow, Stage::Limited, room));
+        assert!(take(&mut slots, &fast, Stage::Writing, room));
+        slots.change(&slow, Stage::Limited, Stage::Aside);
+        assert!(take(&mut slots, &slow, Stage::Limited, room));
+        assert_eq!(slots.filling(), 1);
     }
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -306,7 +464,7 @@ mod tests {
         pace.set_busy(now, true);
         while now < seconds as u32 * SECOND {
             // All that are on their way arrive together, as those of several connections do.
-            at_once = pace.at_once(now, None);
+            at_once = pace.at_once(now);
             let bytes = at_once as u64 * P;
             now += round_trip.max(Duration::from_secs_f64(bytes as f64 / bytes_per_sec as f64));
             (0..at_once).for_each(|_| pace.arrived(now, P));
@@ -318,11 +476,11 @@ mod tests {
     fn as_many_bodies_are_sent_at_once_as_the_link_takes_in_a_second() {
         let ms = Duration::from_millis;
         // 1 MB/s; 100 Mbit/s; 1 Gbit/s and 200 ms; loopback.
-        assert_eq!(on_a_link(1_000_000, ms(40), 120), 2);
+        assert_eq!(on_a_link(1_000_000, ms(40), 120), UPLOADS_AT_ONCE_MIN);
         assert!((20..=40).contains(&on_a_link(12_500_000, ms(40), 60)));
         assert_eq!(on_a_link(125_000_000, ms(200), 5), UPLOAD_SLOTS);
         assert_eq!(on_a_link(1_000_000_000, ms(1), 2), UPLOAD_SLOTS);
-        assert_eq!(Pace::default().at_once(SECOND, None), UPLOADS_AT_ONCE_START);
+        assert_eq!(Pace::default().at_once(SECOND), UPLOADS_AT_ONCE_START);
     }
 
     #[test]
@@ -332,57 +490,57 @@ mod tests {
         let mut now = Duration::ZERO;
         for _ in 0..20 {
             now += 2 * SECOND;
-            pace.at_once(now, None);
+            pace.at_once(now);
         }
-        assert_eq!(pace.at_once(now, None), UPLOADS_AT_ONCE_MIN);
+        assert_eq!(pace.at_once(now), UPLOADS_AT_ONCE_MIN);
+        assert_eq!(pace.slow_after(3), SLOW_BODY.1);
         for _ in 0..100 {
             now += SECOND / 40;
             pace.arrived(now, 2 * P);
         }
-        assert_eq!(pace.at_once(now, None), UPLOAD_SLOTS);
+        assert_eq!(pace.at_once(now), UPLOAD_SLOTS);
+        assert_eq!(pace.slow_after(UPLOAD_SLOTS), SLOW_BODY.0);
         // Time in which nothing was on its way does not count.
         pace.set_busy(now, false);
         now += 1000 * SECOND;
         pace.set_busy(now, true);
-        assert_eq!(pace.at_once(now, None), UPLOAD_SLOTS);
-        // A limit does.
-        assert_eq!(pace.at_once(now, Some(5 * P)), 5);
-        assert_eq!(pace.at_once(now, Some(1)), UPLOADS_AT_ONCE_MIN);
+        assert_eq!(pace.at_once(now), UPLOAD_SLOTS);
     }
 
     proptest! {
         #[test]
         fn what_is_taken_and_given_back_adds_up(
-            ops in prop::collection::vec((0u8..3, 0u64..4, 0u8..2, 0u8..3, any::<u8>()), 1..200),
+            ops in prop::collection::vec((0u8..3, 0u64..4, 0u8..2, 0usize..5, any::<u8>()), 1..200),
         ) {
-            let kinds = [Kind::Filling, Kind::Limited, Kind::Slow];
+            let stages =
+                [Stage::Writing, Stage::Limited, Stage::Sent, Stage::Aside, Stage::Slow];
             let mut slots = Slots::default();
-            let mut held: Vec<(Body<u8>, Kind)> = Vec::new();
-            for (user, session, content, kind, which) in ops {
-                let (body, kind) =
-                    (body(["a", "b", "c"][usize::from(user)], session, content), kinds[usize::from(kind)]);
+            let mut held: Vec<(Body<u8>, Stage)> = Vec::new();
+            for (user, session, content, stage, which) in ops {
+                let body = body(["a", "b", "c"][usize::from(user)], session, content);
                 let which = usize::from(which);
+                let room =
+                    Room { at_once: 8, limited: which % 2 == 0, contended: slots.is_contended() };
                 if which % 3 == 0 && !held.is_empty() {
-                    let (body, kind) = held.swap_remove(which % held.len());
-                    slots.release(&body, kind);
+                    let (body, stage) = held.swap_remove(which % held.len());
+                    slots.release(&body, stage);
                 } else if which % 3 == 1 && !held.is_empty() {
                     let at = which % held.len();
-                    slots.change(&held[at].0, held[at].1, kind);
-                    held[at].1 = kind;
-                } else if slots.user_may(&body.user) && slots.request_may(&body, kind, 8) {
-                    slots.take(&body, kind);
-                    held.push((body, kind));
+                    slots.change(&held[at].0, held[at].1, stages[stage]);
+                    held[at].1 = stages[stage];
+                } else if take(&mut slots, &body, stages[stage % 2], room) {
+                    held.push((body, stages[stage % 2]));
                 }
                 prop_assert!(held.len() < UPLOAD_SLOTS);
                 prop_assert_eq!(slots.taken, held.len());
-                let filling = held.iter().filter(|(_, kind)| *kind == Kind::Filling).count();
-                prop_assert_eq!(slots.filling(), filling);
+                let fills = |stage| matches!(stage, Stage::Writing | Stage::Sent);
+                prop_assert_eq!(slots.filling(), held.iter().filter(|(_, s)| fills(*s)).count());
             }
-            for (body, kind) in held {
-                slots.release(&body, kind);
+            for (body, stage) in held {
+                slots.release(&body, stage);
             }
-            prop_assert!(slots.users.is_empty() && slots.sessions.is_empty());
-            prop_assert!(slots.limited.is_empty() && slots.taken == 0);
+            prop_assert!(slots.users.is_empty() && slots.limited.is_empty());
+            prop_assert_eq!((slots.taken, slots.filling, slots.writing), (0, 0, 0));
         }
     }
 }

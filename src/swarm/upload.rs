@@ -6,6 +6,7 @@
 
 use std::pin::pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 
@@ -15,9 +16,8 @@ use super::serving::Turn;
 use super::session::{Session, SwarmKey};
 use super::slots::Body;
 use super::storage::{PieceStore, ReadError};
-use crate::clock;
 use crate::error_code::ErrorCode;
-use crate::limits::{MAX_REQUEST_LEN, PIECE_DEADLINE, REQUEST_FRAME_DEADLINE, SLOW_BODY};
+use crate::limits::{MAX_REQUEST_LEN, PIECE_DEADLINE, REQUEST_FRAME_DEADLINE, SLOW_WRITE};
 use crate::name::UserName;
 use crate::piece::PieceIndex;
 use crate::transport::code::quic_code;
@@ -64,8 +64,8 @@ pub async fn serve(
         biased;
         sent = send_piece(&session, &mut send, &mut counted, request, order) => match sent {
             // The slot is taken until the bytes are with the peer: QUIC keeps them until then.
-            Ok(Some(turn)) => tokio::select! {
-                arrived = arrival(&mut stopped, &turn) => match arrived {
+            Ok(Some((turn, slow_after))) => tokio::select! {
+                arrived = arrival(&mut stopped, &turn, slow_after) => match arrived {
                     true => {
                         counted.arrived = true;
                         turn.delivered(admitted.len);
@@ -88,11 +88,12 @@ pub async fn serve(
 async fn arrival<C, E>(
     stopped: &mut (impl Future<Output = Result<Option<C>, E>> + Unpin),
     turn: &Turn<'_>,
+    slow_after: Duration,
 ) -> bool {
-    let mut ended = tokio::time::timeout(SLOW_BODY, &mut *stopped).await;
+    let mut ended = tokio::time::timeout(slow_after, &mut *stopped).await;
     if ended.is_err() {
         turn.is_slow();
-        ended = tokio::time::timeout(PIECE_DEADLINE - SLOW_BODY, stopped).await;
+        ended = tokio::time::timeout(PIECE_DEADLINE, stopped).await;
     }
     matches!(ended, Ok(Ok(None)))
 }
@@ -178,15 +179,15 @@ fn count_refusal(registry: &Registry, session: &Session, request: PieceRequest, 
     }
 }
 
-/// Waits for the request's turn, reads the piece and hands it to QUIC; returns the turn, or nothing
-/// when it could not be served after all.
+/// Waits for the request's turn, reads the piece and hands it to QUIC; returns the turn and after
+/// how long it is slow, or nothing when it could not be served after all.
 async fn send_piece<'a>(
     session: &Session,
     send: &mut SendStream,
     counted: &mut Counted<'a>,
     request: PieceRequest,
     order: u32,
-) -> Result<Option<Turn<'a>>, FrameError> {
+) -> Result<Option<(Turn<'a>, Duration)>, FrameError> {
     let Counted { registry, admitted, .. } = *counted;
     let turn = match wait_for_turn(session, send, registry, admitted, request).await? {
         Ok(turn) => turn,
@@ -217,11 +218,12 @@ async fn send_piece<'a>(
     let len = bytes.len() as u32;
     write_frame(send, &PieceHeader::Data { encoding: Encoding::Identity, len }).await?;
     let _ = send.set_priority(-i32::try_from(order).unwrap_or(i32::MAX));
-    if !write_body(send, bytes, counted).await {
+    if !write_body(send, bytes, &turn, counted).await {
         return Ok(None);
     }
     let _ = send.finish();
-    Ok(Some(turn))
+    let slow_after = turn.is_sent();
+    Ok(Some((turn, slow_after)))
 }
 
 /// The request's turn once it has come, or the answer to give instead.
@@ -254,30 +256,23 @@ async fn wait_for_turn<'a>(
 }
 
 /// Hands a body to QUIC: at once without a rate limit, bit by bit under one. Whether all of it.
-async fn write_body(send: &mut SendStream, mut bytes: Bytes, counted: &mut Counted<'_>) -> bool {
-    let (rates, key) = (counted.registry.rates(), counted.admitted.key);
-    let mut changed = None;
+async fn write_body(
+    send: &mut SendStream,
+    mut bytes: Bytes,
+    turn: &Turn<'_>,
+    counted: &mut Counted<'_>,
+) -> bool {
     while !bytes.is_empty() {
-        let most = match rates.up_credit(key, clock::monotonic()) {
-            Ok(most) => most,
-            Err(wait) => {
-                // First heard, then asked once more: no change is missed.
-                let Some(changed) = &mut changed else {
-                    changed = Some(rates.changed());
-                    continue;
-                };
-                tokio::select! {
-                    () = tokio::time::sleep(wait) => {}
-                    // The rates hold the other end.
-                    _ = changed.changed() => {}
-                }
-                continue;
+        let len = counted.registry.rates().up_turn(counted.admitted.key, bytes.len()).await;
+        let mut written = pin!(send.write_chunk(bytes.split_to(len)));
+        let result = match tokio::time::timeout(SLOW_WRITE, &mut written).await {
+            Ok(result) => result,
+            Err(_elapsed) => {
+                turn.is_slow();
+                written.await
             }
         };
-        let chunk = bytes.split_to(most.min(bytes.len()));
-        let len = chunk.len();
-        rates.take_up(key, len as u64, clock::monotonic());
-        if send.write_chunk(chunk).await.is_err() {
+        if result.is_err() {
             return false;
         }
         counted.sends(len);

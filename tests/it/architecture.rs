@@ -64,6 +64,7 @@ const PURE: &[&str] = &[
     "client/failover.rs",
     "client/groups.rs",
     "client/library.rs",
+    "cli/rate.rs",
     "cli/args.rs",
     "cli/script.rs",
 ];

@@ -582,7 +582,17 @@ pub enum ClientCommand {
         #[arg(value_name = "NAME", allow_hyphen_values = true)]
         file: Option<Selector>,
     },
-    /// How this client stands with its trackers, and they with each other.
+    /// With whom pieces are exchanged, how fast, and what became of every byte; of everything, or of
+    /// one share or download.
+    Peers {
+        /// The group of the one share or download meant.
+        #[arg(requires = "file")]
+        group: Option<GroupName>,
+        /// NAME, USER/NAME or id:HEX.
+        #[arg(value_name = "NAME", allow_hyphen_values = true)]
+        file: Option<Selector>,
+    },
+    /// How this client stands with its trackers, and they with each other; what it sends and receives.
     Status,
     /// End the client.
     #[command(alias = "exit")]
@@ -633,6 +643,7 @@ impl ClientCommand {
             Self::Remove { .. } => "remove",
             Self::Wait { .. } => "wait",
             Self::Limit { .. } => "limit",
+            Self::Peers { .. } => "peers",
             Self::Status => "status",
             Self::Quit => "quit",
         }

@@ -11,12 +11,13 @@ use super::output::Answer;
 use super::progress;
 use super::rate::Rate;
 use super::text::{self, or_none, table};
+use super::transfers;
 use crate::client::agent::Agent;
 use crate::client::error::AgentError;
-use crate::client::library::EntryState;
-use crate::client::report::{DownloadRow, Started};
+use crate::client::report::Started;
 use crate::client::status::{Status, TrackerStatus};
 use crate::name::{GroupName, Selector};
+use crate::swarm::rates::RateLimits;
 use crate::tracker::message::{FileRow, Matching, Password, Standing, Written};
 
 /// Asks a person for a secret, without showing it.
@@ -313,12 +314,7 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
             Ok(Answer::new(json!({"pattern": pattern, "files": json}), or_none(&lines, "files")))
         }
         ClientCommand::Get { args } => get(agent, &args).await,
-        ClientCommand::Downloads => {
-            let rows = agent.downloads();
-            let lines: Vec<_> = rows.iter().map(download_line).collect();
-            let json = json!({"downloads": rows.iter().map(download_json).collect::<Value>()});
-            Ok(Answer::new(json, or_none(&lines, "downloads or shares")))
-        }
+        ClientCommand::Downloads => Ok(transfers::downloads(agent)),
         ClientCommand::StopShare { group, file } => {
             agent.stop_share(group.clone(), file.clone()).await?;
             let text = format!("{file} in {group} is no longer shared");
@@ -332,7 +328,8 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
         }
         ClientCommand::Wait { timeout } => wait(agent, timeout).await,
         ClientCommand::Limit { up, down, group, file } => limit(agent, group.zip(file), up, down),
-        ClientCommand::Status => Ok(status(&agent.status().await)),
+        ClientCommand::Peers { group, file } => transfers::peers(agent, group.zip(file)),
+        ClientCommand::Status => Ok(status(agent, &agent.status().await)),
         // The session ends on it before it comes here.
         ClientCommand::Quit => Ok(Answer::new(json!({}), "")),
     }
@@ -353,13 +350,17 @@ fn limit(
         (Some(group), Some(file)) => format!("{file} in {group}"),
         _ => "everything together".to_owned(),
     };
-    let words = |rate: Option<u64>| rate.map_or("no limit".to_owned(), text::rate);
-    let text = format!("{what}: up {}, down {}", words(limits.up), words(limits.down));
+    let text = format!("{what}: {}", limits_text(limits));
     let json = json!({
         "group": group, "file": file.map(|file| file.to_string()),
         "up_bytes_per_sec": limits.up, "down_bytes_per_sec": limits.down,
     });
     Ok(Answer::new(json, text))
+}
+
+fn limits_text(limits: RateLimits) -> String {
+    let words = |rate: Option<u64>| rate.map_or("no limit".to_owned(), text::rate);
+    format!("up {}, down {}", words(limits.up), words(limits.down))
 }
 
 /// Whether a name may yet turn out to be taken; the person is told then.
@@ -374,7 +375,7 @@ fn is_provisional(written: Option<Written>, name: &str) -> bool {
     provisional
 }
 
-fn status(status: &Status) -> Answer {
+fn status(agent: &Agent, status: &Status) -> Answer {
     let name = status.user.as_ref().map_or("nobody".to_owned(), ToString::to_string);
     let mut text = format!("{name}, on device {}", status.peer_id);
     if let Some(offset) = status.clock_offset_ms {
@@ -384,6 +385,12 @@ fn status(status: &Status) -> Answer {
     text += &format!("\n{}", table(&lines));
     if let Some(change) = status.last_change {
         text += &format!("\nlast change: on {} of {} trackers", change.on, change.of);
+    }
+    let (sums, transfers) = transfers::sums(&agent.downloads());
+    let limits = agent.limits();
+    text += &format!("\n{sums}");
+    if limits.up.is_some() || limits.down.is_some() {
+        text += &format!("\nlimits: {}", limits_text(limits));
     }
     let trackers = status.trackers.iter().map(|TrackerStatus { line, sync }| {
         json!({
@@ -399,7 +406,8 @@ fn status(status: &Status) -> Answer {
     });
     let json = json!({
         "user": status.user, "peer_id": status.peer_id, "clock_offset_ms": status.clock_offset_ms,
-        "trackers": trackers.collect::<Value>(),
+        "trackers": trackers.collect::<Value>(), "transfers": transfers,
+        "up_bytes_per_sec": limits.up, "down_bytes_per_sec": limits.down,
         "last_change": status.last_change.map(|change| json!({"on": change.on, "of": change.of})),
     });
     Answer::new(json, text)
@@ -479,13 +487,7 @@ async fn wait(agent: &Agent, timeout: Option<Duration>) -> Result<Answer, Failur
         rows = agent.wait(timeout) => rows?,
         () = progress::watch(agent) => Vec::new(),
     };
-    let done: Vec<_> = rows.iter().filter(|row| !row.progress.sources.is_empty()).collect();
-    let lines: Vec<_> = done
-        .iter()
-        .map(|row| vec!["complete".to_owned(), row.name.to_string(), text::path(&row.path)])
-        .collect();
-    let json = json!({"downloads": rows.iter().map(download_json).collect::<Value>()});
-    Ok(Answer::new(json, table(&lines)))
+    Ok(Answer::new(transfers::rows_json(&rows), transfers::finished(&rows)))
 }
 
 fn file_line(row: &FileRow) -> Vec<String> {
@@ -511,54 +513,6 @@ fn file_json(row: &FileRow) -> Value {
         "group": row.group, "name": row.name, "size": row.size, "content_id": row.content,
         "sharers": row.sharers, "sharer_count": row.sharer_count, "seeders": row.seeders,
         "leechers": row.leechers, "since": row.since, "last_seen": row.last_seen,
-    })
-}
-
-/// `[D]` or `[S]` first; `[F]` for what failed.
-fn download_line(row: &DownloadRow) -> Vec<String> {
-    let percent = (row.progress.stored_bytes * 100).checked_div(row.size).unwrap_or(100);
-    let (mark, note) = match &row.state {
-        EntryState::Downloading | EntryState::Finishing => ("[D]", vec![progress::note(row)]),
-        EntryState::Seeding if row.changed => {
-            ("[S]", vec!["changed on disk, no longer served: share it again".to_owned()])
-        }
-        EntryState::Seeding => {
-            ("[S]", vec![format!("{} uploaded", text::size(row.uploaded_bytes))])
-        }
-        EntryState::Failed(failure) => ("[F]", vec![text::printable(&failure.message)]),
-    };
-    let cells = vec![
-        mark.to_owned(),
-        row.group.to_string(),
-        row.name.to_string(),
-        text::size(row.size),
-        format!("{percent}%"),
-    ];
-    [cells, note].concat()
-}
-
-fn download_json(row: &DownloadRow) -> Value {
-    let (state, error) = match &row.state {
-        EntryState::Downloading => ("downloading", Value::Null),
-        EntryState::Finishing => ("finishing", Value::Null),
-        EntryState::Seeding if row.changed => ("changed", Value::Null),
-        EntryState::Seeding => ("seeding", Value::Null),
-        EntryState::Failed(failure) => {
-            ("failed", json!({"code": failure.code, "message": failure.message}))
-        }
-    };
-    let sources = row.progress.sources.iter().map(|(peer, source)| {
-        json!({
-            "peer_id": peer, "user": source.user, "pieces": source.pieces, "bytes": source.bytes,
-            "bad_pieces": source.bad_pieces, "connected": source.connected,
-        })
-    });
-    json!({
-        "download": row.number, "state": state, "error": error, "group": row.group,
-        "name": row.name, "path": text::lossy(&row.path), "content_id": row.content, "size": row.size,
-        "stored_bytes": row.progress.stored_bytes, "bytes_per_sec": row.progress.bytes_per_sec,
-        "elapsed_ms": row.progress.elapsed.as_millis() as u64,
-        "uploaded_bytes": row.uploaded_bytes, "sources": sources.collect::<Value>(),
     })
 }
 

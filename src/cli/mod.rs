@@ -7,6 +7,7 @@ pub mod args;
 pub mod logging;
 pub mod output;
 pub mod progress;
+pub mod transfers;
 pub mod command;
 pub mod script;
 pub mod certs;

@@ -61,6 +61,9 @@ pub fn note(row: &DownloadRow) -> String {
     let connected = row.progress.sources.values().filter(|source| source.connected).count();
     let rate = row.progress.bytes_per_sec;
     let left = row.size.saturating_sub(row.progress.stored_bytes);
+    if let Some(hold) = row.progress.hold.as_ref().filter(|_| row.state.is_under_way()) {
+        return text::printable(&format!("waiting: {hold}"));
+    }
     match &row.state {
         EntryState::Finishing => "checking the whole file".to_owned(),
         EntryState::Downloading if connected == 0 => "waiting for a peer".to_owned(),

@@ -9,12 +9,14 @@ use tokio::sync::broadcast;
 pub use super::core::AgentConfig;
 use super::core::Core;
 use super::error::AgentError;
+use super::library::Entry;
 use super::report::{DownloadRow, Notice};
 use crate::id::RequestId;
 use crate::name::{GroupName, Selector, UserName};
 use crate::peer_id::PeerId;
 use crate::swarm::meter::Progress;
 use crate::swarm::rates::RateLimits;
+use crate::swarm::session::SwarmKey;
 use crate::tracker::message::{
     FileCursor, FileRow, GroupRow, Matching, MemberRow, Reply, Request, RequestRow, Written,
 };
@@ -272,25 +274,40 @@ impl Agent {
     /// Everything shared and downloaded, in the order it was begun.
     pub fn downloads(&self) -> Vec<DownloadRow> {
         let entries = self.core.library().entries();
-        entries
-            .into_iter()
-            .map(|(key, entry)| {
-                let size = entry.store.manifest().layout().size();
-                let whole = Progress { stored_bytes: size, ..Progress::default() };
-                DownloadRow {
-                    number: entry.number,
-                    group: entry.group,
-                    name: entry.name,
-                    path: entry.store.path(),
-                    content: key.content,
-                    size,
-                    state: entry.state,
-                    progress: entry.meter.map_or(whole, |meter| meter.progress()),
-                    uploaded_bytes: self.core.registry.uploaded(key),
-                    changed: entry.store.is_changed(),
-                }
-            })
-            .collect()
+        entries.into_iter().map(|(key, entry)| self.row(key, entry)).collect()
+    }
+
+    /// The share or download that `file` means in a group.
+    ///
+    /// # Errors
+    /// [`AgentError`] when there is none here.
+    pub fn download(&self, group: &GroupName, file: &Selector) -> Result<DownloadRow, AgentError> {
+        let key = self.held(group, file)?;
+        let entry = self.core.library().find(key).cloned();
+        entry.map(|entry| self.row(key, entry)).ok_or_else(|| not_held(group, file))
+    }
+
+    /// The swarm of the share or download that `file` means in a group.
+    fn held(&self, group: &GroupName, file: &Selector) -> Result<SwarmKey, AgentError> {
+        self.core.library().select(group, file).ok_or_else(|| not_held(group, file))
+    }
+
+    fn row(&self, key: SwarmKey, entry: Entry) -> DownloadRow {
+        let size = entry.store.manifest().layout().size();
+        let whole = Progress { stored_bytes: size, ..Progress::default() };
+        DownloadRow {
+            number: entry.number,
+            group: entry.group,
+            name: entry.name,
+            path: entry.store.path(),
+            content: key.content,
+            size,
+            state: entry.state,
+            progress: entry.meter.map_or(whole, |meter| meter.progress()),
+            uploaded_bytes: self.core.registry.uploaded(key),
+            uploads: self.core.registry.uploads(key),
+            changed: entry.store.is_changed(),
+        }
     }
 
     /// Waits until no download is under way; returns all rows.
@@ -336,17 +353,7 @@ impl Agent {
         which: Option<&(GroupName, Selector)>,
         change: impl FnOnce(&mut RateLimits),
     ) -> Result<RateLimits, AgentError> {
-        let of = match which {
-            None => None,
-            Some((group, file)) => {
-                let found = self.core.library().select(group, file);
-                let not_here = || {
-                    let (file, group) = (file.to_string(), group.clone());
-                    AgentError::from(Refusal::NotShared { file, group })
-                };
-                Some(found.ok_or_else(not_here)?)
-            }
-        };
+        let of = which.map(|(group, file)| self.held(group, file)).transpose()?;
         let registry = &self.core.registry;
         let before = registry.rates().limits(of);
         let mut limits = before;
@@ -355,6 +362,11 @@ impl Agent {
             registry.set_limits(of, limits);
         }
         Ok(limits)
+    }
+
+    /// The rate limits of everything together.
+    pub fn limits(&self) -> RateLimits {
+        self.core.registry.rates().limits(None)
     }
 
     /// Stops everything in order: downloads, peers, the tracker, the socket.
@@ -370,6 +382,10 @@ impl Agent {
             _ => Err(AgentError::BadAnswer),
         }
     }
+}
+
+fn not_held(group: &GroupName, file: &Selector) -> AgentError {
+    Refusal::NotShared { file: file.to_string(), group: group.clone() }.into()
 }
 
 pub(super) fn request_id() -> RequestId {

@@ -10,6 +10,7 @@ use crate::manifest::{ContentId, Manifest};
 use crate::name::{FileName, GroupName, UserName};
 use crate::swarm::hold::Hold;
 use crate::swarm::meter::Progress;
+use crate::swarm::upload_counts::UploadCounts;
 
 /// A finished `share`.
 #[derive(Clone, Debug)]
@@ -70,6 +71,8 @@ pub struct DownloadRow {
     pub progress: Progress,
     /// Bytes sent to others.
     pub uploaded_bytes: u64,
+    /// What each user was sent, those who are gone too.
+    pub uploads: Vec<(UserName, UploadCounts)>,
     /// Whether the file was found changed and is no longer served.
     pub changed: bool,
 }

@@ -1,0 +1,242 @@
+//! Downloads and shares as people and scripts see them: rows, peers, and where every byte came from.
+
+use serde_json::{Value, json};
+
+use super::exit::Failure;
+use super::output::Answer;
+use super::progress;
+use super::text::{self, or_none, table};
+use crate::client::agent::Agent;
+use crate::client::library::EntryState;
+use crate::client::report::DownloadRow;
+use crate::name::{GroupName, Selector};
+use crate::swarm::hold::Hold;
+use crate::swarm::meter::{Requests, Source, Waste};
+
+/// All of them, one row each.
+pub fn downloads(agent: &Agent) -> Answer {
+    let rows = agent.downloads();
+    let lines: Vec<_> = rows.iter().map(line).collect();
+    Answer::new(rows_json(&rows), or_none(&lines, "downloads or shares"))
+}
+
+/// With whom pieces are exchanged, of everything or of the one share or download that `which` means.
+///
+/// # Errors
+/// [`Failure`] when there is no such one.
+pub fn peers(agent: &Agent, which: Option<(GroupName, Selector)>) -> Result<Answer, Failure> {
+    let rows = match &which {
+        None => agent.downloads(),
+        Some((group, file)) => vec![agent.download(group, file)?],
+    };
+    let mut text = Vec::new();
+    for row in &rows {
+        let lines = peer_lines(row);
+        if lines.is_empty() && which.is_none() {
+            continue;
+        }
+        text.push(format!("{} {}  {}", mark(row), row.group, row.name));
+        let lines = or_none(&lines, "peers");
+        text.extend(lines.lines().map(|line| format!("    {line}")));
+        text.extend(totals(row).map(|totals| format!("    {totals}")));
+    }
+    if text.is_empty() {
+        text.push("no peers".to_owned());
+    }
+    Ok(Answer::new(rows_json(&rows), text.join("\n")))
+}
+
+/// Rows for scripts.
+pub fn rows_json(rows: &[DownloadRow]) -> Value {
+    json!({"downloads": rows.iter().map(row_json).collect::<Value>()})
+}
+
+/// Sums over everything, for `status`: words and fields.
+pub fn sums(rows: &[DownloadRow]) -> (String, Value) {
+    let count = |which: fn(&DownloadRow) -> bool| rows.iter().filter(|row| which(row)).count();
+    let downloading = count(|row| row.state.is_under_way());
+    let held = count(|row| row.state.is_under_way() && row.progress.hold.is_some());
+    let seeding = count(|row| row.state == EntryState::Seeding && !row.changed);
+    let rate: u64 = rows.iter().map(|row| row.progress.bytes_per_sec).sum();
+    let received: u64 = rows.iter().map(|row| row.progress.received().0).sum();
+    let wasted: u64 = rows.iter().map(|row| row.progress.received().1.total()).sum();
+    let uploaded: u64 = rows.iter().map(|row| row.uploaded_bytes).sum();
+    let mut text = format!("{downloading} downloading at {}, ", text::rate(rate));
+    if held > 0 {
+        text += &format!("{held} of them held up, ");
+    }
+    text += &format!(
+        "{seeding} shared; {} received, {} of it wasted; {} sent",
+        text::size(received),
+        text::size(wasted),
+        text::size(uploaded)
+    );
+    let json = json!({
+        "downloading": downloading, "held": held, "seeding": seeding, "bytes_per_sec": rate,
+        "received_bytes": received, "wasted_bytes": wasted, "uploaded_bytes": uploaded,
+    });
+    (text, json)
+}
+
+/// `[D]` or `[S]`; `[F]` for what failed.
+fn mark(row: &DownloadRow) -> &'static str {
+    match row.state {
+        EntryState::Downloading | EntryState::Finishing => "[D]",
+        EntryState::Seeding => "[S]",
+        EntryState::Failed(_) => "[F]",
+    }
+}
+
+fn line(row: &DownloadRow) -> Vec<String> {
+    let percent = (row.progress.stored_bytes * 100).checked_div(row.size).unwrap_or(100);
+    let note = match &row.state {
+        EntryState::Downloading | EntryState::Finishing => progress::note(row),
+        EntryState::Seeding if row.changed => {
+            "changed on disk, no longer served: share it again".to_owned()
+        }
+        EntryState::Seeding => format!("{} uploaded", text::size(row.uploaded_bytes)),
+        EntryState::Failed(failure) => text::printable(&failure.message),
+    };
+    vec![
+        mark(row).to_owned(),
+        row.group.to_string(),
+        row.name.to_string(),
+        text::size(row.size),
+        format!("{percent}%"),
+        note,
+    ]
+}
+
+fn peer_lines(row: &DownloadRow) -> Vec<Vec<String>> {
+    let pieces = row.size.div_ceil(u64::from(crate::limits::PIECE_LEN)).max(1);
+    let sources = row.progress.sources.iter().map(|(peer, source)| {
+        let state = if !source.connected {
+            vec!["gone".to_owned(), String::new()]
+        } else {
+            let has = u64::from(source.has) * 100 / pieces;
+            let speed =
+                format!("{}, {} ms", text::rate(source.bytes_per_sec), source.rtt.as_millis());
+            vec![format!("has {has}%"), format!("{speed}, {} asked", source.asked)]
+        };
+        let mut gave = format!("gave {}", text::size(source.bytes));
+        if source.wasted.total() > 0 {
+            gave += &format!(" and {} {}", text::size(source.wasted.total()), why(&source.wasted));
+        }
+        let who = vec![source.user.to_string(), peer.short(), source.address.to_string()];
+        [who, state, vec![gave]].concat()
+    });
+    let uploads = row.uploads.iter().map(|(user, counts)| {
+        let mut got = format!("got {}", text::size(counts.delivered_bytes));
+        if counts.cut_off_bytes > 0 {
+            got += &format!(" and {} that it stopped", text::size(counts.cut_off_bytes));
+        }
+        let none = String::new;
+        vec![user.to_string(), none(), none(), none(), none(), got]
+    });
+    sources.chain(uploads).collect()
+}
+
+/// Why bytes were of no use, the most frequent reason first.
+fn why(wasted: &Waste) -> String {
+    let mut reasons = [
+        (wasted.bad, "false"),
+        (wasted.late, "too late"),
+        (wasted.stolen, "taken from it"),
+        (wasted.broken, "broken off"),
+        (wasted.unwritten, "not written"),
+    ];
+    reasons.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+    let words = reasons.iter().filter(|(bytes, _)| *bytes > 0).map(|(_, word)| *word);
+    words.collect::<Vec<_>>().join(", ")
+}
+
+fn totals(row: &DownloadRow) -> Option<String> {
+    let (received, wasted) = row.progress.received();
+    let requests = row.progress.requests();
+    let rest = if wasted.total() > 0 { format!(" ({})", why(&wasted)) } else { String::new() };
+    (requests.made > 0).then(|| {
+        format!(
+            "{} received, {} wasted{rest}; {} requests, {} of them again",
+            text::size(received),
+            text::size(wasted.total()),
+            requests.made,
+            requests.undone + requests.refused,
+        )
+    })
+}
+
+fn row_json(row: &DownloadRow) -> Value {
+    let (state, error) = match &row.state {
+        EntryState::Downloading => ("downloading", Value::Null),
+        EntryState::Finishing => ("finishing", Value::Null),
+        EntryState::Seeding if row.changed => ("changed", Value::Null),
+        EntryState::Seeding => ("seeding", Value::Null),
+        EntryState::Failed(failure) => {
+            ("failed", json!({"code": failure.code, "message": failure.message}))
+        }
+    };
+    let hold = row.progress.hold.as_ref().filter(|_| row.state.is_under_way()).map(|hold| {
+        let code = match hold {
+            Hold::NoSource => "no-source",
+            Hold::Disk(_) => "disk",
+            Hold::Suspect(_) => "manifest-suspected",
+        };
+        json!({"code": code, "message": text::printable(&hold.to_string())})
+    });
+    let sources = row.progress.sources.iter().map(|(peer, source)| {
+        let mut json = source_json(source);
+        json["peer_id"] = json!(peer);
+        json
+    });
+    let uploads = row.uploads.iter().map(|(user, counts)| {
+        json!({
+            "user": user, "pieces": counts.pieces, "sent_bytes": counts.sent_bytes,
+            "delivered_bytes": counts.delivered_bytes, "cut_off_bytes": counts.cut_off_bytes,
+            "refused": counts.refused.all(),
+        })
+    });
+    let (received, wasted) = row.progress.received();
+    json!({
+        "download": row.number, "state": state, "error": error, "hold": hold, "group": row.group,
+        "name": row.name, "path": text::lossy(&row.path), "content_id": row.content, "size": row.size,
+        "stored_bytes": row.progress.stored_bytes, "bytes_per_sec": row.progress.bytes_per_sec,
+        "elapsed_ms": row.progress.elapsed.as_millis() as u64,
+        "received_bytes": received, "wasted": waste_json(&wasted),
+        "requests": requests_json(&row.progress.requests()),
+        "sources": sources.collect::<Value>(),
+        "uploaded_bytes": row.uploaded_bytes, "uploads": uploads.collect::<Value>(),
+    })
+}
+
+fn source_json(source: &Source) -> Value {
+    json!({
+        "user": source.user, "address": source.address, "connected": source.connected,
+        "has": source.has, "asked": source.asked, "rtt_ms": source.rtt.as_millis() as u64,
+        "bytes_per_sec": source.bytes_per_sec, "pieces": source.pieces, "bytes": source.bytes,
+        "bad_pieces": source.bad_pieces, "received_bytes": source.received_bytes,
+        "wasted": waste_json(&source.wasted), "requests": requests_json(&source.requests),
+    })
+}
+
+fn waste_json(wasted: &Waste) -> Value {
+    let Waste { bad, late, stolen, broken, unwritten } = wasted;
+    json!({
+        "bad": bad, "late": late, "stolen": stolen, "broken": broken, "unwritten": unwritten,
+    })
+}
+
+fn requests_json(requests: &Requests) -> Value {
+    let Requests { made, stealing, second, refused, undone } = requests;
+    json!({
+        "made": made, "stealing": stealing, "second": second, "refused": refused, "undone": undone,
+    })
+}
+
+/// What became complete, for `wait`.
+pub fn finished(rows: &[DownloadRow]) -> String {
+    let done = rows.iter().filter(|row| !row.progress.sources.is_empty());
+    let lines: Vec<_> = done
+        .map(|row| vec!["complete".to_owned(), row.name.to_string(), text::path(&row.path)])
+        .collect();
+    table(&lines)
+}

@@ -495,7 +495,7 @@ impl Driver {
             }
             return;
         }
-        let (connection, now) = (&session.connection, clock::monotonic());
+        let connection = &session.connection;
         let (address, rtt) = (connection.remote_address(), connection.rtt());
         let (from, datagrams) = (connection.remote(), connection.received());
         self.download.meter.change(|progress| {
@@ -503,7 +503,6 @@ impl Driver {
             let source = source.or_insert_with(|| Source::new(user.clone(), address));
             source.connected = true;
             source.address = address;
-            source.has = pieces.count();
         });
         let peer = Peer {
             session,
@@ -512,10 +511,9 @@ impl Driver {
             others: BTreeMap::new(),
             fetches: HashMap::new(),
             datagrams,
-            quiet_since: now,
+            quiet_since: clock::monotonic(),
         };
         self.peers.insert(key, peer);
-        self.pulse_at = self.pulse_at.max(now);
         self.step(Event::PeerJoined { peer: key, user, pieces, rtt });
     }
 

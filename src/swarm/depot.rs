@@ -236,7 +236,10 @@ impl Depot {
                     }
                 }
             }
-            Done::Recovered(Err(error)) => self.fall_ill(error),
+            Done::Recovered(Err(error)) => {
+                self.health = Health::Ill(error, clock::monotonic() + RETRY);
+                Ok(Outcome::Nothing)
+            }
             Done::Recovered(Ok(recovered)) => {
                 let (lost, found) = (recovered.lost.len(), recovered.found.len());
                 tracing::info!(lost, found, "the disk is well again");

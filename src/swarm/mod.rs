@@ -52,3 +52,5 @@ mod memory_disk;
 mod storage_tests;
 #[cfg(test)]
 mod storage_faults;
+#[cfg(test)]
+mod recovery_tests;

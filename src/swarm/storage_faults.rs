@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
 use super::memory_disk::{Fault, MemoryDisk, Plan};
-use super::storage::{PART_DIR, PieceStore, ReadError, Recovered, StorageError, WriteError};
+use super::storage::{PART_DIR, PieceStore, Recovered, StorageError, WriteError};
 use crate::bitfield::Bitfield;
 use crate::limits::PIECE_LEN;
 use crate::manifest::Manifest;
@@ -12,39 +12,40 @@ use crate::manifest::testing::manifest_of;
 use crate::name::FileName;
 use crate::piece::PieceIndex;
 
-const P: usize = PIECE_LEN as usize;
+pub(super) const P: usize = PIECE_LEN as usize;
 
 /// Four pieces, the last of them short.
-static CONTENT: LazyLock<Vec<u8>> =
+pub(super) static CONTENT: LazyLock<Vec<u8>> =
     LazyLock::new(|| (0..3 * P + 9_999).map(|i| (i ^ (i >> 7) ^ (i / P * 91)) as u8 | 1).collect());
-static MANIFEST: LazyLock<Arc<Manifest>> = LazyLock::new(|| Arc::new(manifest_of(&CONTENT)));
+pub(super) static MANIFEST: LazyLock<Arc<Manifest>> =
+    LazyLock::new(|| Arc::new(manifest_of(&CONTENT)));
 
-fn dest() -> &'static Path {
+pub(super) fn dest() -> &'static Path {
     Path::new("/dest")
 }
 
-fn name() -> FileName {
+pub(super) fn name() -> FileName {
     "film.mkv".parse().expect("a name")
 }
 
-fn part_path() -> PathBuf {
+pub(super) fn part_path() -> PathBuf {
     dest().join(PART_DIR).join(format!("{}.part", MANIFEST.content_id()))
 }
 
-fn piece(index: u32) -> PieceIndex {
+pub(super) fn piece(index: u32) -> PieceIndex {
     MANIFEST.layout().piece(index).expect("exists")
 }
 
-fn bytes_of(piece: PieceIndex) -> &'static [u8] {
+pub(super) fn bytes_of(piece: PieceIndex) -> &'static [u8] {
     let start = MANIFEST.layout().offset(piece) as usize;
     &CONTENT[start..start + MANIFEST.layout().len(piece) as usize]
 }
 
-fn open(disk: &MemoryDisk) -> Result<PieceStore, StorageError> {
+pub(super) fn open(disk: &MemoryDisk) -> Result<PieceStore, StorageError> {
     PieceStore::part_on(disk.seam(), MANIFEST.clone(), dest(), &|_| {})
 }
 
-fn write(store: &PieceStore, index: u32) -> Result<(), StorageError> {
+pub(super) fn write(store: &PieceStore, index: u32) -> Result<(), StorageError> {
     match store.write_piece(piece(index), bytes_of(piece(index))) {
         Ok(()) => Ok(()),
         Err(WriteError::Storage(error)) => Err(error),
@@ -52,12 +53,12 @@ fn write(store: &PieceStore, index: u32) -> Result<(), StorageError> {
     }
 }
 
-fn indices(pieces: &Bitfield) -> Vec<u32> {
+pub(super) fn indices(pieces: &Bitfield) -> Vec<u32> {
     pieces.iter().map(PieceIndex::get).collect()
 }
 
 /// Everything counted as here is right, read past the store.
-fn check(disk: &MemoryDisk, store: &PieceStore) {
+pub(super) fn check(disk: &MemoryDisk, store: &PieceStore) {
     let content = disk.content(&store.path()).expect("a file");
     for piece in store.bitfield().iter() {
         let start = MANIFEST.layout().offset(piece) as usize;
@@ -67,7 +68,7 @@ fn check(disk: &MemoryDisk, store: &PieceStore) {
 }
 
 /// Fetches what is missing, gives the file its name, and looks that nothing else is left.
-fn complete(disk: &MemoryDisk, store: &PieceStore) {
+pub(super) fn complete(disk: &MemoryDisk, store: &PieceStore) {
     for piece in MANIFEST.layout().pieces().filter(|piece| !store.has(*piece)) {
         write(store, piece.get()).expect("written");
     }
@@ -102,7 +103,11 @@ fn operations() -> usize {
 }
 
 /// A store as a machine finds it after a power cut, and the disk it is on.
-fn start_again(disk: &MemoryDisk, seed: u64, safe: &Bitfield) -> Option<(MemoryDisk, PieceStore)> {
+pub(super) fn start_again(
+    disk: &MemoryDisk,
+    seed: u64,
+    safe: &Bitfield,
+) -> Option<(MemoryDisk, PieceStore)> {
     let disk = disk.after_power_cut(seed);
     if let Some(content) = disk.content(&dest().join("film.mkv")) {
         assert!(content == *CONTENT, "a file with its name is whole");
@@ -295,7 +300,7 @@ fn pieces_in_any_order_from_several_threads_end_with_the_right_sha1() {
     }
 }
 
-fn manifest_offset(store: &PieceStore, piece: PieceIndex) -> usize {
+pub(super) fn manifest_offset(store: &PieceStore, piece: PieceIndex) -> usize {
     store.manifest().layout().offset(piece) as usize
 }
 
@@ -385,22 +390,6 @@ fn a_clean_stop_that_failed_half_way_is_not_believed_later() {
 }
 
 #[test]
-fn a_full_disk_is_tried_with_a_whole_piece() {
-    let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    write(&store, 0).expect("written");
-    disk.image().full = true;
-    assert!(matches!(write(&store, 1), Err(StorageError::NoSpace { .. })));
-    let error = store.recover().expect_err("no room for a piece");
-    assert!(matches!(error, StorageError::NoSpace { needed, .. } if needed >= P as u64), "{error}");
-    assert_eq!(indices(&store.bitfield()), [0]);
-    disk.image().full = false;
-    assert_eq!(store.recover().expect("room"), Recovered::default());
-    check(&disk, &store);
-    complete(&disk, &store);
-}
-
-#[test]
 fn what_is_here_is_not_written_again() {
     let disk = MemoryDisk::with(dest());
     let store = open(&disk).expect("opened");
@@ -408,22 +397,6 @@ fn what_is_here_is_not_written_again() {
     let before = disk.image().operations;
     write(&store, 0).expect("a duplicate of the endgame");
     assert_eq!(disk.image().operations, before);
-}
-
-#[test]
-fn a_file_that_another_process_finished_just_before_the_lock_is_left_alone() {
-    let disk = MemoryDisk::with(dest());
-    disk.make_directory(&dest().join(PART_DIR));
-    disk.put(&part_path(), &CONTENT);
-    let finished = dest().join("theirs");
-    disk.image().finished_as = Some(finished.clone());
-    let store = open(&disk).expect("a new one");
-    assert!(store.bitfield().is_empty());
-    for index in 0..4 {
-        write(&store, index).expect("written");
-    }
-    disk.rot(&part_path(), 0);
-    assert!(disk.content(&finished).as_deref() == Some(&CONTENT[..]));
 }
 
 #[test]
@@ -441,29 +414,6 @@ fn a_file_written_after_a_clean_stop_is_looked_at_again() {
     let store = open(&disk).expect("opened");
     assert_eq!(indices(&store.bitfield()), [0, 2, 3]);
     complete(&disk, &store);
-}
-
-#[test]
-fn a_rotten_piece_is_not_served_and_comes_again() {
-    for seed in 0..20 {
-        let disk = MemoryDisk::with(dest());
-        let store = open(&disk).expect("opened");
-        for index in [3, 1] {
-            write(&store, index).expect("written");
-        }
-        store.checkpoint().expect("safe");
-        disk.rot(&part_path(), P + 1);
-        assert_eq!(store.read_piece(piece(3)).expect("right"), bytes_of(piece(3)));
-        assert!(matches!(store.read_piece(piece(1)), Err(ReadError::Missing)));
-        assert_eq!(indices(&store.bitfield()), [3]);
-        assert_eq!((store.take_lost(), store.take_lost()), (vec![piece(1)], vec![]));
-        // What comes again is not on the disk because what went bad was.
-        write(&store, 1).expect("written");
-        store.checkpoint().expect("safe");
-        let (disk, store) = start_again(&disk, seed, &store.bitfield()).expect("a part file");
-        assert_eq!(indices(&store.bitfield()), [1, 3]);
-        complete(&disk, &store);
-    }
 }
 
 #[test]
@@ -496,173 +446,6 @@ fn the_last_step_can_be_tried_again_whatever_failed_in_it() {
 }
 
 #[test]
-fn rot_found_at_the_end_blames_nobody() {
-    let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    for index in 0..4 {
-        write(&store, index).expect("written");
-    }
-    store.close().expect("stopped");
-    drop(store);
-    disk.rot(&part_path(), 5);
-    disk.rot(&part_path(), 2 * P + 5);
-    let store = open(&disk).expect("opened");
-    assert!(store.bitfield().is_full(), "a clean stop is believed");
-    let error = store.finish(dest(), &name(), &|| true).expect_err("rotten");
-    assert!(matches!(error, StorageError::Incomplete { count: 2, .. }), "{error}");
-    assert!(error.can_heal());
-    assert_eq!(store.recover().expect("the disk takes writes").lost, [piece(0), piece(2)]);
-    complete(&disk, &store);
-}
-
-#[test]
-fn a_sector_that_cannot_be_read_costs_its_piece_and_no_other() {
-    let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    for index in [1, 2, 3] {
-        write(&store, index).expect("written");
-    }
-    store.checkpoint().expect("safe");
-    disk.break_block(&part_path(), 2 * P + 4096);
-    assert!(matches!(store.read_piece(piece(2)), Err(ReadError::Io(_))));
-    assert!(store.has(piece(2)), "it may be readable again");
-    write(&store, 0).expect("written");
-    let error = store.finish(dest(), &name(), &|| true).expect_err("unreadable");
-    assert!(error.can_heal(), "{error}");
-    assert_eq!(store.recover().expect("the disk takes writes").lost, [piece(2)]);
-    complete(&disk, &store);
-    // Found when the file is opened, it is simply not there.
-    let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    write(&store, 1).expect("written");
-    write(&store, 2).expect("written");
-    drop(store);
-    disk.break_block(&part_path(), P);
-    assert_eq!(indices(&open(&disk).expect("opens").bitfield()), [2]);
-    // But when nothing can be read at all, the disk is to blame, and all of it is kept.
-    disk.break_block(&part_path(), 2 * P);
-    assert!(open(&disk).expect_err("unreadable").can_heal());
-}
-
-#[test]
-fn writers_checkpoints_and_recoveries_at_the_same_time_lose_nothing() {
-    let content: Vec<u8> = (0..24 * P).map(|i| (i ^ (i >> 9) ^ (i / P)) as u8).collect();
-    let manifest = Arc::new(manifest_of(&content));
-    let disk = MemoryDisk::with(dest());
-    let store =
-        PieceStore::part_on(disk.seam(), manifest.clone(), dest(), &|_| {}).expect("opened");
-    std::thread::scope(|scope| {
-        for lane in 0..3 {
-            let (store, content) = (&store, &content);
-            scope.spawn(move || {
-                for piece in store.manifest().layout().pieces().skip(lane).step_by(3) {
-                    let start = manifest_offset(store, piece);
-                    store.write_piece(piece, &content[start..start + P]).expect("written");
-                    assert!(store.read_piece(piece).expect("here") == content[start..start + P]);
-                    let _ = store.checkpoint();
-                }
-            });
-        }
-        for _ in 0..10 {
-            disk.remove_tree(dest());
-            disk.make_directory(dest());
-            assert_eq!(store.recover().expect("usable"), Recovered::default());
-        }
-    });
-    let path = store.finish(dest(), &name(), &|| true).expect("finished");
-    assert!(disk.content(&path).as_deref() == Some(&content[..]));
-}
-
-#[test]
-fn a_directory_that_went_and_came_back_costs_no_piece() {
-    let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    write(&store, 0).expect("written");
-    write(&store, 2).expect("written");
-    store.checkpoint().expect("safe");
-    disk.remove_tree(dest());
-    assert!(matches!(store.checkpoint(), Err(StorageError::Gone(_))));
-    // It is not ours to make.
-    let error = store.recover().expect_err("gone");
-    assert!(matches!(&error, StorageError::Io { path, .. } if path == dest()), "{error}");
-    write(&store, 3).expect("what is open still takes pieces");
-    disk.make_directory(dest());
-    assert_eq!(store.recover().expect("back").lost, []);
-    assert_eq!(indices(&store.bitfield()), [0, 2, 3]);
-    let (_, again) = start_again(&disk, 1, &store.bitfield()).expect("a part file");
-    assert_eq!(indices(&again.bitfield()), [0, 2, 3], "and they are safe there");
-    complete(&disk, &store);
-}
-
-#[test]
-fn a_directory_that_goes_during_the_last_step_is_waited_for() {
-    let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    for index in 0..4 {
-        write(&store, index).expect("written");
-    }
-    disk.remove_tree(dest());
-    let error = store.finish(dest(), &name(), &|| true).expect_err("gone");
-    assert!(error.can_heal(), "{error}");
-    disk.make_directory(dest());
-    assert_eq!(store.recover().expect("back").lost, []);
-    complete(&disk, &store);
-}
-
-#[test]
-fn an_older_part_file_in_place_of_ours_is_used_and_filled_up() {
-    let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    for index in [0, 2, 3] {
-        write(&store, index).expect("written");
-    }
-    // Another filesystem is mounted there; ours is below it, and bad in one place by now.
-    disk.move_tree(&dest().join(PART_DIR), Path::new("/below"));
-    disk.rot(&Path::new("/below").join(part_path().file_name().expect("named")), 3 * P);
-    disk.make_directory(&dest().join(PART_DIR));
-    let mut older = vec![0; CONTENT.len()];
-    older[P..2 * P].copy_from_slice(bytes_of(piece(1)));
-    older[2 * P..2 * P + 50].copy_from_slice(&bytes_of(piece(2))[..50]);
-    disk.put(&part_path(), &older);
-    assert!(matches!(store.checkpoint(), Err(StorageError::Gone(_))));
-    let recovered = store.recover().expect("usable");
-    assert_eq!((recovered.lost, recovered.found), (vec![piece(3)], vec![piece(1)]));
-    assert_eq!(indices(&store.bitfield()), [0, 1, 2]);
-    check(&disk, &store);
-    write(&store, 3).expect("written");
-    store.finish(dest(), &name(), &|| true).expect("finished");
-    assert!(disk.content(&dest().join("film.mkv")).as_deref() == Some(&CONTENT[..]));
-}
-
-#[test]
-fn somebody_elses_file_at_our_path_is_neither_named_nor_removed() {
-    let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    for index in 0..4 {
-        write(&store, index).expect("written");
-    }
-    disk.put(&part_path(), b"mine");
-    assert!(matches!(store.finish(dest(), &name(), &|| true), Err(StorageError::Gone(_))));
-    store.discard();
-    assert_eq!(disk.content(&part_path()).as_deref(), Some(&b"mine"[..]));
-}
-
-#[test]
-fn a_discarded_download_leaves_nothing_whatever_comes_late() {
-    let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    write(&store, 0).expect("written");
-    store.checkpoint().expect("safe");
-    store.discard();
-    assert_eq!(disk.names(), [dest()]);
-    let _ = write(&store, 1);
-    store.checkpoint().expect("nothing to do");
-    store.close().expect("nothing to do");
-    assert_eq!(store.recover().expect("nothing to do").lost, []);
-    assert_eq!(disk.names(), [dest()]);
-}
-
-#[test]
 fn a_record_that_a_crash_left_half_written_goes() {
     let disk = MemoryDisk::with(dest());
     let store = open(&disk).expect("opened");
@@ -675,21 +458,6 @@ fn a_record_that_a_crash_left_half_written_goes() {
     assert_eq!(indices(&store.bitfield()), [0]);
     assert!(!disk.names().contains(&part_path().with_extension("resume-new")));
     complete(&disk, &store);
-}
-
-#[test]
-fn a_whole_file_changed_within_a_tick_of_the_clock_is_not_served() {
-    let path = dest().join("whole");
-    let disk = MemoryDisk::with(dest());
-    disk.put(&path, &CONTENT);
-    let stamp = disk.seam().stamp(&path).expect("there");
-    let store = PieceStore::whole_on(disk.seam(), MANIFEST.clone(), path.clone(), stamp);
-    assert_eq!(store.read_piece(piece(1)).expect("right"), bytes_of(piece(1)));
-    disk.rot(&path, P + 5);
-    assert_eq!(disk.seam().stamp(&path).expect("there"), stamp, "it looks the same");
-    assert!(matches!(store.read_piece(piece(1)), Err(ReadError::Changed)));
-    assert!(matches!(store.read_piece(piece(0)), Err(ReadError::Changed)), "never again");
-    assert!(store.is_changed());
 }
 
 #[test]

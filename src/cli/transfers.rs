@@ -143,7 +143,6 @@ fn why(wasted: &Waste) -> String {
         (wasted.late, "too late"),
         (wasted.stolen, "taken from it"),
         (wasted.broken, "broken off"),
-        (wasted.unwritten, "not written"),
     ];
     reasons.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
     let words = reasons.iter().filter(|(bytes, _)| *bytes > 0).map(|(_, word)| *word);
@@ -219,10 +218,8 @@ fn source_json(source: &Source) -> Value {
 }
 
 fn waste_json(wasted: &Waste) -> Value {
-    let Waste { bad, late, stolen, broken, unwritten } = wasted;
-    json!({
-        "bad": bad, "late": late, "stolen": stolen, "broken": broken, "unwritten": unwritten,
-    })
+    let Waste { bad, late, stolen, broken } = wasted;
+    json!({"bad": bad, "late": late, "stolen": stolen, "broken": broken})
 }
 
 fn requests_json(requests: &Requests) -> Value {

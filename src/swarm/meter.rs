@@ -28,14 +28,12 @@ pub struct Waste {
     pub stolen: u64,
     /// The rest did not come: the stream broke, or the peer fell silent or went.
     pub broken: u64,
-    /// They could not be written.
-    pub unwritten: u64,
 }
 
 impl Waste {
     /// All of them.
     pub fn total(&self) -> u64 {
-        self.bad + self.late + self.stolen + self.broken + self.unwritten
+        self.bad + self.late + self.stolen + self.broken
     }
 
     fn add(&mut self, other: &Self) {
@@ -43,7 +41,6 @@ impl Waste {
         self.late += other.late;
         self.stolen += other.stolen;
         self.broken += other.broken;
-        self.unwritten += other.unwritten;
     }
 }
 

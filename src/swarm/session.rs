@@ -6,6 +6,7 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -13,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::message::Control;
 use super::storage::PieceStore;
 use crate::bitfield::Bitfield;
+use crate::clock;
 use crate::error_code::ErrorCode;
 use crate::id::GroupId;
 use crate::limits::{CONTROL_QUEUE_BYTES, MAX_SWARMS_PER_CONNECTION};
@@ -22,6 +24,9 @@ use crate::piece::PieceIndex;
 use crate::ticket::Ticket;
 use crate::transport::connection::Connection;
 use crate::transport::frame::frame_bytes;
+
+/// Refusals say what is left here at most this often: a bitfield has up to 8 KiB for 32 GiB.
+const BITS_AGAIN: Duration = Duration::from_secs(1);
 
 /// One content in one group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -116,6 +121,9 @@ struct Ours {
     number: u32,
     /// Whether our bitfield was sent: from then on pieces are told as they come.
     told: bool,
+    /// What had gone bad by then, and when a refusal last said what is left.
+    losses: u64,
+    refused_at: Option<Instant>,
 }
 
 #[derive(Debug, Default)]
@@ -193,7 +201,7 @@ impl Session {
         }
         let number = tables.next_number;
         tables.next_number += 1;
-        tables.ours.insert(key, Ours { number, told: false });
+        tables.ours.insert(key, Ours { number, told: false, losses: 0, refused_at: None });
         self.send(Control::Open { swarm: number, group: key.group, content: key.content });
     }
 
@@ -223,9 +231,22 @@ impl Session {
         let mut tables = self.lock();
         let Some(ours) = tables.ours.get_mut(&key) else { return };
         // First told, then read: a piece that comes in between is told twice rather than never.
-        ours.told = true;
+        (ours.told, ours.losses) = (true, store.losses());
         let bits = store.bitfield().as_bytes().to_vec();
         self.send(Control::Bitfield { swarm: ours.number, bits });
+    }
+
+    /// What a refusal of a piece says besides: our bitfield, if pieces of it went bad since it was
+    /// told; at most once a second.
+    pub fn bits_for_refusal(&self, key: SwarmKey, store: &PieceStore) -> Option<Vec<u8>> {
+        let (now, losses) = (clock::monotonic(), store.losses());
+        let mut tables = self.lock();
+        let ours = tables.ours.get_mut(&key).filter(|ours| ours.told && ours.losses != losses)?;
+        if ours.refused_at.is_some_and(|at| now.duration_since(at) < BITS_AGAIN) {
+            return None;
+        }
+        (ours.losses, ours.refused_at) = (losses, Some(now));
+        Some(store.bitfield().as_bytes().to_vec())
     }
 
     /// Sends our bitfield anew, if it was sent before.

@@ -43,6 +43,8 @@ struct State {
     place: Place,
     /// Pieces that went bad and nobody has been told of.
     lost: Vec<PieceIndex>,
+    /// How often pieces went bad.
+    losses: u64,
     /// Pieces that could not be read, and may be readable when the disk is well again.
     unreadable: BTreeSet<PieceIndex>,
     /// The directory in which the name of a finished file has not reached the disk.
@@ -121,6 +123,7 @@ impl PieceStore {
             have,
             place,
             lost: Vec::new(),
+            losses: 0,
             unreadable: BTreeSet::new(),
             unsynced_name: None,
         });
@@ -135,6 +138,11 @@ impl PieceStore {
     /// The pieces that are here.
     pub fn bitfield(&self) -> Bitfield {
         self.lock().have.clone()
+    }
+
+    /// A number that grows whenever pieces that were here went bad.
+    pub fn losses(&self) -> u64 {
+        self.lock().losses
     }
 
     /// Whether `piece` is here.
@@ -348,6 +356,7 @@ impl PieceStore {
         let Replacement { filling, have, lost } = old.replacement(&self.disk, &self.bitfield())?;
         let mut state = self.lock();
         state.have = have;
+        state.losses += u64::from(!lost.is_empty());
         state.lost.extend(lost);
         state.unreadable.clear();
         state.place = Place::Part(Arc::new(filling));
@@ -551,6 +560,7 @@ impl State {
     fn drop_piece(&mut self, piece: PieceIndex) {
         if self.have.remove(piece) {
             self.lost.push(piece);
+            self.losses += 1;
         }
         self.unreadable.remove(&piece);
     }

@@ -128,8 +128,8 @@ fn admit(
         return Err(Denied::Nack(Nack::Changed));
     }
     if !store.has(piece) {
-        // Bitfield and HAVEs told the truth, so the whole field is news to nobody.
-        return Err(Denied::Nack(Nack::NotHave { bits: None }));
+        let bits = session.bits_for_refusal(key, &store);
+        return Err(Denied::Nack(Nack::NotHave { bits }));
     }
     Ok(Admitted { store, key, user, piece, len: layout.len(piece) })
 }
@@ -205,7 +205,10 @@ async fn send_piece<'a>(
             tracing::warn!(path = %admitted.store.path().display(), %piece, %error, "cannot serve");
             let nack = match error {
                 ReadError::Changed => Nack::Changed,
-                ReadError::Missing => Nack::NotHave { bits: None },
+                ReadError::Missing => {
+                    let bits = session.bits_for_refusal(admitted.key, &admitted.store);
+                    Nack::NotHave { bits }
+                }
                 ReadError::Io(_) => Nack::Busy,
             };
             drop(turn);

@@ -10,6 +10,7 @@ mod crash;
 mod durable;
 mod evil;
 mod revoked;
+mod rot;
 mod serving;
 mod roster;
 mod flood;

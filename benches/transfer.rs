@@ -164,7 +164,7 @@ impl Swarm {
         let file = || Selector::Id(self.content.into());
         let begun = clock::monotonic();
         self.leecher.runtime.block_on(async {
-            agent.get(lab(), file(), &dest).await.expect("begun");
+            agent.get(lab(), file(), &dest, |_, _| {}).await.expect("begun");
             agent.wait(None).await.expect("complete");
         });
         let took = begun.elapsed();

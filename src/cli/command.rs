@@ -437,24 +437,38 @@ fn tracker_line(TrackerStatus { line, sync }: &TrackerStatus) -> Vec<String> {
 }
 
 async fn get(agent: &Agent, args: &[String]) -> Result<Answer, Failure> {
-    let started = match args {
-        [metafile, dest] if metafile.ends_with(".mtorrent") => {
-            agent.get_metafile(Path::new(metafile), Path::new(dest)).await?
-        }
-        [_, _] => {
-            return Err(Failure::usage("get takes GROUP NAME DEST, or FILE.mtorrent DEST"));
-        }
-        [group, file, dest] => {
-            let group: GroupName = group.parse().map_err(|e| bad_name(group, &e))?;
-            let file: Selector = file.parse().map_err(|e| bad_name(file, &e))?;
-            agent.get(group, file, Path::new(dest)).await?
-        }
-        _ => return Err(Failure::usage("get takes GROUP NAME DEST, or FILE.mtorrent DEST")),
+    let bar = progress::bytes_bar(0, "looking at what is there".to_owned());
+    let drawn = bar.clone();
+    let note = move |done, size| {
+        drawn.set_length(size);
+        drawn.set_position(done);
     };
+    let started = get_args(agent, args, note).await;
+    bar.finish_and_clear();
+    let started = started?;
     if let Some(warning) = &started.warning {
         eprintln!("warning: {warning}");
     }
     Ok(Answer::new(started_json(&started), started_text(&started)))
+}
+
+async fn get_args(
+    agent: &Agent,
+    args: &[String],
+    note: impl Fn(u64, u64) + Send + Sync + 'static,
+) -> Result<Started, Failure> {
+    match args {
+        [metafile, dest] if metafile.ends_with(".mtorrent") => {
+            Ok(agent.get_metafile(Path::new(metafile), Path::new(dest), note).await?)
+        }
+        [_, _] => Err(Failure::usage("get takes GROUP NAME DEST, or FILE.mtorrent DEST")),
+        [group, file, dest] => {
+            let group: GroupName = group.parse().map_err(|e| bad_name(group, &e))?;
+            let file: Selector = file.parse().map_err(|e| bad_name(file, &e))?;
+            Ok(agent.get(group, file, Path::new(dest), note).await?)
+        }
+        _ => Err(Failure::usage("get takes GROUP NAME DEST, or FILE.mtorrent DEST")),
+    }
 }
 
 fn started_text(started: &Started) -> String {

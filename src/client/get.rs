@@ -25,6 +25,15 @@ use crate::swarm::storage::PieceStore;
 use crate::tracker::message::{Reply, Request};
 use crate::tracker::refusal::Refusal;
 
+/// Told bytes looked at, and bytes in all.
+type Note = dyn Fn(u64, u64) + Send + Sync;
+
+/// Where a file goes, and who is told how far looking at what is there has come.
+struct Looking {
+    destination: Destination,
+    progress: Arc<Note>,
+}
+
 /// A file of a group.
 struct Wanted {
     group: GroupName,
@@ -34,7 +43,8 @@ struct Wanted {
 }
 
 impl Agent {
-    /// Starts downloading a listed file.
+    /// Starts downloading a listed file. What may be there already is looked at first; `progress` is
+    /// told bytes looked at and bytes in all.
     ///
     /// # Errors
     /// [`AgentError`]; nothing is left behind then.
@@ -43,6 +53,7 @@ impl Agent {
         group: GroupName,
         file: Selector,
         dest: &Path,
+        progress: impl Fn(u64, u64) + Send + Sync + 'static,
     ) -> Result<Started, AgentError> {
         let request = Request::FindFile { group: group.clone(), file: file.clone() };
         let Reply::File(found) = self.core.line.call(&request).await? else {
@@ -69,14 +80,20 @@ impl Agent {
         })?;
         let publisher = Some(found.sharer);
         let wanted = Wanted { group, id: found.group, name: found.name, publisher };
-        self.start_download(wanted, manifest, destination, None).await
+        let looking = Looking { destination, progress: Arc::new(progress) };
+        self.start_download(wanted, manifest, looking, None).await
     }
 
-    /// Starts downloading what a metafile describes.
+    /// Starts downloading what a metafile describes; `progress` as in [`Agent::get`].
     ///
     /// # Errors
     /// [`AgentError`]; nothing is left behind then.
-    pub async fn get_metafile(&self, path: &Path, dest: &Path) -> Result<Started, AgentError> {
+    pub async fn get_metafile(
+        &self,
+        path: &Path,
+        dest: &Path,
+        progress: impl Fn(u64, u64) + Send + Sync + 'static,
+    ) -> Result<Started, AgentError> {
         let meta = metafile::read(path)?;
         let destination = destination::resolve(dest, &meta.name)?;
         let content = meta.manifest.content_id();
@@ -92,7 +109,8 @@ impl Agent {
         let warning = foreign.then(|| "none of the metafile's trackers is one of yours".to_owned());
         let (group, publisher) = (meta.group, Some(found.sharer));
         let wanted = Wanted { group, id: found.group, name: meta.name, publisher };
-        self.start_download(wanted, meta.manifest, destination, warning).await
+        let looking = Looking { destination, progress: Arc::new(progress) };
+        self.start_download(wanted, meta.manifest, looking, warning).await
     }
 
     fn refuse_known(&self, key: SwarmKey) -> Result<(), AgentError> {
@@ -119,7 +137,7 @@ impl Agent {
         &self,
         wanted: Wanted,
         manifest: Manifest,
-        destination: Destination,
+        Looking { destination, progress }: Looking,
         warning: Option<String>,
     ) -> Result<Started, AgentError> {
         // The name may have moved to another group since the file was found.
@@ -132,13 +150,16 @@ impl Agent {
             return Ok(Started { warning, ..started });
         }
         let Wanted { group, id, name, publisher } = wanted;
-        if let Some(started) = self.adopt(&group, key, &name, &manifest, &destination).await {
+        let note = progress.clone();
+        if let Some(started) = self.adopt(&group, key, &name, &manifest, &destination, note).await {
             return Ok(Started { warning, ..started });
         }
         let directory = destination.directory.clone();
         let opened = manifest.clone();
-        let store =
-            tokio::task::spawn_blocking(move || PieceStore::part(opened, &directory, &|_| {}));
+        let store = tokio::task::spawn_blocking(move || {
+            let size = opened.layout().size();
+            PieceStore::part(opened, &directory, &|done| progress(done, size))
+        });
         let store = Arc::new(store.await.map_err(|_| AgentError::BadAnswer)??);
         let layout = manifest.layout();
         let stored_bytes = store.bitfield().iter().map(|piece| u64::from(layout.len(piece))).sum();
@@ -235,6 +256,7 @@ impl Agent {
         name: &FileName,
         manifest: &Arc<Manifest>,
         destination: &Destination,
+        progress: Arc<Note>,
     ) -> Option<Started> {
         let path = destination.directory.join(destination.name.as_str());
         let size = manifest.layout().size();
@@ -242,7 +264,7 @@ impl Agent {
         if !metadata.is_file() || metadata.len() != size {
             return None;
         }
-        let (found, stamp) = self.hash(&path, |_, _| {}).await.ok()?;
+        let (found, stamp) = self.hash(&path, move |done, size| progress(done, size)).await.ok()?;
         if found.content_id() != key.content {
             return None;
         }

@@ -173,7 +173,7 @@ async fn a_peer_that_breaks_the_protocol_is_cut_off_and_others_are_served() {
     let dest = net.path("dest");
     fs::create_dir(&dest).expect("made");
     let file: Selector = "file.bin".parse().expect("a selector");
-    bob.get(group(), file, &dest).await.expect("begun");
+    bob.get(group(), file, &dest, |_, _| {}).await.expect("begun");
     bob.wait(Some(DEADLINE)).await.expect("complete");
     assert!(fs::read(dest.join("file.bin")).expect("arrived") == bytes);
     net.end([alice, bob]).await;
@@ -275,7 +275,7 @@ async fn no_trick_of_a_seeder_stops_a_download_that_has_an_honest_source() {
         // Before the honest seeder is there, only tricks are to be had.
         alice.logout().await.expect("logged out");
         let file: Selector = "file.bin".parse().expect("a selector");
-        bob.get(group(), file, &dest).await.expect("begun");
+        bob.get(group(), file, &dest, |_, _| {}).await.expect("begun");
         if matches!(trick, Trick::WrongBytes | Trick::OtherPiece | Trick::Zeros) {
             soon("two bad pieces", async {
                 loop {
@@ -339,7 +339,7 @@ async fn a_publisher_whose_manifest_lies_is_named_and_nothing_is_left() {
     let dest = net.path("dest");
     fs::create_dir(&dest).expect("made");
     let file: Selector = "mallory/film".parse().expect("a selector");
-    alice.get(group(), file, &dest).await.expect("begun");
+    alice.get(group(), file, &dest, |_, _| {}).await.expect("begun");
     let error = alice.wait(Some(DEADLINE)).await.expect_err("a lie");
     assert_eq!(error.code(), "false-manifest");
     assert!(error.to_string().contains("published by mallory"), "{error}");
@@ -347,7 +347,7 @@ async fn a_publisher_whose_manifest_lies_is_named_and_nothing_is_left() {
     alice.wait(Some(DEADLINE)).await.expect("nobody is told twice");
     // The failed attempt holds nothing that a new one needs.
     let file: Selector = "mallory/film".parse().expect("a selector");
-    alice.get(group(), file, &dest).await.expect("begun again");
+    alice.get(group(), file, &dest, |_, _| {}).await.expect("begun again");
     drop(evil);
     net.end([alice]).await;
 }

@@ -165,7 +165,7 @@ async fn everybody_shares_in_public_and_only_there_unless_let_in() {
     let dest = net.path("dest");
     fs::create_dir(&dest).expect("made");
     let file: Selector = "for all.bin".parse().expect("a selector");
-    bob.get(public.clone(), file, &dest).await.expect("started");
+    bob.get(public.clone(), file, &dest, |_, _| {}).await.expect("started");
     bob.wait(Some(DEADLINE)).await.expect("complete");
     assert!(fs::read(dest.join("for all.bin")).expect("there") == content(600_000, 42));
     let error = bob.leave_group(public.clone()).await.expect_err("everybody's");

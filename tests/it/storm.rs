@@ -272,7 +272,7 @@ async fn fetch(agent: Agent, own: usize, place: PathBuf, ledger: Arc<Ledger>) {
         let begun = clock::monotonic();
         let copy = place.join("copy");
         let failed = |error: AgentError| -> ! { panic!("a{own}: {label}: failed: {error}") };
-        if let Err(error) = agent.get(group(), label.clone(), &copy).await {
+        if let Err(error) = agent.get(group(), label.clone(), &copy, |_, _| {}).await {
             failed(error);
         }
         if let Err(error) = agent.wait(Some(DEADLINE)).await {

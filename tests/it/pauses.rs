@@ -6,6 +6,7 @@ use std::path::Path;
 use std::process::Command;
 
 use mtq::client::library::EntryState;
+use mtq::clock;
 use mtq::swarm::hold::Hold;
 
 use crate::net::{Net, group};
@@ -29,7 +30,9 @@ async fn without_seeders_a_download_waits_and_says_so() {
     begin(&bob, group(), "file.bin", &world.path("bob")).await;
     stored(&bob, 4 * MIB).await;
     alice.kill();
+    let killed = clock::monotonic();
     assert_eq!(held(&mut notices).await, Hold::NoSource);
+    println!("said after {:.1?}", killed.elapsed());
     let now = progress(&bob);
     assert_eq!(now.hold, Some(Hold::NoSource));
     assert!(now.stored_bytes < bytes.len() as u64);
@@ -51,8 +54,8 @@ async fn files_cut_short_and_deleted_while_they_are_sent_stop_alone() {
     let world = World::new();
     let [mut alice] = world.lab(["alice"]);
     alice.ok("limit --up 4MiB");
-    let files = ["cut", "gone", "kept"].map(|name| {
-        let bytes = content(8 * MIB as usize, name.len() as u64);
+    let files = [("cut", 66), ("gone", 67), ("kept", 68)].map(|(name, seed)| {
+        let bytes = content(8 * MIB as usize, seed);
         let path = world.write(&format!("src/{name}"), &bytes);
         alice.ok(&format!("share {} lab", quoted(&path)));
         (name, path, bytes)
@@ -191,7 +194,7 @@ fn a_full_disk_pauses_a_download_until_there_is_room() {
     alice.ok("accept-request lab bob");
     let bytes = content(16 * MIB as usize, 65);
     for name in ["file.bin", "too large"] {
-        let bytes = if name == "file.bin" { bytes.clone() } else { content(25 << 20, 66) };
+        let bytes = if name == "file.bin" { bytes.clone() } else { content(25 << 20, 69) };
         let path = world.write(&format!("src/{name}"), &bytes);
         alice.ok(&format!("share {} lab", quoted(&path)));
     }

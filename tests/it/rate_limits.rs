@@ -7,7 +7,7 @@ use mtq::clock;
 use mtq::name::Selector;
 
 use crate::net::{Net, group};
-use crate::swarm::{MIB, begin, mib, until};
+use crate::swarm::{MIB, P, begin, mib, until};
 use crate::world::{Client, DEADLINE, World, content, quoted, wait_for};
 
 #[test]
@@ -29,10 +29,10 @@ fn a_limit_holds_and_lifting_it_acts_at_once() {
     bob.ok(&format!("get lab file.bin {}", quoted(&dest)));
     let at = wait_for("a third", || Some(stored(&mut bob)).filter(|bytes| *bytes >= len / 3));
     let took = begun.elapsed();
-    // A second's worth was saved up, and goes out at once.
-    let least = (at - RATE) as f64 / RATE as f64;
+    // A second's worth was saved up and goes out at once; the last piece may come on credit.
+    let least = (at - RATE - P as u64) as f64 / RATE as f64;
     println!("{at} bytes at 2 MiB/s took {took:.2?}, at least {least:.2} s");
-    assert!(took.as_secs_f64() > 0.9 * least, "{at} bytes came in {took:?}");
+    assert!(took.as_secs_f64() >= least, "{at} bytes came in {took:?}");
     let left = len - stored(&mut bob);
     let lifted = clock::monotonic();
     let limits = bob.ok("limit --down none");

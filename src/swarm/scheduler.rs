@@ -121,9 +121,12 @@ impl Scheduler {
         self.blame.suspected()
     }
 
-    /// Whether some piece is missing that no peer has which could be asked.
+    /// Whether some piece is missing that no peer has which could be asked: what is in flight waits for
+    /// peers that count as dead.
     pub fn is_stuck(&self) -> bool {
-        self.flights.is_empty()
+        let is_dead = |holder| self.peers.get(holder).is_none_or(|peer| peer.silent);
+        let mut flights = self.flights.iter().map(|(_, flight)| flight);
+        flights.all(|flight| flight.verifying == 0 && flight.holders.iter().all(is_dead))
             && !self.is_complete()
             && !self.peers.values().any(|peer| peer.useful > 0 && !peer.silent)
     }

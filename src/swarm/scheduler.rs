@@ -426,7 +426,14 @@ impl Scheduler {
 
     /// Something came from a peer; whether it had counted as dead.
     fn hear(&mut self, now: Duration, key: PeerKey) -> bool {
-        self.peers.get_mut(&key).is_some_and(|peer| peer.hear(now))
+        let Some(peer) = self.peers.get_mut(&key) else { return false };
+        let was_silent = peer.hear(now);
+        if was_silent {
+            // It is listened for again, also if nothing more is asked of it.
+            let end = peer.silence_ends();
+            self.wake_at(end);
+        }
+        was_silent
     }
 
     /// What nobody noticed because we were asleep is not held against anybody.

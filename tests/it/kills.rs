@@ -65,23 +65,24 @@ fn a_leecher_killed_again_and_again_fetches_nothing_twice() {
     let [mut alice, mut bob] = world.lab(["alice", "bob"]);
     let len = mib(80) as u64;
     let bytes = content(len as usize, 52);
-    share(&world, &mut alice, &bytes, "2MiB");
+    share(&world, &mut alice, &bytes, "3MiB");
     let dest = world.make_dir("dest");
     let get = format!("get lab file.bin {}", quoted(&dest));
     let mut rng = fastrand::Rng::with_seed(52);
     let mut reported = 0;
     for kill in 0..KILLS {
-        let kept = bytes_of(&bob.ok(&get), "stored_bytes");
-        assert!(kept >= reported, "{kept} of {reported} bytes were kept after kill {kill}");
-        reported = kept;
         if kill % 2 == 0 {
-            reported = wait_for("a piece more", || {
+            let kept = bytes_of(&bob.ok(&get), "stored_bytes");
+            assert!(kept >= reported, "{kept} of {reported} bytes were kept before kill {kill}");
+            let more = rng.u64(1..=6) * P as u64;
+            reported = wait_for("some pieces more", || {
                 let now = bytes_of(&bob.row("file.bin"), "stored_bytes");
-                (now > kept).then_some(now)
+                (now >= kept + more).then_some(now)
             });
         } else {
-            // At any moment, also before the first peer is found.
-            thread::sleep(Duration::from_millis(rng.u64(0..200)));
+            // At any moment, also while what is here is looked at, and before a peer is found.
+            bob.say(&get);
+            thread::sleep(Duration::from_millis(rng.u64(0..400)));
         }
         bob.kill();
         bob = world.client("bob");

@@ -31,3 +31,4 @@ mod kills;
 mod pauses;
 mod two_groups;
 mod rate_limits;
+mod swarm_storm;

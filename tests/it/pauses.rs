@@ -6,10 +6,11 @@ use std::path::Path;
 use std::process::Command;
 
 use mtq::client::library::EntryState;
+use mtq::client::report::Notice;
 use mtq::clock;
 use mtq::swarm::hold::Hold;
 
-use crate::net::{Net, group};
+use crate::net::{Net, group, soon};
 use crate::swarm::{
     MIB, P, agent_in, begin, complete, gave, held, limit_up, moves, progress, stored, until,
 };
@@ -103,6 +104,29 @@ async fn files_cut_short_and_deleted_while_they_are_sent_stop_alone() {
     }
     bob.shutdown().await;
     alice.quit();
+}
+
+#[tokio::test]
+async fn a_file_changed_before_it_is_asked_for_is_not_sent_and_its_sharer_is_told() {
+    let net = Net::new();
+    let bytes = content(4 * P, 70);
+    let (alice, _) = net.seeder(&bytes).await;
+    let bob = net.member("bob", &alice).await;
+    let (mut of_alice, mut of_bob) = (alice.notices(), bob.notices());
+    fs::write(net.path("file.bin"), content(4 * P, 71)).expect("changed");
+    net.begin("bob", &bob).await;
+    assert_eq!(held(&mut of_bob).await, Hold::NoSource);
+    assert_eq!(progress(&bob).received().0, 0, "not a byte of it is sent");
+    soon("the news", async {
+        while !matches!(of_alice.recv().await.expect("news"), Notice::Changed { .. }) {}
+    })
+    .await;
+    assert!(alice.downloads()[0].changed);
+    fs::write(net.path("file.bin"), &bytes).expect("put back");
+    net.share_too("again", &alice).await;
+    complete(&bob).await;
+    assert!(fs::read(net.path("bob/file.bin")).expect("arrived") == bytes);
+    net.end([alice, bob]).await;
 }
 
 /// Does something to the place of a download in its midst; what makes it whole again, if it does not

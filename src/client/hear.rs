@@ -372,8 +372,7 @@ impl Core {
             changed
         };
         for (key, entry) in changed {
-            let (group, name) = (entry.group, entry.name);
-            tracing::warn!(%group, %name, "changed on disk, no longer served: share it again");
+            self.notify(Notice::Changed { group: entry.group, name: entry.name });
             if let Err(error) = self.withdraw(key).await {
                 tracing::debug!(%error, "withdraw failed; it ends with the connection");
             }

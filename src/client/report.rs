@@ -139,6 +139,13 @@ pub enum Notice {
         /// The label.
         name: FileName,
     },
+    /// A file we share is not what it was, and is no longer served.
+    Changed {
+        /// The group.
+        group: GroupName,
+        /// The label.
+        name: FileName,
+    },
     /// This device may not act for its user any more.
     SignedOut {
         /// Whose it was.
@@ -204,6 +211,7 @@ impl Notice {
         match self {
             Self::Removed { .. }
             | Self::Unlisted { .. }
+            | Self::Changed { .. }
             | Self::SignedOut { .. }
             | Self::Renamed { .. }
             | Self::GroupRenamed { .. }
@@ -246,6 +254,12 @@ impl fmt::Display for Notice {
             }
             Self::Unlisted { group, name } => {
                 write!(f, "the owner of {group} took {name} off its list; it is no longer served")
+            }
+            Self::Changed { group, name } => {
+                write!(
+                    f,
+                    "{name} in {group} changed on disk and is no longer served: share it again"
+                )
             }
             Self::SignedOut { user } => {
                 write!(f, "this device may no longer act for {user}: log in again")

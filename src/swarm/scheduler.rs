@@ -121,9 +121,12 @@ impl Scheduler {
         self.blame.suspected()
     }
 
-    /// Whether some piece is missing that no peer has which could be asked.
+    /// Whether some piece is missing that no peer has which could be asked: what is in flight waits for
+    /// peers that count as dead.
     pub fn is_stuck(&self) -> bool {
-        self.flights.is_empty()
+        let is_dead = |holder| self.peers.get(holder).is_none_or(|peer| peer.silent);
+        let mut flights = self.flights.iter().map(|(_, flight)| flight);
+        flights.all(|flight| flight.verifying == 0 && flight.holders.iter().all(is_dead))
             && !self.is_complete()
             && !self.peers.values().any(|peer| peer.useful > 0 && !peer.silent)
     }
@@ -423,7 +426,14 @@ impl Scheduler {
 
     /// Something came from a peer; whether it had counted as dead.
     fn hear(&mut self, now: Duration, key: PeerKey) -> bool {
-        self.peers.get_mut(&key).is_some_and(|peer| peer.hear(now))
+        let Some(peer) = self.peers.get_mut(&key) else { return false };
+        let was_silent = peer.hear(now);
+        if was_silent {
+            // It is listened for again, also if nothing more is asked of it.
+            let end = peer.silence_ends();
+            self.wake_at(end);
+        }
+        was_silent
     }
 
     /// What nobody noticed because we were asleep is not held against anybody.

@@ -331,6 +331,25 @@ fn a_dead_peer_gives_back_what_others_have_and_is_asked_again_when_it_lives() {
 }
 
 #[test]
+fn nothing_moves_while_all_that_is_asked_for_is_asked_of_the_dead() {
+    let mut s = stage("......");
+    s.join(1, "alice", "######");
+    assert!(!s.scheduler.is_stuck());
+    s.received(1, 0);
+    s.pass(3 * SECOND, &[]);
+    assert!(!s.scheduler.is_stuck(), "a piece is being verified");
+    s.stored("alice", 0);
+    assert!(s.scheduler.is_stuck() && s.scheduler.is_asked(PeerKey(1)));
+    s.alive(1);
+    assert!(!s.scheduler.is_stuck());
+    // One that lives and has something else is another matter.
+    s.pass(3 * SECOND, &[]);
+    assert!(s.scheduler.is_stuck());
+    s.join(2, "bob", ".....#");
+    assert!(!s.scheduler.is_stuck());
+}
+
+#[test]
 fn who_is_alive_and_slow_is_not_dead() {
     let mut s = stage("..");
     s.join(1, "alice", "##");

@@ -228,6 +228,13 @@ impl World {
         Client::start(name, self.client_command(name), &log)
     }
 
+    /// Starts a client that answers in JSON, with these options.
+    pub fn client_with(&self, name: &str, options: &[&str]) -> Client {
+        let mut command = self.client_command(name);
+        command.args(options);
+        Client::start(name, command, &self.path(format!("{name}.log")))
+    }
+
     /// Starts a client, makes its account and logs in.
     pub fn user(&self, name: &str) -> Client {
         let mut client = self.client(name);
@@ -329,6 +336,17 @@ impl Client {
         });
         let input = child.stdin.take();
         Self { name: name.to_owned(), child, input, answers, failed: false }
+    }
+
+    /// The number of its process.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Sends its process a signal.
+    pub fn signal(&self, signal: rustix::process::Signal) {
+        let id = rustix::process::Pid::from_child(&self.child);
+        rustix::process::kill_process(id, signal).expect("signalled");
     }
 
     /// Makes the account of its name and logs in.

@@ -1,5 +1,7 @@
 //! Downloads and shares as people and scripts see them: rows, peers, and where every byte came from.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
 
 use super::exit::Failure;
@@ -57,9 +59,11 @@ pub fn sums(rows: &[DownloadRow]) -> (String, Value) {
     let downloading = count(|row| row.state.is_under_way());
     let held = count(|row| row.state.is_under_way() && row.progress.hold.is_some());
     let seeding = count(|row| row.state == EntryState::Seeding && !row.changed);
-    let rate: u64 = rows.iter().map(|row| row.progress.bytes_per_sec).sum();
-    let received: u64 = rows.iter().map(|row| row.progress.received().0).sum();
-    let wasted: u64 = rows.iter().map(|row| row.progress.received().1.total()).sum();
+    // A content that is wanted in several groups comes once.
+    let once: BTreeMap<_, _> = rows.iter().map(|row| (row.content, &row.progress)).collect();
+    let rate: u64 = once.values().map(|progress| progress.bytes_per_sec).sum();
+    let received: u64 = once.values().map(|progress| progress.received().0).sum();
+    let wasted: u64 = once.values().map(|progress| progress.received().1.total()).sum();
     let uploaded: u64 = rows.iter().map(|row| row.uploaded_bytes).sum();
     let mut text = format!("{downloading} downloading at {}, ", text::rate(rate));
     if held > 0 {
@@ -128,7 +132,7 @@ fn peer_lines(row: &DownloadRow) -> Vec<Vec<String>> {
     let uploads = row.uploads.iter().map(|(user, counts)| {
         let mut got = format!("got {}", text::size(counts.delivered_bytes));
         if counts.cut_off_bytes > 0 {
-            got += &format!(" and {} that it stopped", text::size(counts.cut_off_bytes));
+            got += &format!(" and {} that did not arrive whole", text::size(counts.cut_off_bytes));
         }
         let none = String::new;
         vec![user.to_string(), none(), none(), none(), none(), got]
@@ -231,7 +235,8 @@ fn requests_json(requests: &Requests) -> Value {
 
 /// What became complete, for `wait`.
 pub fn finished(rows: &[DownloadRow]) -> String {
-    let done = rows.iter().filter(|row| !row.progress.sources.is_empty());
+    let fetched = |row: &&DownloadRow| !row.progress.sources.is_empty();
+    let done = rows.iter().filter(fetched).filter(|row| row.state == EntryState::Seeding);
     let lines: Vec<_> = done
         .map(|row| vec!["complete".to_owned(), row.name.to_string(), text::path(&row.path)])
         .collect();

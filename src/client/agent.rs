@@ -306,7 +306,7 @@ impl Agent {
             progress: entry.meter.map_or(whole, |meter| meter.progress()),
             uploaded_bytes: self.core.registry.uploaded(key),
             uploads: self.core.registry.uploads(key),
-            changed: entry.store.is_changed(),
+            changed: entry.store.known_changed(),
         }
     }
 

@@ -274,12 +274,9 @@ impl Core {
                 if matches!(error, DownloadError::FalseManifest(_)) {
                     store.discard();
                 }
-                for key in swarms.all() {
-                    self.registry.remove_swarm(key, ErrorCode::Done);
-                    self.fail(key, DownloadFailure::from(&error));
-                }
+                let keys = self.fail(|| swarms.all(), &DownloadFailure::from(&error));
                 self.changed.notify_waiters();
-                for key in swarms.all() {
+                for key in keys {
                     // What cannot be said now ends with the connection.
                     let _ = self.withdraw(key).await;
                 }
@@ -344,25 +341,39 @@ impl Core {
                     self.notify(Notice::Held { group, name, hold: hold.clone() });
                 }
                 Report::Moves => self.notify(Notice::Moves { group, name }),
-                Report::Finishing => self.library().set_state(key, EntryState::Finishing),
-                Report::Downloading => self.library().set_state(key, EntryState::Downloading),
+                Report::Finishing => self.library().set_stage(key, EntryState::Finishing),
+                Report::Downloading => self.library().set_stage(key, EntryState::Downloading),
             }
         }
     }
 
-    /// Marks a download as failed; a false manifest is its publisher's doing.
-    pub(super) fn fail(&self, key: SwarmKey, mut failure: DownloadFailure) {
+    /// Marks downloads as failed, and leaves their swarms; a false manifest is its publisher's doing.
+    /// Nobody joins them between `which` being asked and that. Returns which they were.
+    pub(super) fn fail(
+        &self,
+        which: impl FnOnce() -> Vec<SwarmKey>,
+        failure: &DownloadFailure,
+    ) -> Vec<SwarmKey> {
         let mut library = self.library();
-        let publisher = library.find(key).and_then(|entry| entry.publisher.clone());
-        if let ("false-manifest", Some(user)) = (failure.code, publisher) {
-            failure = DownloadFailure::false_manifest(&failure, &user);
+        let keys = which();
+        let mut notices = Vec::new();
+        for key in &keys {
+            self.registry.remove_swarm(*key, ErrorCode::Done);
+            let Some(entry) = library.find(*key).cloned() else { continue };
+            let failure = match (failure.code, &entry.publisher) {
+                ("false-manifest", Some(user)) => DownloadFailure::false_manifest(failure, user),
+                _ => failure.clone(),
+            };
+            if let Some(transfer) = &entry.transfer {
+                transfer.leave(*key);
+            }
+            library.set_state(*key, EntryState::Failed(failure.clone()));
+            let Entry { group, name, .. } = entry;
+            notices.push(Notice::DownloadFailed { group, name, failure });
         }
-        library.set_state(key, EntryState::Failed(failure.clone()));
-        let entry = library.find(key).cloned();
         drop(library);
-        if let Some(Entry { group, name, .. }) = entry {
-            self.notify(Notice::DownloadFailed { group, name, failure });
-        }
+        notices.into_iter().for_each(|notice| self.notify(notice));
+        keys
     }
 
     /// Takes entries out of the library and their swarms out of the registry.

@@ -265,7 +265,8 @@ impl Agent {
             return None;
         }
         let (found, stamp) = self.hash(&path, move |done, size| progress(done, size)).await.ok()?;
-        if found.content_id() != key.content {
+        // Looking may have taken long, and much can happen meanwhile.
+        if found.content_id() != key.content || !self.core.groups().contains(key.group) {
             return None;
         }
         let store = Arc::new(PieceStore::whole(manifest.clone(), path.clone(), stamp));

@@ -251,13 +251,9 @@ impl Core {
             // Whoever waits for a download must hear that it will not come; its part file stays.
             let under_way = self.library().entries().into_iter();
             let under_way = under_way.filter(|(key, e)| key.group == id && e.state.is_under_way());
-            for (key, entry) in under_way {
-                if let Some(transfer) = &entry.transfer {
-                    transfer.leave(key);
-                }
-                let message = format!("you are no longer a member of {group}");
-                self.fail(key, DownloadFailure { code: "not-a-member", message });
-            }
+            let under_way: Vec<_> = under_way.map(|(key, _)| key).collect();
+            let message = format!("you are no longer a member of {group}");
+            self.fail(|| under_way, &DownloadFailure { code: "not-a-member", message });
         }
         self.leave(id);
         if held {
@@ -288,7 +284,7 @@ impl Core {
         let held = |group: GroupId, content: ContentId| {
             let library = self.library();
             let entry = library.find(SwarmKey { group, content })?;
-            let complete = entry.state == EntryState::Seeding && !entry.store.is_changed();
+            let complete = entry.state == EntryState::Seeding && !entry.store.known_changed();
             (complete || entry.state.is_under_way()).then_some((content, complete))
         };
         for (id, contents) in by_group {
@@ -361,16 +357,16 @@ impl Core {
 
     /// Nobody is to be sent here for files that are not served any more; the user is told.
     async fn withdraw_changed(&self) {
-        let changed: Vec<_> = {
-            let mut library = self.library();
-            let entries = library.entries().into_iter();
-            let changed: Vec<_> = entries
-                .filter(|(_, entry)| entry.state == EntryState::Seeding && !entry.told)
-                .filter(|(_, entry)| entry.store.is_changed())
-                .collect();
-            changed.iter().for_each(|(key, _)| library.set_told(*key));
-            changed
-        };
+        let seeding = self.library().entries().into_iter();
+        let seeding: Vec<_> = seeding
+            .filter(|(_, entry)| entry.state == EntryState::Seeding && !entry.told)
+            .collect();
+        // A disk that hangs is not waited for by anything else.
+        let looked = tokio::task::spawn_blocking(move || {
+            seeding.into_iter().filter(|(_, entry)| entry.store.is_changed()).collect()
+        });
+        let changed: Vec<_> = looked.await.unwrap_or_default();
+        changed.iter().for_each(|(key, _)| self.library().set_told(*key));
         for (key, entry) in changed {
             self.notify(Notice::Changed { group: entry.group, name: entry.name });
             if let Err(error) = self.withdraw(key).await {

@@ -96,6 +96,11 @@ impl Library {
         self.entries.get(&key)
     }
 
+    /// Whether an entry rests on this very store.
+    pub fn holds(&self, store: &Arc<PieceStore>) -> bool {
+        self.entries.values().any(|entry| Arc::ptr_eq(&entry.store, store))
+    }
+
     /// An entry of the same content in another group, complete or under way.
     pub fn elsewhere(&self, key: SwarmKey) -> Option<&Entry> {
         let others = self
@@ -104,7 +109,7 @@ impl Library {
             .filter(|(other, _)| other.content == key.content && other.group != key.group);
         let mut others = others.map(|(_, entry)| entry);
         others.find(|entry| match entry.state {
-            EntryState::Seeding => !entry.store.is_changed(),
+            EntryState::Seeding => !entry.store.known_changed(),
             EntryState::Downloading | EntryState::Finishing => true,
             EntryState::Failed(_) => false,
         })
@@ -126,6 +131,13 @@ impl Library {
     pub fn set_told(&mut self, key: SwarmKey) {
         if let Some(entry) = self.entries.get_mut(&key) {
             entry.told = true;
+        }
+    }
+
+    /// A download under way came to another stage, if it is still under way.
+    pub fn set_stage(&mut self, key: SwarmKey, stage: EntryState) {
+        if let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.state.is_under_way()) {
+            entry.state = stage;
         }
     }
 

@@ -81,8 +81,13 @@ impl Agent {
         if !serving {
             let store = Arc::new(PieceStore::whole(manifest.clone(), path.clone(), stamp));
             // A download of the same content that is under way is not needed any more.
-            if let Some(old) = self.core.library().remove(key) {
-                old.store.discard();
+            let old = {
+                let mut library = self.core.library();
+                library.remove(key).filter(|old| !library.holds(&old.store))
+            };
+            if let Some(old) = old {
+                // Fails only with the runtime, whose end is the download's too.
+                let _ = tokio::task::spawn_blocking(move || old.store.discard()).await;
             }
             self.serve(&group, key, &name, store);
         }

@@ -105,6 +105,9 @@ pub struct Depot {
     checkpoint_at: Instant,
     checkpointing: bool,
     finishing: bool,
+    failed_to_finish: bool,
+    /// Not tried before this: pieces were missing at the last attempt.
+    finish_at: Instant,
 }
 
 impl Depot {
@@ -127,6 +130,8 @@ impl Depot {
             checkpoint_at: clock::monotonic() + CHECKPOINT,
             checkpointing: false,
             finishing: false,
+            failed_to_finish: false,
+            finish_at: clock::monotonic(),
         }
     }
 
@@ -157,31 +162,35 @@ impl Depot {
         if !self.is_well() {
             return false;
         }
-        let store = self.store.clone();
-        if complete && !self.finishing && self.work.is_empty() {
-            self.finishing = true;
-            let (directory, name) = (self.directory.clone(), self.name.clone());
-            let stop = self.stop.clone();
-            self.work.spawn_blocking(move || {
-                Done::Finished(store.finish(&directory, &name, &|| !stop.is_cancelled()))
-            });
+        if complete && !self.finishing && self.work.is_empty() && self.finish_at <= now {
+            self.finish();
             return true;
         }
         if self.dirty && !self.checkpointing && !self.finishing && self.checkpoint_at <= now {
+            let store = self.store.clone();
             (self.dirty, self.checkpointing) = (false, true);
             self.work.spawn_blocking(move || Done::Checkpoint(store.checkpoint()));
         }
         false
     }
 
-    /// When something is due, if nothing happens before.
-    pub fn wake(&self) -> Option<Instant> {
+    fn finish(&mut self) {
+        self.finishing = true;
+        let (directory, name) = (self.directory.clone(), self.name.clone());
+        let (store, stop) = (self.store.clone(), self.stop.clone());
+        self.work.spawn_blocking(move || {
+            Done::Finished(store.finish(&directory, &name, &|| !stop.is_cancelled()))
+        });
+    }
+
+    /// When something is due, if nothing happens before; once every piece is there, as `complete` says.
+    pub fn wake(&self, complete: bool) -> Option<Instant> {
         match self.health {
             Health::Ill(_, retry_at) => Some(retry_at),
             Health::Recovering(_) => None,
-            Health::Well => {
-                (self.dirty && !self.checkpointing && !self.finishing).then_some(self.checkpoint_at)
-            }
+            Health::Well if self.finishing => None,
+            Health::Well if complete => self.work.is_empty().then_some(self.finish_at),
+            Health::Well => (self.dirty && !self.checkpointing).then_some(self.checkpoint_at),
         }
     }
 
@@ -236,14 +245,23 @@ impl Depot {
                     }
                 }
             }
-            Done::Recovered(Err(error)) => {
+            // Whatever it is, it was no reason to end before.
+            Done::Recovered(Err(error)) if !error.is_too_large() => {
                 self.health = Health::Ill(error, clock::monotonic() + RETRY);
+                Ok(Outcome::Nothing)
+            }
+            Done::Recovered(Err(error)) => Err(error.into()),
+            // It is well when what failed succeeds: the last of all has to be seen to.
+            Done::Recovered(Ok(recovered))
+                if self.failed_to_finish && recovered.lost.is_empty() =>
+            {
+                self.finish();
                 Ok(Outcome::Nothing)
             }
             Done::Recovered(Ok(recovered)) => {
                 let (lost, found) = (recovered.lost.len(), recovered.found.len());
                 tracing::info!(lost, found, "the disk is well again");
-                self.health = Health::Well;
+                (self.health, self.failed_to_finish) = (Health::Well, false);
                 std::mem::take(&mut self.kept).into_iter().for_each(|parcel| self.take(parcel));
                 Ok(Outcome::Well(recovered))
             }
@@ -255,8 +273,16 @@ impl Depot {
                 }
                 if matches!(error, StorageError::Incomplete { .. }) {
                     tracing::warn!(%error, "they are fetched again");
-                    return Ok(Outcome::Incomplete);
+                    self.finish_at = clock::monotonic() + RETRY;
+                    self.failed_to_finish = false;
+                    if self.is_well() {
+                        return Ok(Outcome::Incomplete);
+                    }
+                    // It will be found incomplete once more when all are heard again.
+                    self.health = Health::Well;
+                    return Ok(Outcome::Well(Recovered::default()));
                 }
+                self.failed_to_finish = true;
                 self.fall_ill(error)
             }
         }
@@ -270,7 +296,11 @@ impl Depot {
         if was_well {
             tracing::warn!(%error, "paused");
         }
-        self.health = Health::Ill(error, clock::monotonic() + RETRY);
+        // What was begun before says nothing of a recovery that is under way, but for the finish, which
+        // is part of it.
+        if !matches!(self.health, Health::Recovering(_)) || self.failed_to_finish {
+            self.health = Health::Ill(error, clock::monotonic() + RETRY);
+        }
         Ok(if was_well { Outcome::Paused } else { Outcome::Nothing })
     }
 

@@ -5,14 +5,14 @@
 //! own; verifying, writing and everything else that may wait for a disk run on the blocking pool. A disk
 //! that fails pauses the download, with the pieces that could not be written kept, until it is well again.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio::task::{AbortHandle, JoinSet};
+use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::budget::Seat;
@@ -21,6 +21,7 @@ use super::depot::{Depot, Outcome, Parcel};
 use super::event::{Action, Cause, Event, NotServed, PeerKey, Why};
 use super::fetch::{Came, Fetch, Fetched};
 use super::hold::{Hold, Watch};
+use super::link::{Link, Open};
 use super::message::Nack;
 use super::meter::{Meter, Source};
 use super::registry::Registry;
@@ -47,9 +48,6 @@ const ASK_AGAIN: Duration = Duration::from_secs(60);
 
 /// How often it is looked which peers live, and what there is to show.
 const PULSE: Duration = Duration::from_millis(500);
-
-/// A peer that was asked and of which nothing came for so long is given something to acknowledge.
-const POKE: Duration = Duration::from_secs(1);
 
 /// What a download says to whoever runs it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,32 +89,12 @@ pub struct Download {
     pub seed: u64,
 }
 
-/// A request under way.
-struct Open {
-    /// No two requests of a download have the same.
-    number: u64,
-    task: AbortHandle,
-    received: Arc<AtomicU32>,
-}
-
-struct Peer {
-    session: Arc<Session>,
-    user: UserName,
-    /// The swarm in which it is asked, and others it has open.
-    swarm: SwarmKey,
-    others: BTreeMap<SwarmKey, Bitfield>,
-    fetches: HashMap<PieceIndex, Open>,
-    /// Datagrams that had come from it when it was looked last, and since when there were no more.
-    datagrams: u64,
-    quiet_since: Instant,
-}
-
 struct Driver {
     download: Download,
     layout: PieceLayout,
     scheduler: Scheduler,
     seat: Seat,
-    peers: BTreeMap<PeerKey, Peer>,
+    peers: BTreeMap<PeerKey, Link>,
     next_fetch: u64,
     fetches: JoinSet<(PeerKey, PieceIndex, u64, Fetched)>,
     progress: (mpsc::Sender<Came>, mpsc::Receiver<Came>),
@@ -212,7 +190,14 @@ impl Driver {
     fn wake(&self) -> Instant {
         let tick = self.scheduler.next_timeout().map(|at| self.started + at);
         let pulse = (!self.peers.is_empty() || self.watch.is_held()).then_some(self.pulse_at);
-        let all = [tick, self.tell_at, pulse, self.depot.wake(), self.credit_at, self.watch.wake()];
+        let all = [
+            tick,
+            self.tell_at,
+            pulse,
+            self.depot.wake(self.scheduler.is_complete()),
+            self.credit_at,
+            self.watch.wake(),
+        ];
         all.into_iter().flatten().fold(self.ask_at, Instant::min)
     }
 
@@ -295,29 +280,21 @@ impl Driver {
             progress: self.progress.0.clone(),
         };
         let task = self.fetches.spawn(async move { (key, piece, number, fetch.run().await) });
-        peer.fetches.insert(piece, Open { number, task, received });
-        if peer.fetches.len() == 1 {
-            peer.quiet_since = clock::monotonic();
-        }
+        peer.begin(piece, Open { number, task, received });
         self.count(key, |source| source.asked_for(why));
     }
 
     fn cancel(&mut self, key: PeerKey, piece: PieceIndex, cause: Cause) {
-        let open = self.peers.get_mut(&key).and_then(|peer| peer.fetches.remove(&piece));
-        let Some(open) = open else { return };
-        open.task.abort();
-        let bytes = u64::from(open.received.load(Ordering::Relaxed));
-        self.count(key, |source| source.stopped(cause, bytes));
+        let stopped = self.peers.get_mut(&key).and_then(|peer| peer.stop(piece));
+        if let Some(bytes) = stopped {
+            self.count(key, |source| source.stopped(cause, bytes));
+        }
     }
 
     fn fetched(&mut self, key: PeerKey, piece: PieceIndex, number: u64, fetched: Fetched) {
         // A peer that is gone, or a request that was stopped: it was counted then.
         let Some(peer) = self.peers.get_mut(&key) else { return };
-        if peer.fetches.get(&piece).is_none_or(|open| open.number != number) {
-            return;
-        }
-        let Some(open) = peer.fetches.remove(&piece) else { return };
-        let bytes = u64::from(open.received.load(Ordering::Relaxed));
+        let Some(bytes) = peer.ended(piece, number) else { return };
         let (session, user) = (peer.session.clone(), peer.user.clone());
         let late = self.scheduler.is_stored(piece);
         self.count(key, |source| {
@@ -405,7 +382,10 @@ impl Driver {
                 self.look_for_hold(clock::monotonic());
             }
             Outcome::Incomplete => {
+                let have = self.download.store.bitfield();
+                let lost = self.layout.pieces().filter(|piece| !have.contains(*piece)).collect();
                 self.take_lost();
+                self.lose(lost);
                 self.report(Report::Downloading);
             }
             Outcome::Finished(path) => return Some(path),
@@ -438,7 +418,8 @@ impl Driver {
         self.lose(self.download.store.take_lost());
     }
 
-    fn lose(&mut self, lost: Vec<PieceIndex>) {
+    fn lose(&mut self, mut lost: Vec<PieceIndex>) {
+        lost.retain(|piece| self.scheduler.is_stored(*piece));
         if lost.is_empty() {
             return;
         }
@@ -483,6 +464,9 @@ impl Driver {
 
     fn opened(&mut self, swarm: SwarmKey, session: Arc<Session>, user: UserName, pieces: Bitfield) {
         let key = PeerKey(session.number);
+        if !self.download.swarms.all().contains(&swarm) {
+            return;
+        }
         if self.scheduler.is_banned(&user) {
             session.close(swarm, ErrorCode::Banned);
             return;
@@ -497,23 +481,14 @@ impl Driver {
         }
         let connection = &session.connection;
         let (address, rtt) = (connection.remote_address(), connection.rtt());
-        let (from, datagrams) = (connection.remote(), connection.received());
+        let from = connection.remote();
         self.download.meter.change(|progress| {
             let source = progress.sources.entry(from);
             let source = source.or_insert_with(|| Source::new(user.clone(), address));
             source.connected = true;
             source.address = address;
         });
-        let peer = Peer {
-            session,
-            user: user.clone(),
-            swarm,
-            others: BTreeMap::new(),
-            fetches: HashMap::new(),
-            datagrams,
-            quiet_since: clock::monotonic(),
-        };
-        self.peers.insert(key, peer);
+        self.peers.insert(key, Link::new(session, user.clone(), swarm));
         self.step(Event::PeerJoined { peer: key, user, pieces, rtt });
     }
 
@@ -545,9 +520,7 @@ impl Driver {
         let theirs = self.peers.iter().filter(|(_, peer)| peer.user == user);
         for key in theirs.map(|(key, _)| *key).collect::<Vec<_>>() {
             if let Some(peer) = self.peers.get(&key) {
-                for swarm in std::iter::once(&peer.swarm).chain(peer.others.keys()) {
-                    peer.session.close(*swarm, ErrorCode::Banned);
-                }
+                peer.swarms().for_each(|swarm| peer.session.close(swarm, ErrorCode::Banned));
             }
             self.forget(key);
         }
@@ -555,18 +528,15 @@ impl Driver {
 
     /// A peer is not asked any more; what it was asked for came to nothing.
     fn forget(&mut self, key: PeerKey) {
-        let Some(peer) = self.peers.remove(&key) else { return };
+        let Some(mut peer) = self.peers.remove(&key) else { return };
         if self.peers.is_empty() {
             self.ask_at = self.ask_at.min(clock::monotonic() + ASK_AGAIN_ALONE);
         }
-        let mut bytes = 0;
-        for open in peer.fetches.values() {
-            open.task.abort();
-            bytes += u64::from(open.received.load(Ordering::Relaxed));
-        }
-        let undone = peer.fetches.len() as u64;
-        self.count_of(peer.session.connection.remote(), |source| {
-            source.connected = false;
+        let ((bytes, undone), remote) = (peer.stop_all(), peer.remote());
+        // A newer session with the same device may have taken its place.
+        let replaced = self.peers.values().any(|other| other.remote() == remote);
+        self.count_of(remote, |source| {
+            source.connected = replaced;
             (source.asked, source.bytes_per_sec) = (0, 0);
             source.received_bytes += bytes;
             source.wasted.broken += bytes;
@@ -587,20 +557,25 @@ impl Driver {
         self.untold.clear();
     }
 
-    /// Looks which peers live, and notes what there is to show.
-    fn pulse(&mut self, now: Instant) {
-        let mut alive = Vec::new();
+    /// Lets go of swarms that this side has left: nobody says that they are closed.
+    fn drop_strays(&mut self) {
+        let ours = self.download.swarms.all();
+        let mut strays = Vec::new();
         for (key, peer) in &mut self.peers {
-            let connection = &peer.session.connection;
-            let datagrams = connection.received();
-            if datagrams != peer.datagrams {
-                (peer.datagrams, peer.quiet_since) = (datagrams, now);
-                alive.push((*key, connection.rtt()));
-            } else if !peer.fetches.is_empty() && now.duration_since(peer.quiet_since) >= POKE {
-                // Nothing new, but it must be acknowledged.
-                peer.session.tell_pieces(peer.swarm, &[]);
+            if !peer.keep_open(&ours) {
+                strays.push((*key, peer.swarm));
             }
         }
+        strays.into_iter().for_each(|(key, swarm)| self.closed(key, swarm, None));
+    }
+
+    /// Looks which peers live, and notes what there is to show.
+    fn pulse(&mut self, now: Instant) {
+        self.drop_strays();
+        let looked = self.peers.iter_mut().filter_map(|(key, peer)| {
+            peer.is_alive(now).then(|| (*key, peer.session.connection.rtt()))
+        });
+        let alive: Vec<_> = looked.collect();
         for (peer, rtt) in alive {
             self.step(Event::Alive { peer, rtt });
         }

@@ -37,6 +37,7 @@ pub mod control;
 pub mod upload;
 pub mod fetch;
 pub mod depot;
+pub mod link;
 pub mod download;
 pub mod hub;
 

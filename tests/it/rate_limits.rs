@@ -95,7 +95,7 @@ async fn hundreds_of_small_files_at_once_complete_under_a_limit() {
     fs::create_dir(&dest).expect("made");
     for number in 0..COUNT {
         let file: Selector = format!("s{number}").parse().expect("a selector");
-        bob.get(group(), file, &dest).await.expect("begun");
+        bob.get(group(), file, &dest, |_, _| {}).await.expect("begun");
     }
     bob.wait(Some(DEADLINE)).await.expect("complete");
     for number in 0..COUNT {

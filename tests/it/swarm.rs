@@ -66,7 +66,7 @@ impl Net {
 pub async fn begin(agent: &Agent, group: GroupName, name: &str, dest: &Path) -> Started {
     std::fs::create_dir_all(dest).expect("made");
     let file: Selector = name.parse().expect("a selector");
-    agent.get(group, file, dest).await.expect("begun")
+    agent.get(group, file, dest, |_, _| {}).await.expect("begun")
 }
 
 /// An agent in this process among the processes of a world, whom `owner` lets into `lab`.

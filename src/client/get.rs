@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc;
 
@@ -13,6 +14,7 @@ use super::library::{Entry, EntryState};
 use super::metafile;
 use super::report::Started;
 use super::transfer::Transfer;
+use crate::clock;
 use crate::error_code::ErrorCode;
 use crate::id::GroupId;
 use crate::limits;
@@ -21,7 +23,7 @@ use crate::name::{FileName, GroupName, Selector, UserName};
 use crate::swarm::download::{Download, Swarms};
 use crate::swarm::meter::Meter;
 use crate::swarm::session::{Swarm, SwarmKey};
-use crate::swarm::storage::PieceStore;
+use crate::swarm::storage::{PieceStore, StorageError};
 use crate::tracker::message::{Reply, Request};
 use crate::tracker::refusal::Refusal;
 
@@ -33,6 +35,10 @@ struct Looking {
     destination: Destination,
     progress: Arc<Note>,
 }
+
+/// A download that was stopped has let go of its part file after this: what was being written is, and
+/// the record says so.
+const LETTING_GO: Duration = Duration::from_secs(1);
 
 /// A file of a group.
 struct Wanted {
@@ -154,13 +160,7 @@ impl Agent {
         if let Some(started) = self.adopt(&group, key, &name, &manifest, &destination, note).await {
             return Ok(Started { warning, ..started });
         }
-        let directory = destination.directory.clone();
-        let opened = manifest.clone();
-        let store = tokio::task::spawn_blocking(move || {
-            let size = opened.layout().size();
-            PieceStore::part(opened, &directory, &|done| progress(done, size))
-        });
-        let store = Arc::new(store.await.map_err(|_| AgentError::BadAnswer)??);
+        let store = self.open_part(&manifest, &destination.directory, &progress).await?;
         let layout = manifest.layout();
         let stored_bytes = store.bitfield().iter().map(|piece| u64::from(layout.len(piece))).sum();
         let meter = Arc::new(Meter::new(stored_bytes));
@@ -208,6 +208,30 @@ impl Agent {
         self.core.tasks.spawn(self.core.clone().run_download(download, heard));
         let content = key.content;
         Ok(Started { number, group, name, path, content, size, stored_bytes, warning })
+    }
+
+    /// Opens the part file of a download. One that was stopped a moment ago may still have it: that
+    /// lets go of it soon.
+    async fn open_part(
+        &self,
+        manifest: &Arc<Manifest>,
+        directory: &Path,
+        progress: &Arc<Note>,
+    ) -> Result<Arc<PieceStore>, AgentError> {
+        let begun = clock::monotonic();
+        loop {
+            let (manifest, directory) = (manifest.clone(), directory.to_owned());
+            let (progress, size) = (progress.clone(), manifest.layout().size());
+            let opened = tokio::task::spawn_blocking(move || {
+                PieceStore::part(manifest, &directory, &|done| progress(done, size))
+            });
+            match opened.await.map_err(|_| AgentError::BadAnswer)? {
+                Err(StorageError::InUse(_)) if begun.elapsed() < LETTING_GO => {
+                    tokio::time::sleep(LETTING_GO / 50).await;
+                }
+                opened => return Ok(Arc::new(opened?)),
+            }
+        }
     }
 
     /// What is here, or on its way, because of another group is stored once, and served in both.

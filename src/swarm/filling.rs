@@ -130,6 +130,21 @@ impl Filling {
         Ok(Replacement { filling: new, have: copied, lost })
     }
 
+    /// The pieces of a complete file that are not in it any more because somebody cut it short: what
+    /// was written since made it as long again, with holes. Nothing is read where there are none.
+    ///
+    /// # Errors
+    /// [`StorageError`]; it can be asked again.
+    pub fn lost_in_holes(&self) -> Result<Vec<PieceIndex>, StorageError> {
+        let layout = self.manifest.layout();
+        if !self.part.has_holes(layout) {
+            return Ok(Vec::new());
+        }
+        let all: Vec<_> = layout.pieces().collect();
+        let right = self.part.check(&self.manifest, &all, &|_| {})?;
+        Ok(all.into_iter().filter(|piece| !right.contains(*piece)).collect())
+    }
+
     /// Before the first write after a clean stop: the record is made to say so, and the room
     /// reserved, in this order.
     fn wake(&self) -> Result<(), StorageError> {

@@ -175,6 +175,12 @@ impl Part {
         Ok(resized)
     }
 
+    /// Whether it takes less room than it has bytes, or that is not known: where room was reserved
+    /// once, somebody has cut it short since. Filesystems that compress have holes at any time.
+    pub fn has_holes(&self, layout: PieceLayout) -> bool {
+        !self.file.allocated().is_ok_and(|allocated| allocated >= layout.size())
+    }
+
     /// Writes a piece, which the caller has verified.
     ///
     /// # Errors

@@ -384,6 +384,10 @@ impl PieceStore {
         let place = self.lock().place.clone();
         if let Place::Part(filling) = place {
             self.complete(&filling)?;
+            for piece in filling.lost_in_holes()? {
+                self.lose(&filling, piece);
+            }
+            self.complete(&filling)?;
             // Reading what is left and bringing all to the disk take about as long as each other.
             let (sha1, synced) = std::thread::scope(|scope| {
                 let sync = scope.spawn(|| self.sync(&filling));

@@ -188,6 +188,49 @@ async fn a_download_whose_directory_is_another_disk_for_a_while_goes_on() {
     .await;
 }
 
+#[tokio::test]
+async fn a_paused_download_can_be_stopped_and_begun_again() {
+    let net = Net::new();
+    let bytes = content(8 * MIB as usize, 72);
+    let (alice, _) = net.seeder(&bytes).await;
+    limit_up(&alice, 2 * MIB);
+    let bob = net.member("bob", &alice).await;
+    let mut notices = bob.notices();
+    net.begin("bob", &bob).await;
+    stored(&bob, 2 * MIB).await;
+    // Moved away with all that is in it.
+    let (place, aside) = (net.path("bob"), net.path("aside"));
+    fs::rename(&place, &aside).expect("moved");
+    assert!(matches!(held(&mut notices).await, Hold::Disk(_)));
+    let kept = progress(&bob).stored_bytes;
+    bob.stop_share(group(), "file.bin".parse().expect("a selector")).await.expect("stopped");
+    assert!(bob.downloads().is_empty());
+    let again = begin(&bob, group(), "file.bin", &aside).await;
+    // What came while the disk was away could be written all the same, to the file that was open.
+    assert!(again.stored_bytes >= kept, "{} of {kept}", again.stored_bytes);
+    let row = complete(&bob).await;
+    assert_eq!(gave(&row.progress, "alice") + again.stored_bytes, bytes.len() as u64);
+    assert!(fs::read(aside.join("file.bin")).expect("arrived") == bytes);
+    net.end([alice, bob]).await;
+}
+
+#[tokio::test]
+async fn a_part_file_cut_short_by_somebody_is_made_whole() {
+    let net = Net::new();
+    let bytes = content(8 * MIB as usize, 73);
+    let (alice, _) = net.seeder(&bytes).await;
+    limit_up(&alice, 2 * MIB);
+    let bob = net.member("bob", &alice).await;
+    net.begin("bob", &bob).await;
+    stored(&bob, 3 * MIB).await;
+    let part = bob.downloads()[0].path.clone();
+    let file = File::options().write(true).open(part).expect("opened");
+    file.set_len(MIB).expect("cut short");
+    complete(&bob).await;
+    assert!(fs::read(net.path("bob/file.bin")).expect("arrived") == bytes);
+    net.end([alice, bob]).await;
+}
+
 /// A client that has a small filesystem of its own at `place`; nothing where the system does not allow
 /// that.
 fn client_on_small_disk(world: &World, name: &str, place: &Path, mib: u64) -> Option<Client> {

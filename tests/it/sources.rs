@@ -2,7 +2,7 @@
 //! of use.
 //!
 //! All rates are limits, so what is measured does not depend on the machine. For longer runs, with less
-//! at their ends: `MTQ_TIMES=10`.
+//! at their ends: `MTQ_TIMES=5`.
 
 use std::fs;
 use std::time::Duration;

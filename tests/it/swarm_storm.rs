@@ -1,7 +1,7 @@
 //! Seeders that are killed and started again, stand still, and change their pace, all at random: every
 //! download completes, equal, nobody is blamed, and hardly a byte comes in vain.
 //!
-//! For longer runs: `MTQ_TIMES=20`; another course of events: `MTQ_SEED=7`.
+//! For longer runs: `MTQ_TIMES=5`; another course of events: `MTQ_SEED=7`.
 
 use std::env;
 use std::fs;

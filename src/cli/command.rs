@@ -314,7 +314,10 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
             Ok(Answer::new(json!({"pattern": pattern, "files": json}), or_none(&lines, "files")))
         }
         ClientCommand::Get { args } => get(agent, &args).await,
-        ClientCommand::Downloads => Ok(transfers::downloads(agent)),
+        ClientCommand::Downloads => {
+            agent.look_for_changes().await;
+            Ok(transfers::downloads(agent))
+        }
         ClientCommand::StopShare { group, file } => {
             agent.stop_share(group.clone(), file.clone()).await?;
             let text = format!("{file} in {group} is no longer shared");

@@ -271,7 +271,13 @@ impl Agent {
         }
     }
 
-    /// Everything shared and downloaded, in the order it was begun.
+    /// Looks at every file that is served, so that the rows of those that changed say so.
+    pub async fn look_for_changes(&self) {
+        self.core.look_for_changes().await;
+    }
+
+    /// Everything shared and downloaded, in the order it was begun; of files that changed, what was
+    /// noticed so far.
     pub fn downloads(&self) -> Vec<DownloadRow> {
         let entries = self.core.library().entries();
         entries.into_iter().map(|(key, entry)| self.row(key, entry)).collect()

@@ -12,7 +12,7 @@ use super::data_dir;
 use super::echo::Echo;
 use super::error::{AgentError, DownloadFailure};
 use super::failover::Number;
-use super::library::EntryState;
+use super::library::{Entry, EntryState};
 use super::line::LineEvent;
 use super::report::Notice;
 use crate::clock;
@@ -355,17 +355,22 @@ impl Core {
         }
     }
 
-    /// Nobody is to be sent here for files that are not served any more; the user is told.
-    async fn withdraw_changed(&self) {
-        let seeding = self.library().entries().into_iter();
-        let seeding: Vec<_> = seeding
-            .filter(|(_, entry)| entry.state == EntryState::Seeding && !entry.told)
-            .collect();
-        // A disk that hangs is not waited for by anything else.
+    /// Looks at every file that is served; those that changed. A disk that hangs is not waited for by
+    /// anything else.
+    pub(super) async fn look_for_changes(&self) -> Vec<(SwarmKey, Entry)> {
+        let entries = self.library().entries().into_iter();
+        let seeding: Vec<_> =
+            entries.filter(|(_, entry)| entry.state == EntryState::Seeding).collect();
         let looked = tokio::task::spawn_blocking(move || {
             seeding.into_iter().filter(|(_, entry)| entry.store.is_changed()).collect()
         });
-        let changed: Vec<_> = looked.await.unwrap_or_default();
+        looked.await.unwrap_or_default()
+    }
+
+    /// Nobody is to be sent here for files that are not served any more; the user is told.
+    async fn withdraw_changed(&self) {
+        let changed = self.look_for_changes().await;
+        let changed: Vec<_> = changed.into_iter().filter(|(_, entry)| !entry.told).collect();
         changed.iter().for_each(|(key, _)| self.library().set_told(*key));
         for (key, entry) in changed {
             self.notify(Notice::Changed { group: entry.group, name: entry.name });

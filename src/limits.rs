@@ -389,8 +389,56 @@ pub const TRACKER_WINDOW: u64 = 4 * 1024 * 1024;
 /// requests wait, told QUEUED.
 pub const UPLOAD_SLOTS: usize = 64;
 
-/// Of those, what one session may take: a peer that reads nothing holds up a quarter, no more.
+/// Of those, what one session may take: a peer that reads nothing holds up a quarter, no more, and
+/// another device of its user is still served.
 pub const UPLOAD_SLOTS_PER_SESSION: usize = UPLOAD_SLOTS / 4;
+
+/// Bodies sent at once however slow the link: one is on its way while the acknowledgement of the
+/// other is.
+pub const UPLOADS_AT_ONCE_MIN: usize = 2;
+
+/// Bodies sent at once before it is known how fast they go: a fast link is full from the start, and
+/// a slow one has half a minute's worth queued at 4 Mbit/s, once.
+pub const UPLOADS_AT_ONCE_START: usize = 32;
+
+/// As many bodies are sent at once as arrive within this; it must exceed the longest round trip,
+/// or a link of that length is never full.
+pub const UPLOADS_SPAN: Duration = Duration::from_secs(1);
+
+/// A body that is not acknowledged so long after it was sent does not count among those that fill
+/// the link: three times what it takes when the link is the reason.
+pub const SLOW_BODY: Duration = Duration::from_secs(3);
+
+/// Requests of one user that wait to be served, over all sessions: the streams of as many devices
+/// as an account may have.
+pub const MAX_WAITING_PER_USER: usize = MAX_DEVICES_PER_USER * PEER_STREAMS as usize;
+
+/// Requests that wait to be served, about 300 B each. No user may have more of them than there is
+/// room left for others; one more is answered BUSY.
+pub const MAX_WAITING: usize = 8 * MAX_WAITING_PER_USER;
+
+/// Piece requests a second taken from one session, and at once: 4,000 whole pieces are 2 GB/s,
+/// twice what a link of 10 Gbit/s carries, and of small files they are as many files. Others wait
+/// in their streams, of which there are `PEER_STREAMS`.
+pub const SESSION_REQUESTS: (u32, u32) = (4_000, 8_000);
+
+/// Sessions of one user: one of each device. More come of devices that were removed meanwhile.
+pub const MAX_SESSIONS_PER_USER: usize = MAX_DEVICES_PER_USER;
+
+/// Connections that others began and on which no valid ticket was shown yet: a quarter of all.
+/// Honest ones show it within two round trips.
+pub const MAX_STRANGERS: usize = MAX_PEER_CONNECTIONS / 4;
+
+/// Bytes handed to QUIC at once under a rate limit: a twentieth of a second at 5 Mbit/s.
+pub const LIMITED_CHUNK: usize = 32 * 1024;
+
+/// The lowest rate limit, in bytes a second: two pieces sent at once take 64 s then, well within
+/// `PIECE_DEADLINE`.
+pub const MIN_RATE: u64 = 16 * 1024;
+
+/// Users whose uploads are counted apart in one swarm, about 200 B each; further ones are counted
+/// in the sum alone.
+pub const MAX_COUNTED_USERS: usize = 1_000;
 
 /// Bytes an agent has in flight or in verification over all its downloads: 64 pieces, which fill 1
 /// Gbit/s at 250 ms. Above it, each peer of a download that has any room is asked for one piece.

@@ -14,6 +14,8 @@ pub mod hashing;
 pub mod storage;
 pub mod trust;
 pub mod session;
+pub mod rate;
+pub mod serving_queue;
 pub mod registry;
 pub mod control;
 pub mod upload;

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::pipe::Pipe;
 use crate::bitfield::Bitfield;
 use crate::name::UserName;
+use crate::piece::PieceIndex;
 
 /// A peer that answered BUSY is asked again after the first of these, after twice as long each further
 /// time in a row, up to the second.
@@ -31,6 +32,9 @@ pub struct Peer {
     pub rests_until: Option<Duration>,
     /// Its user failed on a piece, and is not asked for that one again before this.
     pub suspect: Option<Duration>,
+    /// When there was nothing to ask it for: not before this is it looked again for what it could take
+    /// over from others.
+    pub looks_again: Duration,
     /// How often in a row it had to rest.
     rests: u32,
     /// When something came from it last, or it was first asked after a pause.
@@ -48,6 +52,7 @@ impl Peer {
             silent: false,
             rests_until: None,
             suspect: None,
+            looks_again: Duration::ZERO,
             rests: 0,
             heard: Duration::ZERO,
         }
@@ -85,6 +90,11 @@ impl Peer {
     /// When it counts as dead unless something comes.
     pub fn silence_ends(&self) -> Duration {
         self.heard + SILENCE.max(4 * self.pipe.rtt())
+    }
+
+    /// How long until a piece that it was asked for should be here.
+    pub fn expected(&self, now: Duration, piece: PieceIndex) -> Duration {
+        if self.silent { Duration::MAX } else { self.pipe.expected(now, piece) }
     }
 
     /// It gave a piece: what it could not do before is forgotten.

@@ -70,19 +70,25 @@ impl Scene<'_> {
         failed: impl Fn(&UserName, PieceIndex) -> bool,
     ) -> Rescue {
         let Some(peer) = self.peers.get(&key) else { return Rescue::Nothing };
-        let latest = self
-            .flights
-            .iter()
-            .filter(|(piece, flight)| flight.verifying == 0 && peer.pieces.contains(*piece))
-            .filter(|(piece, _)| peer.suspect.is_none() || !failed(&peer.user, *piece))
-            .filter_map(|(piece, flight)| match flight.holders[..] {
-                [holder] if holder != key => Some((piece, holder, flight)),
-                _ => None,
-            })
-            .map(|(piece, holder, flight)| {
-                (self.expected(now, holder, piece), piece, holder, flight)
-            })
-            .max_by_key(|(theirs, piece, ..)| (*theirs, *piece));
+        let mut latest: Option<(Duration, PieceIndex, PeerKey, &Flight)> = None;
+        for (holder, other) in self.peers.iter().filter(|(holder, _)| **holder != key) {
+            // What a peer was asked for last comes last.
+            for asked in other.pipe.asked().iter().rev() {
+                let expected = other.expected(now, asked.piece);
+                if latest.is_some_and(|(theirs, ..)| theirs >= expected) {
+                    break;
+                }
+                let fits = peer.pieces.contains(asked.piece)
+                    && (peer.suspect.is_none() || !failed(&peer.user, asked.piece));
+                let flight = self.flights.of(asked.piece).filter(|flight| {
+                    fits && (self.at_end || !asked.begun) && flight.verifying == 0 && flight.holders == [*holder]
+                });
+                if let Some(flight) = flight {
+                    latest = Some((expected, asked.piece, *holder, flight));
+                    break;
+                }
+            }
+        }
         let Some((theirs, piece, from, flight)) = latest else { return Rescue::Nothing };
         let ours = peer.pipe.expected_next(now, len(piece));
         let untouched = !self.peers.get(&from).is_some_and(|peer| peer.pipe.has_begun(piece));
@@ -94,13 +100,6 @@ impl Scene<'_> {
             return Rescue::Duplicate { piece };
         }
         Rescue::Later
-    }
-
-    fn expected(&self, now: Duration, holder: PeerKey, piece: PieceIndex) -> Duration {
-        match self.peers.get(&holder) {
-            Some(holder) if !holder.silent => holder.pipe.expected(now, piece),
-            _ => Duration::MAX,
-        }
     }
 }
 

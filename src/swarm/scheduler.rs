@@ -160,11 +160,7 @@ impl Scheduler {
         let now = now.max(self.now);
         self.forgive_sleep(now);
         self.now = now;
-        let mut ready = self.take_in(now, event, &mut actions);
-        if self.wake.is_some_and(|at| at <= now) {
-            self.pass_time(now, &mut actions);
-            ready = Ready::All;
-        }
+        let ready = self.take_in(now, event, &mut actions);
         self.fill(now, ready, &mut actions);
         if self.picker.is_complete() && !std::mem::replace(&mut self.complete, true) {
             actions.push(Action::Complete);
@@ -281,6 +277,11 @@ impl Scheduler {
             }
             Event::Resume => {
                 self.paused = false;
+                Ready::All
+            }
+            // Only now: whoever is alive was heard of before, but not before other events.
+            Event::Tick if self.wake.is_some_and(|at| at <= now) => {
+                self.pass_time(now, actions);
                 Ready::All
             }
             Event::Tick => Ready::Nobody,
@@ -412,6 +413,7 @@ impl Scheduler {
         let Some(overdue) = self.wake.and_then(|at| now.checked_sub(at)) else { return };
         if overdue > ASLEEP {
             self.peers.values_mut().for_each(|peer| peer.shift(overdue));
+            self.wake = Some(now);
         }
     }
 
@@ -465,27 +467,40 @@ impl Scheduler {
         }
     }
 
-    /// Asks ready peers in turn, one piece each, until none can take more.
+    /// Asks those who may be ready for more, until none can take more.
     fn fill(&mut self, now: Duration, ready: Ready, actions: &mut Vec<Action>) {
-        let mut keys: Vec<_> = match ready {
-            Ready::Nobody => return,
-            Ready::Room if !self.starved => return,
-            Ready::One(peer) if !self.starved => vec![peer],
-            _ => {
-                self.starved = false;
-                let after = (Bound::Excluded(self.turn), Bound::Unbounded);
-                let turns = self.peers.range(after).chain(self.peers.range(..=self.turn));
-                turns.map(|(key, _)| *key).collect()
+        if self.paused {
+            return;
+        }
+        match ready {
+            Ready::Nobody => {}
+            Ready::All => self.ask_in_turn(now, true, actions),
+            Ready::One(_) | Ready::Room if self.starved && self.room.has(self.unit(), false) => {
+                self.ask_in_turn(now, false, actions);
             }
-        };
-        while !keys.is_empty() && !self.paused {
-            keys.retain(|key| match self.ask(now, *key, actions) {
-                true => {
-                    self.turn = *key;
-                    true
-                }
-                false => false,
-            });
+            Ready::One(peer) => while self.ask(now, peer, actions) {},
+            Ready::Room => {}
+        }
+    }
+
+    /// Asks peers in turn, one piece each, until none can take more; while there is room, or also those
+    /// that need none.
+    fn ask_in_turn(&mut self, now: Duration, without_room: bool, actions: &mut Vec<Action>) {
+        self.starved = false;
+        let (mut last, mut refused) = (self.turn, 0);
+        while refused < self.peers.len() {
+            if !without_room && !self.room.has(self.unit(), false) {
+                self.starved = true;
+                return;
+            }
+            let after = (Bound::Excluded(last), Bound::Unbounded);
+            let next = self.peers.range(after).next().or_else(|| self.peers.first_key_value());
+            let Some(key) = next.map(|(key, _)| *key) else { return };
+            last = key;
+            refused += 1;
+            if self.ask(now, key, actions) {
+                (self.turn, refused) = (key, 0);
+            }
         }
     }
 
@@ -521,6 +536,7 @@ impl Scheduler {
                 self.flights.ask(piece, key, None);
                 (piece, Why::Missing)
             }
+            None if peer.looks_again > now => return false,
             None => match self.rescue(now, key) {
                 Rescue::Steal { piece, from } => {
                     self.drop_request(from, piece);
@@ -533,11 +549,13 @@ impl Scheduler {
                     self.flights.ask(piece, key, None);
                     (piece, Why::Endgame)
                 }
-                Rescue::Later => {
+                Rescue::Later | Rescue::Nothing => {
+                    if let Some(peer) = self.peers.get_mut(&key) {
+                        peer.looks_again = now + LOOK_AGAIN;
+                    }
                     self.wake_at(now + LOOK_AGAIN);
                     return false;
                 }
-                Rescue::Nothing => return false,
             },
         };
         self.begin(now, key, piece);

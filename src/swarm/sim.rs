@@ -229,6 +229,8 @@ struct Node {
     news: Vec<PieceIndex>,
     scheduler: Option<Scheduler>,
     tick: Option<Duration>,
+    /// When its scheduler last heard who is alive.
+    listened: Duration,
     /// What it waits for.
     open: BTreeMap<(PeerKey, PieceIndex), u64>,
     uplink: Uplink,
@@ -269,6 +271,7 @@ impl<'a> World<'a> {
             news: Vec::new(),
             scheduler: None,
             tick: None,
+            listened: Duration::ZERO,
             open: BTreeMap::new(),
             uplink: Uplink::new(spec.up),
             look: 0,
@@ -478,8 +481,13 @@ impl<'a> World<'a> {
         self.nodes[node].tick = None;
         let due = self.nodes[node].scheduler.as_ref().and_then(Scheduler::next_timeout);
         if due.is_some_and(|due| due <= self.now) {
-            let mut asked: Vec<_> = self.nodes[node].open.keys().map(|(peer, _)| *peer).collect();
-            asked.dedup();
+            let me = &mut self.nodes[node];
+            let mut asked = Vec::new();
+            if me.listened + PROGRESS <= self.now {
+                me.listened = self.now;
+                asked.extend(me.open.keys().map(|(peer, _)| *peer));
+                asked.dedup();
+            }
             for peer in asked {
                 let other = &self.nodes[node_of(peer)];
                 if other.online && key(node_of(peer), other.life) == peer {

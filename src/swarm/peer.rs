@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::pipe::Pipe;
+use super::pipe::{Asked, Pipe};
 use crate::bitfield::Bitfield;
 use crate::name::UserName;
 use crate::piece::PieceIndex;
@@ -92,9 +92,17 @@ impl Peer {
         self.heard + SILENCE.max(4 * self.pipe.rtt())
     }
 
-    /// How long until a piece that it was asked for should be here.
-    pub fn expected(&self, now: Duration, piece: PieceIndex) -> Duration {
-        if self.silent { Duration::MAX } else { self.pipe.expected(now, piece) }
+    /// What it was asked for, the last first, and how long until it should be here.
+    pub fn expectations(&self, now: Duration) -> impl Iterator<Item = (&Asked, Duration)> {
+        let silent = self.silent;
+        let expectations = self.pipe.expectations(now);
+        expectations
+            .map(move |(asked, expected)| (asked, if silent { Duration::MAX } else { expected }))
+    }
+
+    /// The same for one piece, if it was asked for that.
+    pub fn expected(&self, now: Duration, piece: PieceIndex) -> Option<(&Asked, Duration)> {
+        self.expectations(now).find(|(asked, _)| asked.piece == piece)
     }
 
     /// It gave a piece: what it could not do before is forgotten.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::event::PeerKey;
 use super::flights::{Flight, Flights};
 use super::peer::Peer;
+use super::pipe::Asked;
 use crate::name::UserName;
 use crate::piece::PieceIndex;
 
@@ -41,9 +42,7 @@ pub enum Rescue {
         /// Which piece.
         piece: PieceIndex,
     },
-    /// Nothing yet: look again a little later.
-    Later,
-    /// Nothing: nobody is asked for what this peer has.
+    /// Nothing now.
     Nothing,
 }
 
@@ -61,45 +60,58 @@ pub struct Scene<'a> {
 }
 
 impl Scene<'_> {
-    /// What the peer `key` takes over now. `failed` says who failed on which piece.
+    /// What the peer `key` takes over now, of all or of a piece that it has only just got. `failed`
+    /// says who failed on which piece.
     pub fn rescue(
         &self,
         now: Duration,
         key: PeerKey,
+        only: Option<PieceIndex>,
         len: impl Fn(PieceIndex) -> u32,
         failed: impl Fn(&UserName, PieceIndex) -> bool,
     ) -> Rescue {
         let Some(peer) = self.peers.get(&key) else { return Rescue::Nothing };
-        let mut latest: Option<(Duration, PieceIndex, PeerKey, &Flight)> = None;
-        for (holder, other) in self.peers.iter().filter(|(holder, _)| **holder != key) {
-            // What a peer was asked for last comes last.
-            for asked in other.pipe.asked().iter().rev() {
-                let expected = other.expected(now, asked.piece);
-                if latest.is_some_and(|(theirs, ..)| theirs >= expected) {
-                    break;
+        let may = |holder: PeerKey, asked: &Asked| {
+            let fits = peer.pieces.contains(asked.piece)
+                && (self.at_end || !asked.begun)
+                && (peer.suspect.is_none() || !failed(&peer.user, asked.piece));
+            fits && holder != key && self.flights.of(asked.piece).is_some_and(|flight| {
+                let alone = flight.verifying == 0 && flight.holders == [holder];
+                alone && (is_stealable(flight, key) || self.duplicates_left > 0)
+            })
+        };
+        let latest = match only {
+            Some(piece) => self.flights.of(piece).and_then(|flight| {
+                let holder = *flight.holders.first()?;
+                let (asked, expected) = self.peers.get(&holder)?.expected(now, piece)?;
+                may(holder, asked).then_some((holder, *asked, expected))
+            }),
+            None => {
+                let mut latest: Option<(PeerKey, Asked, Duration)> = None;
+                for (holder, other) in self.peers {
+                    let before = latest.map_or(Duration::ZERO, |(.., expected)| expected);
+                    let mut later =
+                        other.expectations(now).take_while(|(_, expected)| *expected > before);
+                    if let Some((asked, expected)) = later.find(|(asked, _)| may(*holder, asked)) {
+                        latest = Some((*holder, *asked, expected));
+                    }
                 }
-                let fits = peer.pieces.contains(asked.piece)
-                    && (peer.suspect.is_none() || !failed(&peer.user, asked.piece));
-                let flight = self.flights.of(asked.piece).filter(|flight| {
-                    fits && (self.at_end || !asked.begun) && flight.verifying == 0 && flight.holders == [*holder]
-                });
-                if let Some(flight) = flight {
-                    latest = Some((expected, asked.piece, *holder, flight));
-                    break;
-                }
+                latest
             }
-        }
-        let Some((theirs, piece, from, flight)) = latest else { return Rescue::Nothing };
+        };
+        let Some((from, Asked { piece, begun, .. }, theirs)) = latest else {
+            return Rescue::Nothing;
+        };
         let ours = peer.pipe.expected_next(now, len(piece));
-        let untouched = !self.peers.get(&from).is_some_and(|peer| peer.pipe.has_begun(piece));
-        let ratio = if self.at_end && untouched { 1 } else { STEAL_RATIO };
-        if is_stealable(flight, key) && theirs > ratio * ours + WORTHWHILE {
+        let ratio = if self.at_end && !begun { 1 } else { STEAL_RATIO };
+        let stealable = self.flights.of(piece).is_some_and(|flight| is_stealable(flight, key));
+        if stealable && theirs > ratio * ours + WORTHWHILE {
             return Rescue::Steal { piece, from };
         }
         if self.duplicates_left > 0 && theirs > DUPLICATE_RATIO * ours + WORTHWHILE {
             return Rescue::Duplicate { piece };
         }
-        Rescue::Later
+        Rescue::Nothing
     }
 }
 

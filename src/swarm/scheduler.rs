@@ -30,8 +30,9 @@ const STALL: (Duration, u64) = (Duration::from_secs(30), 8 * 1024);
 /// Pieces that may be asked of two peers at once in a download, or a fiftieth of its pieces.
 const MIN_DUPLICATES: u32 = 4;
 
-/// A peer that could take over something, but is not much faster, is looked at again after this.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// A peer that could take over something, but is not much faster, is looked at again after the first
+/// of these when everything is asked for, else after the second: then nobody waits for any one piece.
+const LOOK_AGAIN: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(2));
 
 /// A user who failed on a piece that nobody else has is asked for it again after this.
 const RETRY: Duration = Duration::from_secs(10);
@@ -68,6 +69,8 @@ pub struct Scheduler {
 enum Ready {
     All,
     One(PeerKey),
+    /// One that has got these, which others were asked for.
+    News(PeerKey, Vec<PieceIndex>),
     /// Nobody, unless room was short.
     Room,
     Nobody,
@@ -199,17 +202,21 @@ impl Scheduler {
                 Ready::All
             }
             Event::PeerHas { peer, pieces } => {
+                let mut asked_of_others = Vec::new();
                 if let Some(known) = self.peers.get_mut(&peer) {
                     for piece in pieces {
                         if known.pieces.insert(piece) {
                             self.picker.peer_gained(piece, &known.pieces);
-                            let missing = self.picker.state(piece) == PieceState::Missing;
-                            known.useful += u32::from(missing);
+                            match self.picker.state(piece) {
+                                PieceState::Missing => known.useful += 1,
+                                PieceState::InFlight => asked_of_others.push(piece),
+                                PieceState::Stored => {}
+                            }
                         }
                     }
                 }
                 self.hear(now, peer);
-                Ready::One(peer)
+                Ready::News(peer, asked_of_others)
             }
             Event::PeerLeft { peer } => {
                 self.remove(peer);
@@ -426,7 +433,8 @@ impl Scheduler {
             if peer.rests_until.is_some_and(|until| until <= now) {
                 peer.rests_until = None;
             }
-            let mut due = vec![peer.rests_until, peer.suspect.filter(|at| *at > now)];
+            let looks_again = Some(peer.looks_again).filter(|at| *at > now);
+            let mut due = vec![peer.rests_until, peer.suspect.filter(|at| *at > now), looks_again];
             if peer.is_asked() && !peer.silent {
                 let end = peer.silence_ends();
                 if end <= now {
@@ -473,13 +481,22 @@ impl Scheduler {
             return;
         }
         match ready {
-            Ready::Nobody => {}
-            Ready::All => self.ask_in_turn(now, true, actions),
-            Ready::One(_) | Ready::Room if self.starved && self.room.has(self.unit(), false) => {
-                self.ask_in_turn(now, false, actions);
+            Ready::Nobody => return,
+            Ready::All => return self.ask_in_turn(now, true, actions),
+            Ready::One(_) | Ready::News(..) | Ready::Room => {}
+        }
+        if self.starved && self.room.has(self.unit(), false) {
+            self.ask_in_turn(now, false, actions);
+        }
+        if let Ready::One(peer) | Ready::News(peer, _) = ready {
+            while self.ask(now, peer, actions) {}
+        }
+        if let Ready::News(peer, pieces) = ready {
+            for piece in pieces {
+                if self.peers.get(&peer).is_some_and(|peer| peer.is_ready() && peer.useful == 0) {
+                    self.take_over(now, peer, Some(piece), actions);
+                }
             }
-            Ready::One(peer) => while self.ask(now, peer, actions) {},
-            Ready::Room => {}
         }
     }
 
@@ -510,70 +527,94 @@ impl Scheduler {
         if !peer.is_ready() {
             return false;
         }
-        if !self.room.has(self.unit(), !peer.is_asked()) {
+        if peer.useful > 0 && !self.room.has(self.unit(), !peer.is_asked()) {
             self.starved = true;
             return false;
         }
-        let blame = &self.blame;
-        let picked = match peer.suspect {
-            None => self.picker.pick(&peer.pieces, peer.useful, |_| false),
-            Some(retry_at) => {
-                let failed = |piece| blame.has_failed(&peer.user, piece);
-                let others = |piece| {
-                    self.peers.values().any(|other| {
-                        other.pieces.contains(piece) && !blame.has_failed(&other.user, piece)
-                    })
-                };
-                let early = now < retry_at;
-                self.picker.pick(&peer.pieces, peer.useful, |piece| {
-                    failed(piece) && (early || others(piece))
-                })
-            }
-        };
-        let (piece, why) = match picked {
-            Some(piece) => {
-                self.count_useful(piece, false);
-                self.flights.ask(piece, key, None);
-                (piece, Why::Missing)
-            }
-            None if peer.looks_again > now => return false,
-            None => match self.rescue(now, key) {
-                Rescue::Steal { piece, from } => {
-                    self.drop_request(from, piece);
-                    actions.push(Action::Cancel { peer: from, piece, cause: Cause::Stolen });
-                    self.flights.ask(piece, key, Some(from));
-                    (piece, Why::Stolen)
-                }
-                Rescue::Duplicate { piece } => {
-                    self.duplicates += 1;
-                    self.flights.ask(piece, key, None);
-                    (piece, Why::Endgame)
-                }
-                Rescue::Later | Rescue::Nothing => {
-                    if let Some(peer) = self.peers.get_mut(&key) {
-                        peer.looks_again = now + LOOK_AGAIN;
-                    }
-                    self.wake_at(now + LOOK_AGAIN);
-                    return false;
-                }
-            },
-        };
-        self.begin(now, key, piece);
-        actions.push(Action::Request { peer: key, piece, why });
-        true
+        if let Some(piece) = self.pick(now, key) {
+            self.count_useful(piece, false);
+            self.flights.ask(piece, key, None);
+            self.begin(now, key, piece, Why::Missing, actions);
+            return true;
+        }
+        if self.peers.get(&key).is_some_and(|peer| peer.looks_again > now) {
+            return false;
+        }
+        if self.take_over(now, key, None, actions) {
+            return true;
+        }
+        if let Some(peer) = self.peers.get_mut(&key).filter(|_| !self.flights.is_empty()) {
+            let at_end = self.picker.missing_count() == 0;
+            let span = if at_end { LOOK_AGAIN.0 } else { LOOK_AGAIN.1 };
+            // All at the same times, so that there are few.
+            let spans = now.as_millis() / span.as_millis() + 1;
+            let at = span * u32::try_from(spans).unwrap_or(u32::MAX);
+            peer.looks_again = at;
+            self.wake_at(at);
+        }
+        false
     }
 
-    /// What a peer with nothing else to do can take over.
-    fn rescue(&self, now: Duration, key: PeerKey) -> Rescue {
+    /// The missing piece to ask a peer for.
+    fn pick(&mut self, now: Duration, key: PeerKey) -> Option<PieceIndex> {
+        let (peer, blame) = (self.peers.get(&key)?, &self.blame);
+        let Some(retry_at) = peer.suspect else {
+            return self.picker.pick(&peer.pieces, peer.useful, |_| false);
+        };
+        let failed = |piece| blame.has_failed(&peer.user, piece);
+        let others = |piece| {
+            let has = |other: &Peer| other.pieces.contains(piece);
+            self.peers.values().any(|other| has(other) && !blame.has_failed(&other.user, piece))
+        };
+        let early = now < retry_at;
+        self.picker.pick(&peer.pieces, peer.useful, |piece| {
+            failed(piece) && (early || others(piece))
+        })
+    }
+
+    /// A peer with nothing else to do takes over something from another one, of all or of a piece
+    /// that it has only just got.
+    fn take_over(
+        &mut self,
+        now: Duration,
+        key: PeerKey,
+        only: Option<PieceIndex>,
+        actions: &mut Vec<Action>,
+    ) -> bool {
         let at_end = self.picker.missing_count() == 0;
         let budget = MIN_DUPLICATES.max(self.layout.piece_count() / 50);
-        let duplicates_left = if at_end { budget.saturating_sub(self.duplicates) } else { 0 };
+        let has_room = self.room.has(self.unit(), false);
+        let duplicates_left =
+            if at_end && has_room { budget.saturating_sub(self.duplicates) } else { 0 };
         let failed = |user: &UserName, piece| self.blame.has_failed(user, piece);
         let scene = Scene { peers: &self.peers, flights: &self.flights, at_end, duplicates_left };
-        scene.rescue(now, key, |piece| self.layout.len(piece), failed)
+        match scene.rescue(now, key, only, |piece| self.layout.len(piece), failed) {
+            Rescue::Steal { piece, from } => {
+                self.drop_request(from, piece);
+                actions.push(Action::Cancel { peer: from, piece, cause: Cause::Stolen });
+                self.flights.ask(piece, key, Some(from));
+                self.begin(now, key, piece, Why::Stolen, actions);
+                true
+            }
+            Rescue::Duplicate { piece } => {
+                self.duplicates += 1;
+                self.flights.ask(piece, key, None);
+                self.begin(now, key, piece, Why::Endgame, actions);
+                true
+            }
+            Rescue::Nothing => false,
+        }
     }
 
-    fn begin(&mut self, now: Duration, key: PeerKey, piece: PieceIndex) {
+    fn begin(
+        &mut self,
+        now: Duration,
+        key: PeerKey,
+        piece: PieceIndex,
+        why: Why,
+        actions: &mut Vec<Action>,
+    ) {
+        actions.push(Action::Request { peer: key, piece, why });
         let len = self.layout.len(piece);
         self.room.ask(len);
         if let Some(peer) = self.peers.get_mut(&key) {

@@ -236,7 +236,6 @@ struct Node {
     uplink: Uplink,
     /// Which look at the uplink counts.
     look: u32,
-    downlink: Downlink,
     queue: ServingQueue<()>,
     report: PeerReport,
 }
@@ -247,6 +246,7 @@ struct World<'a> {
     heap: BinaryHeap<Reverse<Due>>,
     number: u64,
     nodes: Vec<Node>,
+    downlinks: Vec<Downlink>,
     requests: Vec<Option<Request>>,
     free: Vec<usize>,
     last_id: u64,
@@ -275,7 +275,6 @@ impl<'a> World<'a> {
             open: BTreeMap::new(),
             uplink: Uplink::new(spec.up),
             look: 0,
-            downlink: Downlink::new(spec.down),
             queue: ServingQueue::new(),
             report: PeerReport::default(),
         };
@@ -288,6 +287,7 @@ impl<'a> World<'a> {
             heap: BinaryHeap::new(),
             number: 0,
             nodes,
+            downlinks: swarm.peers.iter().map(|spec| Downlink::new(spec.down)).collect(),
             requests: Vec::new(),
             free: Vec::new(),
             last_id: 0,
@@ -452,7 +452,7 @@ impl<'a> World<'a> {
         drop(queue);
         me.news.clear();
         me.look += 1;
-        for (id, sent) in self.nodes[node].uplink.clear(self.now) {
+        for (id, sent) in self.nodes[node].uplink.clear(self.now, &mut self.downlinks) {
             // Those who asked give it up when they notice.
             if let Some(request) = self.remove(id) {
                 let why = request.given_up.unwrap_or(Lost::Left);
@@ -662,9 +662,9 @@ impl<'a> World<'a> {
         let why = given_up.unwrap_or(Lost::Left);
         match stage {
             Stage::Sending => {
-                let sent = self.nodes[server].uplink.remove(self.now, id).unwrap_or(0);
+                let sent = self.nodes[server].uplink.remove(self.now, id, &mut self.downlinks).unwrap_or(0);
                 self.waste(client, why, sent);
-                self.nodes[client].downlink.take(self.now, sent);
+                self.downlinks[client].take(self.now, sent);
             }
             Stage::Waiting => {
                 self.nodes[server].queue.remove(id);
@@ -681,24 +681,26 @@ impl<'a> World<'a> {
     fn let_in(&mut self, server: usize) {
         loop {
             let (requests, nodes) = (&self.requests, &mut self.nodes);
-            let down_of = |id: u64| {
-                let client = requests[place_of(id)].as_ref().map(|request| request.client);
-                client.map(|client| (client, self.swarm.peers[client].down))
-            };
+            let client_of = |id: u64| requests[place_of(id)].as_ref().map(|request| request.client);
             let Node { queue, uplink, .. } = &mut nodes[server];
-            if queue.is_empty() || !uplink.has_room(usize::MAX, f64::INFINITY) {
+            if queue.is_empty() || !uplink.has_room(None) {
                 break;
             }
-            let may = |id| down_of(id).is_some_and(|(to, down)| uplink.has_room(to, down));
+            let may = |id| client_of(id).is_some_and(|to| uplink.has_room(Some(to)));
             let Some(id) = queue.pop_where(|_| true, may) else { break };
-            let Some((client, down)) = down_of(id) else { break };
+            let Some(client) = client_of(id) else { break };
             self.set_stage(id, Stage::Sending);
             let piece = self.request(id).map(|request| request.piece);
             let len = piece.map_or(0, |piece| self.swarm.layout.len(piece));
-            self.nodes[server].uplink.add(self.now, id, client, len, down);
+            self.nodes[server].uplink.add(self.now, id, client, len, &mut self.downlinks);
             self.at(self.now + self.path(client, server), What::Promised(id));
             self.at(self.now + PROGRESS, What::Look(id));
         }
+        self.watch(server);
+    }
+
+    /// Finds out when the next body is sent whole.
+    fn watch(&mut self, server: usize) {
         let me = &mut self.nodes[server];
         me.look += 1;
         if let Some(end) = me.uplink.next_end() {
@@ -709,12 +711,12 @@ impl<'a> World<'a> {
 
     /// Bodies of a peer are sent whole.
     fn sent(&mut self, server: usize) {
-        for id in self.nodes[server].uplink.take_ended(self.now) {
+        for id in self.nodes[server].uplink.take_ended(self.now, &mut self.downlinks) {
             self.set_stage(id, Stage::Sent);
             let Some(&mut Request { client, piece, .. }) = self.request(id) else { continue };
             let at = self.now + self.path(client, server);
             let len = self.swarm.layout.len(piece);
-            let here = self.nodes[client].downlink.take(at, u64::from(len));
+            let here = self.downlinks[client].take(at, u64::from(len));
             self.at(here, What::Arrived(id));
         }
         self.let_in(server);
@@ -726,13 +728,16 @@ impl<'a> World<'a> {
         if stage != Stage::Sending {
             return;
         }
-        let late = self.path(client, server).max(self.nodes[client].downlink.backlog(self.now));
+        let late = self.path(client, server).max(self.downlinks[client].backlog(self.now));
         if let Some((sent, rate)) = self.nodes[server].uplink.progress(self.now, id) {
             let here = sent - rate * late.as_secs_f64();
             if here >= 1.0 {
                 self.progress(id, here as u32);
             }
             self.at(self.now + PROGRESS, What::Look(id));
+            // Its peer may take more by now, or less.
+            self.nodes[server].uplink.share(&mut self.downlinks);
+            self.let_in(server);
         }
     }
 

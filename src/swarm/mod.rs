@@ -31,3 +31,5 @@ mod testing;
 mod scheduler_tests;
 #[cfg(test)]
 mod scheduler_random_tests;
+#[cfg(test)]
+mod sim_tests;

@@ -75,10 +75,11 @@ impl Scene<'_> {
             let fits = peer.pieces.contains(asked.piece)
                 && (self.at_end || !asked.begun)
                 && (peer.suspect.is_none() || !failed(&peer.user, asked.piece));
-            fits && holder != key && self.flights.of(asked.piece).is_some_and(|flight| {
-                let alone = flight.verifying == 0 && flight.holders == [holder];
-                alone && (is_stealable(flight, key) || self.duplicates_left > 0)
-            })
+            fits && holder != key
+                && self.flights.of(asked.piece).is_some_and(|flight| {
+                    let alone = flight.verifying == 0 && flight.holders == [holder];
+                    alone && (is_stealable(flight, key) || self.duplicates_left > 0)
+                })
         };
         let latest = match only {
             Some(piece) => self.flights.of(piece).and_then(|flight| {

@@ -567,9 +567,8 @@ impl Scheduler {
             self.peers.values().any(|other| has(other) && !blame.has_failed(&other.user, piece))
         };
         let early = now < retry_at;
-        self.picker.pick(&peer.pieces, peer.useful, |piece| {
-            failed(piece) && (early || others(piece))
-        })
+        self.picker
+            .pick(&peer.pieces, peer.useful, |piece| failed(piece) && (early || others(piece)))
     }
 
     /// A peer with nothing else to do takes over something from another one, of all or of a piece

@@ -12,7 +12,7 @@ use super::event::{Action, Cause, Event, NotServed, PeerKey, Why};
 use super::scheduler::Scheduler;
 use super::serving_queue::ServingQueue;
 use super::sim_net::{Downlink, Uplink};
-use super::sim_report::{PeerReport, Report};
+use super::sim_report::{PeerReport, Record, Report};
 use crate::bitfield::Bitfield;
 use crate::limits::IDLE_TIMEOUT;
 use crate::name::UserName;
@@ -100,7 +100,8 @@ impl Swarm {
 
     /// Who knows whom: everybody where there are few, else the same number of others for each, at
     /// random.
-    fn neighbours(&self, rng: &mut fastrand::Rng) -> Vec<BTreeSet<usize>> {
+    pub fn neighbours(&self) -> Vec<BTreeSet<usize>> {
+        let mut rng = fastrand::Rng::with_seed(self.seed);
         let count = self.peers.len();
         let mut known = vec![BTreeSet::new(); count];
         for me in 0..count {
@@ -253,14 +254,13 @@ struct World<'a> {
     rng: fastrand::Rng,
     unfinished: usize,
     told: u64,
-    record: Vec<(Duration, Event, Vec<Action>)>,
+    record: Option<Record>,
     mean_latency: Duration,
 }
 
 impl<'a> World<'a> {
     fn new(swarm: &'a Swarm) -> Self {
-        let mut rng = fastrand::Rng::with_seed(swarm.seed);
-        let known = swarm.neighbours(&mut rng);
+        let known = swarm.neighbours();
         let node = |(number, (spec, known)): (usize, (&Spec, BTreeSet<usize>))| Node {
             user: format!("u{number}").parse().expect("invariant: a name"),
             neighbours: known.into_iter().collect(),
@@ -291,10 +291,10 @@ impl<'a> World<'a> {
             requests: Vec::new(),
             free: Vec::new(),
             last_id: 0,
-            rng,
+            rng: fastrand::Rng::with_seed(swarm.seed),
             unfinished: swarm.peers.iter().filter(wants).count(),
             told: 0,
-            record: Vec::new(),
+            record: None,
             mean_latency: latency / swarm.peers.len().max(1) as u32,
         };
         for (node, spec) in swarm.peers.iter().enumerate() {
@@ -406,7 +406,7 @@ impl<'a> World<'a> {
             me.scheduler = Some(Scheduler::new(layout, &me.have, BTreeSet::new(), seed));
         }
         if self.swarm.record == Some(node) {
-            self.record.clear();
+            self.record = Some(Record { seed, stored: me.have.clone(), steps: Vec::new() });
         }
         let life = self.nodes[node].life;
         // Two round trips: a handshake, and what each has.
@@ -505,12 +505,14 @@ impl<'a> World<'a> {
     fn tell(&mut self, node: usize, event: Event) {
         let Some(scheduler) = &mut self.nodes[node].scheduler else { return };
         self.told += 1;
-        let actions = if self.swarm.record == Some(node) {
-            let actions = scheduler.handle(self.now, event.clone());
-            self.record.push((self.now, event, actions.clone()));
-            actions
-        } else {
-            scheduler.handle(self.now, event)
+        let record = self.record.as_mut().filter(|_| self.swarm.record == Some(node));
+        let actions = match record {
+            None => scheduler.handle(self.now, event),
+            Some(record) => {
+                let actions = scheduler.handle(self.now, event.clone());
+                record.steps.push((self.now, event, actions.clone()));
+                actions
+            }
         };
         for action in actions {
             self.act(node, action);
@@ -662,7 +664,10 @@ impl<'a> World<'a> {
         let why = given_up.unwrap_or(Lost::Left);
         match stage {
             Stage::Sending => {
-                let sent = self.nodes[server].uplink.remove(self.now, id, &mut self.downlinks).unwrap_or(0);
+                let sent = self.nodes[server]
+                    .uplink
+                    .remove(self.now, id, &mut self.downlinks)
+                    .unwrap_or(0);
                 self.waste(client, why, sent);
                 self.downlinks[client].take(self.now, sent);
             }

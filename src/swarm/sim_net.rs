@@ -71,7 +71,7 @@ impl Uplink {
         let body = self.bodies.remove(place);
         downlinks[body.to].hold(-body.rate);
         self.share(downlinks);
-        Some((f64::from(body.len) - body.left) as u64)
+        Some((f64::from(body.len) - body.left).round() as u64)
     }
 
     /// Everything stops; the bodies, and how many bytes of each were sent.
@@ -79,7 +79,7 @@ impl Uplink {
         self.advance(now);
         let bodies = self.bodies.drain(..).map(|body| {
             downlinks[body.to].hold(-body.rate);
-            (body.id, (f64::from(body.len) - body.left) as u64)
+            (body.id, (f64::from(body.len) - body.left).round() as u64)
         });
         bodies.collect()
     }
@@ -144,7 +144,7 @@ impl Uplink {
 
     /// Bytes sent since the beginning.
     pub fn sent(&self) -> u64 {
-        self.sent as u64
+        self.sent.round() as u64
     }
 
     fn advance(&mut self, now: Duration) {
@@ -186,7 +186,8 @@ impl Downlink {
     /// Somebody sends to it at `rate` now, or not any more when that is below zero.
     fn hold(&mut self, rate: f64) {
         self.incoming = (self.incoming + rate).max(0.0);
-        self.senders = if rate < 0.0 { self.senders - 1 } else { self.senders + u32::from(rate > 0.0) };
+        self.senders =
+            if rate < 0.0 { self.senders - 1 } else { self.senders + u32::from(rate > 0.0) };
         if self.senders == 0 {
             // Rounding does not add up.
             self.incoming = 0.0;

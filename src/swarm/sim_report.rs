@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::event::{Action, Event};
+use crate::bitfield::Bitfield;
 
 /// Bytes that were sent for nothing, by what made them so.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -64,8 +65,19 @@ pub struct Report {
     pub end: Duration,
     /// Events that schedulers were told.
     pub told: u64,
-    /// What the recorded peer's scheduler was told and did, of its latest life.
-    pub record: Vec<(Duration, Event, Vec<Action>)>,
+    /// What the peer that is recorded was told and did, since it came last.
+    pub record: Option<Record>,
+}
+
+/// What one scheduler was told, and what it did.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// What decided among equals.
+    pub seed: u64,
+    /// What it had.
+    pub stored: Bitfield,
+    /// When it was told what, and what it wanted done.
+    pub steps: Vec<(Duration, Event, Vec<Action>)>,
 }
 
 impl Report {

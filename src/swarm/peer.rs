@@ -105,9 +105,10 @@ impl Peer {
         self.expectations(now).find(|(asked, _)| asked.piece == piece)
     }
 
-    /// It gave a piece: what it could not do before is forgotten.
+    /// It gave a piece: what it could not do before is forgotten, and it may have time for more.
     pub fn did_well(&mut self) {
         self.rests = 0;
+        self.looks_again = Duration::ZERO;
     }
 
     /// It could not do what it was asked for: not asked for a while. Until when; several refusals

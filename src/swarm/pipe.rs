@@ -33,6 +33,12 @@ pub struct Asked {
 }
 
 impl Asked {
+    /// Bytes that were sent for nothing if it is given up: what is here, and half of the rest, since
+    /// nobody knows how much of that is on its way.
+    pub fn waste(&self) -> u64 {
+        if self.begun { u64::from(self.len).midpoint(self.received.into()) } else { 0 }
+    }
+
     /// Bytes of it that are not here yet.
     fn left(&self) -> u64 {
         u64::from(self.len - self.received)
@@ -233,14 +239,17 @@ impl Pipe {
     fn speed(&self, now: Duration) -> f64 {
         let Some(oldest) = self.asked.first() else { return self.rate.unwrap_or(PRESUMED_RATE) };
         let since = oldest.at.max(self.last_piece);
-        let took = now.saturating_sub(since).as_secs_f64().max(1e-6);
-        let lately = f64::from(oldest.received.max(1)) / took;
+        let took = now.saturating_sub(since).as_secs_f64();
+        let len = f64::from(oldest.len);
+        // Bytes are told of now and then: they count up to when they were.
+        let told = self.fed.saturating_sub(since).as_secs_f64();
+        let lately = (oldest.received > 0 && told > 0.0).then(|| f64::from(oldest.received) / told);
         match self.rate {
-            // It does not keep to what it did before.
-            Some(rate) if took * rate > f64::from(oldest.len) => lately,
+            // It does not keep to what it did before. When nothing was told, it is presumed to be half
+            // done.
+            Some(rate) if took * rate > len => lately.unwrap_or(len / (2.0 * took)),
             Some(rate) => rate,
-            None if oldest.received > 0 => lately,
-            None => PRESUMED_RATE,
+            None => lately.unwrap_or(PRESUMED_RATE),
         }
     }
 }
@@ -302,5 +311,23 @@ mod tests {
         assert_eq!(expected(&pipe, 16 * SECOND, b).as_secs(), 16);
         assert!(expected(&pipe, 60 * SECOND, b) >= 44 * SECOND);
         assert!(pipe.forget(a).is_none() && pipe.forget(b).is_some());
+    }
+
+    #[test]
+    fn who_has_not_told_of_bytes_yet_is_not_taken_for_stuck() {
+        let [a, b] = [0, 1].map(|index| pieces(2)[index]);
+        let mut pipe = Pipe::new(Duration::ZERO);
+        // Four pieces a second.
+        pipe.ask(Duration::ZERO, a, PIECE_LEN);
+        pipe.received(250 * MS, a, Duration::ZERO);
+        pipe.ask(250 * MS, b, PIECE_LEN);
+        pipe.progress(260 * MS, b, 0);
+        // A little late: as late again, not for ever.
+        let expected = pipe.expectations(600 * MS).next().expect("asked").1;
+        assert!((600..800).contains(&expected.as_millis()), "{expected:?}");
+        // An eighth in half a second, and nothing was told for as long since.
+        pipe.progress(750 * MS, b, PIECE_LEN / 8);
+        let expected = pipe.expectations(SECOND).next().expect("asked").1;
+        assert!((3400..3600).contains(&expected.as_millis()), "{expected:?}");
     }
 }

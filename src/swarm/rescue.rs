@@ -24,6 +24,13 @@ const MAX_STEALS: usize = 3;
 /// A second copy must come so many times earlier than the first.
 const DUPLICATE_RATIO: u32 = 2;
 
+/// When nothing may be wasted any more, what is on its way is still taken from a peer that would need
+/// so much longer.
+const HOPELESS: Duration = Duration::from_secs(10);
+
+/// Time that a peer has to answer, beside two round trips.
+const ANSWER: Duration = Duration::from_millis(50);
+
 /// What taking over must save to be worth it at all.
 const WORTHWHILE: Duration = Duration::from_millis(50);
 
@@ -55,8 +62,8 @@ pub struct Scene<'a> {
     pub flights: &'a Flights,
     /// Whether nothing is left to begin.
     pub at_end: bool,
-    /// How many second copies may still be asked for.
-    pub duplicates_left: u32,
+    /// Bytes that may still be wasted.
+    pub spare: u64,
 }
 
 impl Scene<'_> {
@@ -67,18 +74,22 @@ impl Scene<'_> {
         now: Duration,
         key: PeerKey,
         only: Option<PieceIndex>,
-        len: impl Fn(PieceIndex) -> u32,
         failed: impl Fn(&UserName, PieceIndex) -> bool,
     ) -> Rescue {
         let Some(peer) = self.peers.get(&key) else { return Rescue::Nothing };
+        // As long as its answer may be on its way, nothing is known of a request.
+        let patience = |holder| {
+            self.peers.get(&holder).map_or(Duration::ZERO, |holder| 2 * holder.pipe.rtt() + ANSWER)
+        };
         let may = |holder: PeerKey, asked: &Asked| {
             let fits = peer.pieces.contains(asked.piece)
                 && (self.at_end || !asked.begun)
+                && (asked.begun || asked.at + patience(holder) <= now)
                 && (peer.suspect.is_none() || !failed(&peer.user, asked.piece));
             fits && holder != key
                 && self.flights.of(asked.piece).is_some_and(|flight| {
                     let alone = flight.verifying == 0 && flight.holders == [holder];
-                    alone && (is_stealable(flight, key) || self.duplicates_left > 0)
+                    alone && (is_stealable(flight, key) || self.spare > 0)
                 })
         };
         let latest = match only {
@@ -100,16 +111,17 @@ impl Scene<'_> {
                 latest
             }
         };
-        let Some((from, Asked { piece, begun, .. }, theirs)) = latest else {
-            return Rescue::Nothing;
-        };
-        let ours = peer.pipe.expected_next(now, len(piece));
-        let ratio = if self.at_end && !begun { 1 } else { STEAL_RATIO };
+        let Some((from, asked, theirs)) = latest else { return Rescue::Nothing };
+        let piece = asked.piece;
+        let ours = peer.pipe.expected_next(now, asked.len);
+        let ratio = if self.at_end && !asked.begun { 1 } else { STEAL_RATIO };
+        let affordable = asked.waste() <= self.spare || theirs > STEAL_RATIO * ours + HOPELESS;
         let stealable = self.flights.of(piece).is_some_and(|flight| is_stealable(flight, key));
-        if stealable && theirs > ratio * ours + WORTHWHILE {
+        if stealable && affordable && theirs > ratio * ours + WORTHWHILE {
             return Rescue::Steal { piece, from };
         }
-        if self.duplicates_left > 0 && theirs > DUPLICATE_RATIO * ours + WORTHWHILE {
+        let affordable = u64::from(asked.len) <= self.spare;
+        if affordable && theirs > DUPLICATE_RATIO * ours + WORTHWHILE {
             return Rescue::Duplicate { piece };
         }
         Rescue::Nothing

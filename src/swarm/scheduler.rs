@@ -16,6 +16,7 @@ use super::event::{Action, Cause, Event, NotServed, PeerKey, Why};
 use super::flights::Flights;
 use super::peer::Peer;
 use super::picker::{Picker, PieceState};
+use super::pipe::Asked;
 use super::rescue::{Rescue, Scene};
 use super::room::Room;
 use crate::bitfield::Bitfield;
@@ -27,8 +28,9 @@ use crate::piece::{PieceIndex, PieceLayout};
 /// KiB/s that fifty share gives five times as many.
 const STALL: (Duration, u64) = (Duration::from_secs(30), 8 * 1024);
 
-/// Pieces that may be asked of two peers at once in a download, or a fiftieth of its pieces.
-const MIN_DUPLICATES: u32 = 4;
+/// Pieces' worth of bytes that second copies and takeovers may waste as far as is known, or that part of
+/// the file if it is more: with what is on its way when a request is stopped, 4 pieces or 2 %.
+const WASTE: (u64, u64) = (3, 64);
 
 /// A peer that could take over something, but is not much faster, is looked at again after the first
 /// of these when everything is asked for, else after the second: then nobody waits for any one piece.
@@ -51,7 +53,9 @@ pub struct Scheduler {
     /// Whose ban was told.
     banned: BTreeSet<UserName>,
     room: Room,
-    duplicates: u32,
+    /// Bytes wasted by second copies and takeovers, as far as is known; of pieces that are asked of two
+    /// peers now, all.
+    wasted: u64,
     paused: bool,
     complete: bool,
     /// A peer could take more if there were room.
@@ -93,7 +97,7 @@ impl Scheduler {
             blame: Blame::new(outcasts),
             banned: BTreeSet::new(),
             room: Room::new(DOWNLOAD_BYTES),
-            duplicates: 0,
+            wasted: 0,
             paused: false,
             complete: false,
             starved: false,
@@ -332,6 +336,9 @@ impl Scheduler {
         for peer in flight.holders {
             if let Some(asked) = self.peers.get_mut(&peer).and_then(|p| p.pipe.forget(piece)) {
                 self.room.unask(asked.len);
+                if flight.doubled && !asked.begun {
+                    self.wasted -= u64::from(asked.len);
+                }
                 actions.push(Action::Cancel { peer, piece, cause: Cause::Late });
             }
         }
@@ -581,27 +588,28 @@ impl Scheduler {
         actions: &mut Vec<Action>,
     ) -> bool {
         let at_end = self.picker.missing_count() == 0;
-        let budget = MIN_DUPLICATES.max(self.layout.piece_count() / 50);
-        let has_room = self.room.has(self.unit(), false);
-        let duplicates_left =
-            if at_end && has_room { budget.saturating_sub(self.duplicates) } else { 0 };
+        let may_waste = (WASTE.0 * self.unit()).max(self.layout.size() / WASTE.1);
+        let is_asked = self.peers.get(&key).is_some_and(Peer::is_asked);
+        let has_room = self.room.has(self.unit(), !is_asked);
+        let spare = if at_end { may_waste.saturating_sub(self.wasted) } else { 0 };
         let failed = |user: &UserName, piece| self.blame.has_failed(user, piece);
-        let scene = Scene { peers: &self.peers, flights: &self.flights, at_end, duplicates_left };
-        match scene.rescue(now, key, only, |piece| self.layout.len(piece), failed) {
+        let scene = Scene { peers: &self.peers, flights: &self.flights, at_end, spare };
+        match scene.rescue(now, key, only, failed) {
             Rescue::Steal { piece, from } => {
-                self.drop_request(from, piece);
+                let asked = self.drop_request(from, piece);
+                self.wasted += asked.map_or(0, |asked| asked.waste());
                 actions.push(Action::Cancel { peer: from, piece, cause: Cause::Stolen });
                 self.flights.ask(piece, key, Some(from));
                 self.begin(now, key, piece, Why::Stolen, actions);
                 true
             }
-            Rescue::Duplicate { piece } => {
-                self.duplicates += 1;
-                self.flights.ask(piece, key, None);
+            Rescue::Duplicate { piece } if has_room => {
+                self.wasted += u64::from(self.layout.len(piece));
+                self.flights.double(piece, key);
                 self.begin(now, key, piece, Why::Endgame, actions);
                 true
             }
-            Rescue::Nothing => false,
+            Rescue::Duplicate { .. } | Rescue::Nothing => false,
         }
     }
 
@@ -631,19 +639,18 @@ impl Scheduler {
         cause: Cause,
         actions: &mut Vec<Action>,
     ) {
-        if self.drop_request(peer, piece) {
+        if self.drop_request(peer, piece).is_some() {
             actions.push(Action::Cancel { peer, piece, cause });
         }
         self.settle(piece);
     }
 
-    /// A peer is not waited for any more with this piece; whether it was.
-    fn drop_request(&mut self, key: PeerKey, piece: PieceIndex) -> bool {
-        let asked = self.peers.get_mut(&key).and_then(|peer| peer.pipe.forget(piece));
-        let Some(asked) = asked else { return false };
+    /// A peer is not waited for any more with this piece; what was known of it, if it was.
+    fn drop_request(&mut self, key: PeerKey, piece: PieceIndex) -> Option<Asked> {
+        let asked = self.peers.get_mut(&key)?.pipe.forget(piece)?;
         self.room.unask(asked.len);
         self.flights.drop_holder(piece, key);
-        true
+        Some(asked)
     }
 
     /// A piece in flight that nobody brings any more is missing again.
@@ -707,14 +714,15 @@ impl Scheduler {
             assert_eq!(self.picker.state(piece), PieceState::InFlight);
             assert!(flight.verifying > 0 || !flight.holders.is_empty(), "nobody brings {piece}");
             assert!(flight.holders.len() <= 2, "{piece} has many holders");
-            doubles += u32::from(flight.holders.len() == 2);
+            doubles +=
+                if flight.holders.len() == 2 { u64::from(self.layout.len(piece)) } else { 0 };
             for holder in &flight.holders {
                 let asked = self.peers[holder].pipe.asked();
                 assert_eq!(asked.iter().filter(|asked| asked.piece == piece).count(), 1);
             }
             verifying_bytes += u64::from(flight.verifying) * u64::from(self.layout.len(piece));
         }
-        assert!(doubles <= self.duplicates);
+        assert!(doubles <= self.wasted);
         for (key, peer) in &self.peers {
             assert!(!self.is_banned(&peer.user), "{} is banned", peer.user);
             assert_eq!(peer.useful, self.useful(&peer.pieces), "what is useful of {key:?}");

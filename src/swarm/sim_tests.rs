@@ -173,7 +173,11 @@ fn check(kind: Kind, swarm: &Swarm, report: &Report) -> Tally {
             if is_evil(*other) && time > late + 4.0 * turn + 90.0 && lacking > 60 {
                 assert!(peer.banned.contains_key(other), "{number} bears with {other}: {them:?}");
             }
-            if kind == Kind::Calm && them.stored.is_full() && time > late + 4.0 * turn + 2.0 {
+            // Who comes when all is asked for may find nothing to do.
+            let useful = them.stored.is_full()
+                && them.joins <= spec.joins
+                && lacking as usize > 4 * known[number].len();
+            if kind == Kind::Calm && useful && time > 4.0 * turn + 2.0 {
                 assert!(peer.from.contains_key(other), "{number} got nothing from {other}");
             }
         }

@@ -162,6 +162,11 @@ impl Pipe {
         self.promised.map(|(since, _)| since + span)
     }
 
+    /// How many of the promised bytes came since that was last looked at, if any are promised.
+    pub fn promised_and_fed(&self) -> Option<u64> {
+        self.promised.map(|(_, before)| self.fed_bytes - before)
+    }
+
     /// Whether fewer than `least` of the promised bytes came in the last `span`; looked at once a span.
     pub fn is_stalled(&mut self, now: Duration, (span, least): (Duration, u64)) -> bool {
         match self.promised {

@@ -26,7 +26,7 @@ const DUPLICATE_RATIO: u32 = 2;
 
 /// When nothing may be wasted any more, what is on its way is still taken from a peer that would need
 /// so much longer.
-const HOPELESS: Duration = Duration::from_secs(10);
+const HOPELESS: Duration = Duration::from_secs(60);
 
 /// Time that a peer has to answer, beside two round trips.
 const ANSWER: Duration = Duration::from_millis(50);

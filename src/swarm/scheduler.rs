@@ -28,6 +28,10 @@ use crate::piece::{PieceIndex, PieceLayout};
 /// KiB/s that fifty share gives five times as many.
 const STALL: (Duration, u64) = (Duration::from_secs(30), 8 * 1024);
 
+/// With so much from all who promised, our own link is busy: then whoever gives a good part of an equal
+/// share does not hold us up, though it be less than that.
+const BUSY: (u64, u64) = (256 * 1024, 4);
+
 /// Pieces' worth of bytes that second copies and takeovers may waste as far as is known, or that part of
 /// the file if it is more: with what is on its way when a request is stopped, 4 pieces or 2 %.
 const WASTE: (u64, u64) = (3, 64);
@@ -434,6 +438,7 @@ impl Scheduler {
     /// Does what time alone brings about, and finds out when that is due again.
     fn pass_time(&mut self, now: Duration, actions: &mut Vec<Action>) {
         self.wake = None;
+        let stall = (STALL.0, self.least());
         let keys: Vec<_> = self.peers.keys().copied().collect();
         for key in keys {
             let Some(peer) = self.peers.get_mut(&key) else { continue };
@@ -446,7 +451,7 @@ impl Scheduler {
                 let end = peer.silence_ends();
                 if end <= now {
                     self.fall_silent(key, actions);
-                } else if peer.pipe.is_stalled(now, STALL) {
+                } else if peer.pipe.is_stalled(now, stall) {
                     self.stalled(now, key, actions);
                 } else {
                     due.extend([Some(end), peer.pipe.stall_check(STALL.0)]);
@@ -454,6 +459,13 @@ impl Scheduler {
             }
             due.into_iter().flatten().for_each(|at| self.wake_at(at));
         }
+    }
+
+    /// Bytes that a peer which promised some must give, lest it hold us up.
+    fn least(&self) -> u64 {
+        let fed = self.peers.values().filter_map(|peer| peer.pipe.promised_and_fed());
+        let (count, sum) = fed.fold((0, 0), |(count, sum), fed| (count + 1, sum + fed));
+        if sum < BUSY.0 { STALL.1 } else { STALL.1.min(sum / count / BUSY.1) }
     }
 
     /// A peer counts as dead: what somebody else can give is taken from it. What nobody else has stays

@@ -365,6 +365,30 @@ fn a_slow_link_that_moves_is_borne_with() {
 }
 
 #[test]
+fn when_our_own_link_is_busy_a_small_share_is_enough() {
+    let mut s = stage(&".".repeat(400));
+    s.handle(Event::Room { bytes: 400 * u64::from(PIECE_LEN), credit: None });
+    let all = "#".repeat(400);
+    let mut asked = Vec::new();
+    for key in 1..=60 {
+        let count = if key == 60 { 2 } else { 1 };
+        asked.extend(s.join(key, &format!("u{key}"), &all).into_iter().take(count));
+    }
+    assert_eq!(asked.len(), 61);
+    let alive: Vec<_> = (1..=60).collect();
+    for second in 0..90 {
+        for (key, piece) in &asked {
+            // 200 bytes a second each, but one byte of the last.
+            let received = if *key == 60 { second } else { 200 * second };
+            s.progress(*key, *piece, received);
+        }
+        s.pass(SECOND, &alive);
+    }
+    let banned = |key: u64| s.scheduler.is_banned(&user(&format!("u{key}")));
+    assert!((1..60).all(|key| !banned(key)) && banned(60));
+}
+
+#[test]
 fn when_we_slept_nobody_else_is_to_blame() {
     let mut s = stage("....");
     s.join(1, "alice", "##..");

@@ -204,6 +204,8 @@ struct Request {
     lives: (u32, u32),
     piece: PieceIndex,
     stage: Stage,
+    /// When its body began, and when it will be through, once it is sent.
+    times: (Duration, Duration),
     /// Why nobody waits for it any more.
     given_up: Option<Lost>,
 }
@@ -580,7 +582,8 @@ impl<'a> World<'a> {
         let id = self.last_id << 32 | place as u64;
         let lives = ((peer.0 >> 32) as u32, self.nodes[client].life);
         let (server, stage) = (node_of(peer), Stage::OnItsWay);
-        let request = Request { id, server, client, lives, piece, stage, given_up: None };
+        let times = (self.now, self.now);
+        let request = Request { id, server, client, lives, piece, stage, times, given_up: None };
         self.requests[place] = Some(request);
         id
     }
@@ -684,6 +687,7 @@ impl<'a> World<'a> {
 
     /// Begins the bodies there is room for.
     fn let_in(&mut self, server: usize) {
+        let at = self.now;
         loop {
             let (requests, nodes) = (&self.requests, &mut self.nodes);
             let client_of = |id: u64| requests[place_of(id)].as_ref().map(|request| request.client);
@@ -694,7 +698,9 @@ impl<'a> World<'a> {
             let may = |id| client_of(id).is_some_and(|to| uplink.has_room(Some(to)));
             let Some(id) = queue.pop_where(|_| true, may) else { break };
             let Some(client) = client_of(id) else { break };
-            self.set_stage(id, Stage::Sending);
+            if let Some(request) = self.request(id) {
+                (request.stage, request.times.0) = (Stage::Sending, at);
+            }
             let piece = self.request(id).map(|request| request.piece);
             let len = piece.map_or(0, |piece| self.swarm.layout.len(piece));
             self.nodes[server].uplink.add(self.now, id, client, len, &mut self.downlinks);
@@ -717,33 +723,44 @@ impl<'a> World<'a> {
     /// Bodies of a peer are sent whole.
     fn sent(&mut self, server: usize) {
         for id in self.nodes[server].uplink.take_ended(self.now, &mut self.downlinks) {
-            self.set_stage(id, Stage::Sent);
             let Some(&mut Request { client, piece, .. }) = self.request(id) else { continue };
             let at = self.now + self.path(client, server);
             let len = self.swarm.layout.len(piece);
             let here = self.downlinks[client].take(at, u64::from(len));
+            if let Some(request) = self.request(id) {
+                (request.stage, request.times.1) = (Stage::Sent, here);
+            }
             self.at(here, What::Arrived(id));
         }
         self.let_in(server);
     }
 
-    /// Tells how far a body is, as its receiver sees it.
+    /// Tells how far a body is, as its receiver sees it: what waits for its downlink comes little by
+    /// little, with all else that does.
     fn look(&mut self, id: u64) {
-        let Some(&mut Request { server, client, stage, .. }) = self.request(id) else { return };
-        if stage != Stage::Sending {
-            return;
-        }
-        let late = self.path(client, server).max(self.downlinks[client].backlog(self.now));
-        if let Some((sent, rate)) = self.nodes[server].uplink.progress(self.now, id) {
-            let here = sent - rate * late.as_secs_f64();
-            if here >= 1.0 {
-                self.progress(id, here as u32);
+        let Some(&mut request) = self.request(id) else { return };
+        let Request { server, client, piece, stage, times: (began, through), .. } = request;
+        let took = self.now.saturating_sub(began).as_secs_f64();
+        let here = match stage {
+            Stage::OnItsWay | Stage::Waiting => return,
+            Stage::Sending => {
+                let late = self.path(client, server).max(self.downlinks[client].backlog(self.now));
+                let sent = self.nodes[server].uplink.progress(self.now, id).unwrap_or(0.0);
+                // Its peer may take more by now, or less.
+                self.nodes[server].uplink.share(&mut self.downlinks);
+                self.let_in(server);
+                sent * took / (took + late.as_secs_f64())
             }
-            self.at(self.now + PROGRESS, What::Look(id));
-            // Its peer may take more by now, or less.
-            self.nodes[server].uplink.share(&mut self.downlinks);
-            self.let_in(server);
+            Stage::Sent if through <= self.now => return,
+            Stage::Sent => {
+                let span = through.saturating_sub(began).as_secs_f64();
+                f64::from(self.swarm.layout.len(piece)) * took / span
+            }
+        };
+        if here >= 1.0 {
+            self.progress(id, here as u32);
         }
+        self.at(self.now + PROGRESS, What::Look(id));
     }
 
     fn progress(&mut self, id: u64, received: u32) {

@@ -77,7 +77,7 @@ fn random(seed: u64) -> (Kind, Swarm) {
     let layout = layout(most);
     let count = 5 + rng.usize(..25) * rng.usize(..=100) / 100;
     let mut rate = |least: f64| least * 10f64.powf(3.0 * rng.f64()) / PIECE;
-    let rates: Vec<_> = (0..count).map(|_| (rate(50_000.0), rate(200_000.0))).collect();
+    let rates: Vec<_> = (0..count).map(|_| (rate(50_000.0), rate(2_000_000.0))).collect();
     let mut peers: Vec<_> = rates.iter().map(|(up, down)| leecher(layout, *up, *down)).collect();
     for (number, peer) in peers.iter_mut().enumerate() {
         peer.latency = Duration::from_secs_f64(0.0005 * 10f64.powf(2.5 * rng.f64()));

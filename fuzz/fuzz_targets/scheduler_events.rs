@@ -100,7 +100,9 @@ fn event(bytes: &mut Bytes<'_>, layout: PieceLayout, open: &mut Open) -> Event {
         11 | 12 => Event::Stored { user, piece },
         13 => {
             let received = bytes.next() & 1 == 0;
-            open.remove(&(peer, piece));
+            if !received {
+                open.remove(&(peer, piece));
+            }
             Event::Bad { peer, user, piece, received }
         }
         14 => Event::Unwritten { piece },

@@ -124,7 +124,7 @@ impl<C: Copy + Ord> ServingQueue<C> {
         }
         let turn = turn.unwrap_or_else(|| {
             let (user, waiting) = (user.clone(), BTreeSet::new());
-            self.to_the_back(Backlog { user, credit: 0, in_turn: false, passed: 0, waiting })
+            self.put_last(Backlog { user, credit: 0, in_turn: false, passed: 0, waiting })
         });
         let arrival = self.next_arrival;
         self.next_arrival += 1;
@@ -249,7 +249,7 @@ impl<C: Copy + Ord> ServingQueue<C> {
     }
 
     /// Puts a user behind all others; returns its turn.
-    fn to_the_back(&mut self, backlog: Backlog) -> u64 {
+    fn put_last(&mut self, backlog: Backlog) -> u64 {
         let turn = self.next_turn;
         self.next_turn += 1;
         self.turns.insert(backlog.user.clone(), turn);
@@ -269,7 +269,7 @@ impl<C: Copy + Ord> ServingQueue<C> {
     fn end_turn(&mut self, turn: u64) -> u64 {
         let Some(mut backlog) = self.ring.remove(&turn) else { return turn };
         backlog.in_turn = false;
-        self.to_the_back(backlog)
+        self.put_last(backlog)
     }
 
     /// Users who owe and do not wait have their turns like all others, until they owe nothing.

@@ -86,7 +86,9 @@ fn random(seed: u64) -> (Kind, Swarm) {
             peer.stored = Bitfield::all(layout);
         } else if rng.u32(..3) == 0 {
             let has: Vec<_> = layout.pieces().filter(|_| rng.bool()).collect();
-            has.into_iter().for_each(|piece| drop(peer.stored.insert(piece)));
+            for piece in has {
+                peer.stored.insert(piece);
+            }
         }
         if number > 0 && kind == Kind::Churn && rng.bool() {
             let leaves = SECOND.mul_f64(rng.f64() * 60.0);

@@ -17,8 +17,8 @@ use mtq::piece::{PieceIndex, PieceLayout};
 use mtq::swarm::event::{Action, Event, PeerKey};
 use mtq::swarm::picker::Picker;
 use mtq::swarm::scheduler::Scheduler;
-use mtq::swarm::sim::{Behaviour, Spec, Swarm};
 use mtq::swarm::sim_report::Report;
+use mtq::swarm::sim_swarm::{Behaviour, Spec, Swarm};
 
 const USAGE: &str = "usage: swarm [theory] [hetero] [cost] [all] [--peers N] [--pieces M]
 

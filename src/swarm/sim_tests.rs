@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::scheduler::Scheduler;
-use super::sim::{Behaviour, Spec, Swarm};
 use super::sim_report::Report;
+use super::sim_swarm::{Behaviour, Spec, Swarm};
 use super::testing::layout;
 use crate::bitfield::Bitfield;
 use crate::limits::PIECE_LEN;

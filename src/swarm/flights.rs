@@ -14,6 +14,8 @@ pub struct Flight {
     pub verifying: u32,
     /// From whom it was taken.
     pub stolen_from: Vec<PeerKey>,
+    /// Whether a second copy was asked for.
+    pub doubled: bool,
 }
 
 /// All pieces in flight.
@@ -48,6 +50,14 @@ impl Flights {
         let flight = self.pieces.entry(piece).or_default();
         flight.holders.push(peer);
         flight.stolen_from.extend(stolen_from);
+    }
+
+    /// A second peer is asked for a piece.
+    pub fn double(&mut self, piece: PieceIndex, peer: PeerKey) {
+        self.ask(piece, peer, None);
+        if let Some(flight) = self.pieces.get_mut(&piece) {
+            flight.doubled = true;
+        }
     }
 
     /// A peer is not asked for a piece any more.

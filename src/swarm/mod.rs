@@ -10,6 +10,7 @@ pub mod flights;
 pub mod rescue;
 pub mod room;
 pub mod scheduler;
+mod asking;
 pub mod budget;
 pub mod hold;
 pub mod meter;
@@ -32,6 +33,12 @@ pub mod strangers;
 pub mod upload_counts;
 pub mod rates;
 pub mod serving;
+pub mod sim_net;
+pub mod sim_report;
+pub mod sim_swarm;
+mod sim_world;
+mod sim_transfer;
+pub mod sim;
 pub mod registry;
 pub mod control;
 pub mod upload;
@@ -55,3 +62,5 @@ mod storage_tests;
 mod storage_faults;
 #[cfg(test)]
 mod recovery_tests;
+#[cfg(test)]
+mod sim_tests;

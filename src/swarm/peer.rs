@@ -2,9 +2,10 @@
 
 use std::time::Duration;
 
-use super::pipe::Pipe;
+use super::pipe::{Asked, Pipe};
 use crate::bitfield::Bitfield;
 use crate::name::UserName;
+use crate::piece::PieceIndex;
 
 /// A peer that answered BUSY is asked again after the first of these, after twice as long each further
 /// time in a row, up to the second.
@@ -31,6 +32,9 @@ pub struct Peer {
     pub rests_until: Option<Duration>,
     /// Its user failed on a piece, and is not asked for that one again before this.
     pub suspect: Option<Duration>,
+    /// When there was nothing to ask it for: not before this is it looked again for what it could take
+    /// over from others.
+    pub looks_again: Duration,
     /// How often in a row it had to rest.
     rests: u32,
     /// When something came from it last, or it was first asked after a pause.
@@ -48,6 +52,7 @@ impl Peer {
             silent: false,
             rests_until: None,
             suspect: None,
+            looks_again: Duration::ZERO,
             rests: 0,
             heard: Duration::ZERO,
         }
@@ -87,9 +92,23 @@ impl Peer {
         self.heard + SILENCE.max(4 * self.pipe.rtt())
     }
 
-    /// It gave a piece: what it could not do before is forgotten.
+    /// What it was asked for, the last first, and how long until it should be here.
+    pub fn expectations(&self, now: Duration) -> impl Iterator<Item = (&Asked, Duration)> {
+        let silent = self.silent;
+        let expectations = self.pipe.expectations(now);
+        expectations
+            .map(move |(asked, expected)| (asked, if silent { Duration::MAX } else { expected }))
+    }
+
+    /// The same for one piece, if it was asked for that.
+    pub fn expected(&self, now: Duration, piece: PieceIndex) -> Option<(&Asked, Duration)> {
+        self.expectations(now).find(|(asked, _)| asked.piece == piece)
+    }
+
+    /// It gave a piece: what it could not do before is forgotten, and it may have time for more.
     pub fn did_well(&mut self) {
         self.rests = 0;
+        self.looks_again = Duration::ZERO;
     }
 
     /// It could not do what it was asked for: not asked for a while. Until when; several refusals

@@ -32,10 +32,43 @@ pub struct Asked {
     pub received: u32,
 }
 
+impl Asked {
+    /// Bytes that were sent for nothing if it is given up: what is here, and half of the rest, since
+    /// nobody knows how much of that is on its way.
+    pub fn waste(&self) -> u64 {
+        if self.begun { u64::from(self.len).midpoint(self.received.into()) } else { 0 }
+    }
+
+    /// Bytes of it that are not here yet.
+    fn left(&self) -> u64 {
+        u64::from(self.len - self.received)
+    }
+}
+
+/// When bytes should be here.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    bytes_per_sec: f64,
+    /// For how long nothing came.
+    waiting: Duration,
+    rtt: Duration,
+}
+
+impl Pace {
+    /// How long until so many more bytes are here.
+    fn after(self, bytes: u64) -> Duration {
+        // Far beyond any deadline is far enough, and no overflow.
+        let seconds = (bytes as f64 / self.bytes_per_sec).min(1e6);
+        self.rtt + Duration::from_secs_f64(seconds).max(self.waiting)
+    }
+}
+
 /// What is under way from one peer, oldest first, and how fast it comes.
 #[derive(Debug)]
 pub struct Pipe {
     asked: Vec<Asked>,
+    /// Bytes of all that are not here yet.
+    owed: u64,
     depth: usize,
     /// Bytes a second, smoothed; nothing until the first piece.
     rate: Option<f64>,
@@ -56,6 +89,7 @@ impl Pipe {
     pub fn new(rtt: Duration) -> Self {
         Self {
             asked: Vec::new(),
+            owed: 0,
             depth: PIPELINE_START,
             rate: None,
             sample: (0, Duration::ZERO),
@@ -94,6 +128,7 @@ impl Pipe {
 
     /// A piece is asked for.
     pub fn ask(&mut self, now: Duration, piece: PieceIndex, len: u32) {
+        self.owed += u64::from(len);
         self.asked.push(Asked { piece, len, at: now, begun: false, received: 0 });
     }
 
@@ -101,6 +136,7 @@ impl Pipe {
     pub fn forget(&mut self, piece: PieceIndex) -> Option<Asked> {
         let place = self.asked.iter().position(|asked| asked.piece == piece)?;
         let asked = self.asked.remove(place);
+        self.owed -= asked.left();
         if self.asked.iter().all(|asked| !asked.begun) {
             self.promised = None;
         }
@@ -115,6 +151,7 @@ impl Pipe {
         let received = received.min(asked.len);
         if received > asked.received {
             self.fed_bytes += u64::from(received - asked.received);
+            self.owed -= u64::from(received - asked.received);
             asked.received = received;
             self.fed = now;
         }
@@ -128,6 +165,11 @@ impl Pipe {
     /// When it is time to look whether promised bytes come: `span` after that was last done.
     pub fn stall_check(&self, span: Duration) -> Option<Duration> {
         self.promised.map(|(since, _)| since + span)
+    }
+
+    /// How many of the promised bytes came since that was last looked at, if any are promised.
+    pub fn promised_and_fed(&self) -> Option<u64> {
+        self.promised.map(|(_, before)| self.fed_bytes - before)
     }
 
     /// Whether fewer than `least` of the promised bytes came in the last `span`; looked at once a span.
@@ -178,43 +220,46 @@ impl Pipe {
         Some(asked)
     }
 
-    /// How long until a piece that is under way should be here.
-    pub fn expected(&self, now: Duration, piece: PieceIndex) -> Duration {
-        let place = self.asked.iter().position(|asked| asked.piece == piece);
-        let ahead = &self.asked[..place.map_or(0, |place| place + 1)];
-        self.expected_after(now, ahead, 0)
+    /// What is under way, the last first, and how long until it should be here.
+    pub fn expectations(&self, now: Duration) -> impl Iterator<Item = (&Asked, Duration)> {
+        let pace = (!self.asked.is_empty()).then(|| self.pace(now));
+        let mut bytes = self.owed;
+        self.asked.iter().rev().zip(pace.into_iter().cycle()).map(move |(asked, pace)| {
+            let expected = pace.after(bytes);
+            bytes -= asked.left();
+            (asked, expected)
+        })
     }
 
     /// How long until one more piece of `len` bytes would be here, were it asked for now.
     pub fn expected_next(&self, now: Duration, len: u32) -> Duration {
-        self.expected_after(now, &self.asked, len)
+        self.pace(now).after(self.owed + u64::from(len))
     }
 
-    fn expected_after(&self, now: Duration, ahead: &[Asked], more: u32) -> Duration {
-        let bytes: u32 = ahead.iter().map(|asked| asked.len - asked.received).sum();
-        let seconds = f64::from(bytes + more) / self.speed(now);
-        // Far beyond any deadline is far enough, and no overflow.
-        let by_speed = Duration::from_secs_f64(seconds.min(1e6));
+    fn pace(&self, now: Duration) -> Pace {
         // Who has given nothing for a while is presumed to give nothing for as long again.
         let waiting = self
             .asked
             .first()
             .map_or(Duration::ZERO, |oldest| now.saturating_sub(oldest.at.max(self.fed)));
-        self.rtt + by_speed.max(waiting)
+        Pace { bytes_per_sec: self.speed(now), waiting, rtt: self.rtt }
     }
 
     /// Bytes a second, as far as is known now.
     fn speed(&self, now: Duration) -> f64 {
         let Some(oldest) = self.asked.first() else { return self.rate.unwrap_or(PRESUMED_RATE) };
         let since = oldest.at.max(self.last_piece);
-        let took = now.saturating_sub(since).as_secs_f64().max(1e-6);
-        let lately = f64::from(oldest.received.max(1)) / took;
+        let took = now.saturating_sub(since).as_secs_f64();
+        let len = f64::from(oldest.len);
+        // Bytes are told of now and then: they count up to when they were.
+        let told = self.fed.saturating_sub(since).as_secs_f64();
+        let lately = (oldest.received > 0 && told > 0.0).then(|| f64::from(oldest.received) / told);
         match self.rate {
-            // It does not keep to what it did before.
-            Some(rate) if took * rate > f64::from(oldest.len) => lately,
+            // It does not keep to what it did before. When nothing was told, it is presumed to be half
+            // done.
+            Some(rate) if took * rate > len => lately.unwrap_or(len / (2.0 * took)),
             Some(rate) => rate,
-            None if oldest.received > 0 => lately,
-            None => PRESUMED_RATE,
+            None => lately.unwrap_or(PRESUMED_RATE),
         }
     }
 }
@@ -257,21 +302,42 @@ mod tests {
     fn what_is_expected_follows_what_is_seen() {
         let [a, b] = [0, 1].map(|index| pieces(2)[index]);
         let mut pipe = Pipe::new(Duration::ZERO);
+        let expected = |pipe: &Pipe, now, piece| {
+            pipe.expectations(now).find(|(asked, _)| asked.piece == piece).expect("asked").1
+        };
         pipe.ask(Duration::ZERO, a, PIECE_LEN);
         pipe.ask(Duration::ZERO, b, PIECE_LEN);
         // Nothing is known: about half a second a piece, until it turns out to take longer.
-        assert!((400..600).contains(&pipe.expected(MS, a).as_millis()));
-        assert!((900..1200).contains(&pipe.expected(MS, b).as_millis()));
-        assert_eq!(pipe.expected(20 * SECOND, a), 20 * SECOND);
+        assert!((400..600).contains(&expected(&pipe, MS, a).as_millis()));
+        assert!((900..1200).contains(&expected(&pipe, MS, b).as_millis()));
+        assert_eq!(expected(&pipe, 20 * SECOND, a), 20 * SECOND);
         // A quarter in four seconds: twelve more, and sixteen for the next.
         pipe.progress(4 * SECOND, a, PIECE_LEN / 4);
-        assert_eq!(pipe.expected(4 * SECOND, a).as_secs(), 12);
-        assert_eq!(pipe.expected(4 * SECOND, b).as_secs(), 28);
+        assert_eq!(expected(&pipe, 4 * SECOND, a).as_secs(), 12);
+        assert_eq!(expected(&pipe, 4 * SECOND, b).as_secs(), 28);
         assert_eq!(pipe.expected_next(4 * SECOND, PIECE_LEN).as_secs(), 44);
         // Whole at last, at 32 KiB/s; then nothing at all.
         pipe.received(16 * SECOND, a, Duration::ZERO);
-        assert_eq!(pipe.expected(16 * SECOND, b).as_secs(), 16);
-        assert!(pipe.expected(60 * SECOND, b) >= 44 * SECOND);
+        assert_eq!(expected(&pipe, 16 * SECOND, b).as_secs(), 16);
+        assert!(expected(&pipe, 60 * SECOND, b) >= 44 * SECOND);
         assert!(pipe.forget(a).is_none() && pipe.forget(b).is_some());
+    }
+
+    #[test]
+    fn who_has_not_told_of_bytes_yet_is_not_taken_for_stuck() {
+        let [a, b] = [0, 1].map(|index| pieces(2)[index]);
+        let mut pipe = Pipe::new(Duration::ZERO);
+        // Four pieces a second.
+        pipe.ask(Duration::ZERO, a, PIECE_LEN);
+        pipe.received(250 * MS, a, Duration::ZERO);
+        pipe.ask(250 * MS, b, PIECE_LEN);
+        pipe.progress(260 * MS, b, 0);
+        // A little late: as late again, not for ever.
+        let expected = pipe.expectations(600 * MS).next().expect("asked").1;
+        assert!((600..800).contains(&expected.as_millis()), "{expected:?}");
+        // An eighth in half a second, and nothing was told for as long since.
+        pipe.progress(750 * MS, b, PIECE_LEN / 8);
+        let expected = pipe.expectations(SECOND).next().expect("asked").1;
+        assert!((3400..3600).contains(&expected.as_millis()), "{expected:?}");
     }
 }

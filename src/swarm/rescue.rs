@@ -11,6 +11,7 @@ use std::time::Duration;
 use super::event::PeerKey;
 use super::flights::{Flight, Flights};
 use super::peer::Peer;
+use super::pipe::Asked;
 use crate::name::UserName;
 use crate::piece::PieceIndex;
 
@@ -22,6 +23,13 @@ const MAX_STEALS: usize = 3;
 
 /// A second copy must come so many times earlier than the first.
 const DUPLICATE_RATIO: u32 = 2;
+
+/// When nothing may be wasted any more, what is on its way is still taken from a peer that would need
+/// so much longer.
+const HOPELESS: Duration = Duration::from_secs(60);
+
+/// Time that a peer has to answer, beside two round trips.
+const ANSWER: Duration = Duration::from_millis(50);
 
 /// What taking over must save to be worth it at all.
 const WORTHWHILE: Duration = Duration::from_millis(50);
@@ -41,9 +49,7 @@ pub enum Rescue {
         /// Which piece.
         piece: PieceIndex,
     },
-    /// Nothing yet: look again a little later.
-    Later,
-    /// Nothing: nobody is asked for what this peer has.
+    /// Nothing now.
     Nothing,
 }
 
@@ -56,51 +62,69 @@ pub struct Scene<'a> {
     pub flights: &'a Flights,
     /// Whether nothing is left to begin.
     pub at_end: bool,
-    /// How many second copies may still be asked for.
-    pub duplicates_left: u32,
+    /// Bytes that may still be wasted.
+    pub spare: u64,
 }
 
 impl Scene<'_> {
-    /// What the peer `key` takes over now. `failed` says who failed on which piece.
+    /// What the peer `key` takes over now, of all or of a piece that it has only just got. `failed`
+    /// says who failed on which piece.
     pub fn rescue(
         &self,
         now: Duration,
         key: PeerKey,
-        len: impl Fn(PieceIndex) -> u32,
+        only: Option<PieceIndex>,
         failed: impl Fn(&UserName, PieceIndex) -> bool,
     ) -> Rescue {
         let Some(peer) = self.peers.get(&key) else { return Rescue::Nothing };
-        let latest = self
-            .flights
-            .iter()
-            .filter(|(piece, flight)| flight.verifying == 0 && peer.pieces.contains(*piece))
-            .filter(|(piece, _)| peer.suspect.is_none() || !failed(&peer.user, *piece))
-            .filter_map(|(piece, flight)| match flight.holders[..] {
-                [holder] if holder != key => Some((piece, holder, flight)),
-                _ => None,
-            })
-            .map(|(piece, holder, flight)| {
-                (self.expected(now, holder, piece), piece, holder, flight)
-            })
-            .max_by_key(|(theirs, piece, ..)| (*theirs, *piece));
-        let Some((theirs, piece, from, flight)) = latest else { return Rescue::Nothing };
-        let ours = peer.pipe.expected_next(now, len(piece));
-        let untouched = !self.peers.get(&from).is_some_and(|peer| peer.pipe.has_begun(piece));
-        let ratio = if self.at_end && untouched { 1 } else { STEAL_RATIO };
-        if is_stealable(flight, key) && theirs > ratio * ours + WORTHWHILE {
+        // As long as its answer may be on its way, nothing is known of a request.
+        let patience = |holder| {
+            self.peers.get(&holder).map_or(Duration::ZERO, |holder| 2 * holder.pipe.rtt() + ANSWER)
+        };
+        let may = |holder: PeerKey, asked: &Asked| {
+            let fits = peer.pieces.contains(asked.piece)
+                && (self.at_end || !asked.begun)
+                && (asked.begun || asked.at + patience(holder) <= now)
+                && (peer.suspect.is_none() || !failed(&peer.user, asked.piece));
+            fits && holder != key
+                && self.flights.of(asked.piece).is_some_and(|flight| {
+                    let alone = flight.verifying == 0 && flight.holders == [holder];
+                    alone && (is_stealable(flight, key) || self.spare > 0)
+                })
+        };
+        let latest = match only {
+            Some(piece) => self.flights.of(piece).and_then(|flight| {
+                let holder = *flight.holders.first()?;
+                let (asked, expected) = self.peers.get(&holder)?.expected(now, piece)?;
+                may(holder, asked).then_some((holder, *asked, expected))
+            }),
+            None => {
+                let mut latest: Option<(PeerKey, Asked, Duration)> = None;
+                for (holder, other) in self.peers {
+                    let before = latest.map_or(Duration::ZERO, |(.., expected)| expected);
+                    let mut later =
+                        other.expectations(now).take_while(|(_, expected)| *expected > before);
+                    if let Some((asked, expected)) = later.find(|(asked, _)| may(*holder, asked)) {
+                        latest = Some((*holder, *asked, expected));
+                    }
+                }
+                latest
+            }
+        };
+        let Some((from, asked, theirs)) = latest else { return Rescue::Nothing };
+        let piece = asked.piece;
+        let ours = peer.pipe.expected_next(now, asked.len);
+        let ratio = if self.at_end && !asked.begun { 1 } else { STEAL_RATIO };
+        let affordable = asked.waste() <= self.spare || theirs > STEAL_RATIO * ours + HOPELESS;
+        let stealable = self.flights.of(piece).is_some_and(|flight| is_stealable(flight, key));
+        if stealable && affordable && theirs > ratio * ours + WORTHWHILE {
             return Rescue::Steal { piece, from };
         }
-        if self.duplicates_left > 0 && theirs > DUPLICATE_RATIO * ours + WORTHWHILE {
+        let affordable = u64::from(asked.len) <= self.spare;
+        if affordable && theirs > DUPLICATE_RATIO * ours + WORTHWHILE {
             return Rescue::Duplicate { piece };
         }
-        Rescue::Later
-    }
-
-    fn expected(&self, now: Duration, holder: PeerKey, piece: PieceIndex) -> Duration {
-        match self.peers.get(&holder) {
-            Some(holder) if !holder.silent => holder.pipe.expected(now, piece),
-            _ => Duration::MAX,
-        }
+        Rescue::Nothing
     }
 }
 

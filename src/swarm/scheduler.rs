@@ -8,15 +8,14 @@
 //! holder, or two at the very end; nobody is asked for what they lack.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
 use std::time::Duration;
 
 use super::blame::Blame;
-use super::event::{Action, Cause, Event, NotServed, PeerKey, Why};
+use super::event::{Action, Cause, Event, NotServed, PeerKey};
 use super::flights::Flights;
 use super::peer::Peer;
 use super::picker::{Picker, PieceState};
-use super::rescue::{Rescue, Scene};
+use super::pipe::Asked;
 use super::room::Room;
 use crate::bitfield::Bitfield;
 use crate::limits::{DOWNLOAD_BYTES, PIECE_LEN};
@@ -27,11 +26,9 @@ use crate::piece::{PieceIndex, PieceLayout};
 /// KiB/s that fifty share gives five times as many.
 const STALL: (Duration, u64) = (Duration::from_secs(30), 8 * 1024);
 
-/// Pieces that may be asked of two peers at once in a download, or a fiftieth of its pieces.
-const MIN_DUPLICATES: u32 = 4;
-
-/// A peer that could take over something, but is not much faster, is looked at again after this.
-const LOOK_AGAIN: Duration = Duration::from_millis(250);
+/// With so much from all who promised, our own link is busy: then whoever gives a good part of an equal
+/// share does not hold us up, though it be less than that.
+const BUSY: (u64, u64) = (256 * 1024, 4);
 
 /// A user who failed on a piece that nobody else has is asked for it again after this.
 const RETRY: Duration = Duration::from_secs(10);
@@ -42,32 +39,36 @@ const ASLEEP: Duration = Duration::from_secs(3);
 /// The scheduler of one download.
 #[derive(Debug)]
 pub struct Scheduler {
-    layout: PieceLayout,
-    picker: Picker,
-    peers: BTreeMap<PeerKey, Peer>,
-    flights: Flights,
-    blame: Blame,
+    pub(super) layout: PieceLayout,
+    pub(super) picker: Picker,
+    pub(super) peers: BTreeMap<PeerKey, Peer>,
+    pub(super) flights: Flights,
+    pub(super) blame: Blame,
     /// Whose ban was told.
-    banned: BTreeSet<UserName>,
-    room: Room,
-    duplicates: u32,
-    paused: bool,
-    complete: bool,
+    pub(super) banned: BTreeSet<UserName>,
+    pub(super) room: Room,
+    /// Bytes wasted by second copies and takeovers, as far as is known; of pieces that are asked of two
+    /// peers now, all.
+    pub(super) wasted: u64,
+    pub(super) paused: bool,
+    pub(super) complete: bool,
     /// A peer could take more if there were room.
-    starved: bool,
+    pub(super) starved: bool,
     /// Who got room last, when there was too little for all.
-    turn: PeerKey,
-    now: Duration,
+    pub(super) turn: PeerKey,
+    pub(super) now: Duration,
     /// Nothing depends on time before this.
-    wake: Option<Duration>,
+    pub(super) wake: Option<Duration>,
     /// Events since every count was checked.
-    unchecked: u32,
+    pub(super) unchecked: u32,
 }
 
 /// Which peers an event may have made ready for more.
-enum Ready {
+pub(super) enum Ready {
     All,
     One(PeerKey),
+    /// One that has got these, which others were asked for.
+    News(PeerKey, Vec<PieceIndex>),
     /// Nobody, unless room was short.
     Room,
     Nobody,
@@ -90,7 +91,7 @@ impl Scheduler {
             blame: Blame::new(outcasts),
             banned: BTreeSet::new(),
             room: Room::new(DOWNLOAD_BYTES),
-            duplicates: 0,
+            wasted: 0,
             paused: false,
             complete: false,
             starved: false,
@@ -169,11 +170,7 @@ impl Scheduler {
         let now = now.max(self.now);
         self.forgive_sleep(now);
         self.now = now;
-        let mut ready = self.take_in(now, event, &mut actions);
-        if self.wake.is_some_and(|at| at <= now) {
-            self.pass_time(now, &mut actions);
-            ready = Ready::All;
-        }
+        let ready = self.take_in(now, event, &mut actions);
         self.fill(now, ready, &mut actions);
         if self.picker.is_complete() && !std::mem::replace(&mut self.complete, true) {
             actions.push(Action::Complete);
@@ -212,17 +209,21 @@ impl Scheduler {
                 Ready::All
             }
             Event::PeerHas { peer, pieces } => {
+                let mut asked_of_others = Vec::new();
                 if let Some(known) = self.peers.get_mut(&peer) {
                     for piece in pieces {
                         if known.pieces.insert(piece) {
                             self.picker.peer_gained(piece, &known.pieces);
-                            let missing = self.picker.state(piece) == PieceState::Missing;
-                            known.useful += u32::from(missing);
+                            match self.picker.state(piece) {
+                                PieceState::Missing => known.useful += 1,
+                                PieceState::InFlight => asked_of_others.push(piece),
+                                PieceState::Stored => {}
+                            }
                         }
                     }
                 }
                 self.hear(now, peer);
-                Ready::One(peer)
+                Ready::News(peer, asked_of_others)
             }
             Event::PeerLeft { peer } => {
                 self.remove(peer);
@@ -296,6 +297,11 @@ impl Scheduler {
                 self.paused = false;
                 Ready::All
             }
+            // Only now: whoever is alive was heard of before, but not before other events.
+            Event::Tick if self.wake.is_some_and(|at| at <= now) => {
+                self.pass_time(now, actions);
+                Ready::All
+            }
             Event::Tick => Ready::Nobody,
         }
     }
@@ -353,6 +359,9 @@ impl Scheduler {
         for peer in flight.holders {
             if let Some(asked) = self.peers.get_mut(&peer).and_then(|p| p.pipe.forget(piece)) {
                 self.room.unask(asked.len);
+                if flight.doubled && !asked.begun {
+                    self.wasted -= u64::from(asked.len);
+                }
                 actions.push(Action::Cancel { peer, piece, cause: Cause::Late });
             }
         }
@@ -441,24 +450,27 @@ impl Scheduler {
         let Some(overdue) = self.wake.and_then(|at| now.checked_sub(at)) else { return };
         if overdue > ASLEEP {
             self.peers.values_mut().for_each(|peer| peer.shift(overdue));
+            self.wake = Some(now);
         }
     }
 
     /// Does what time alone brings about, and finds out when that is due again.
     fn pass_time(&mut self, now: Duration, actions: &mut Vec<Action>) {
         self.wake = None;
+        let stall = (STALL.0, self.least());
         let keys: Vec<_> = self.peers.keys().copied().collect();
         for key in keys {
             let Some(peer) = self.peers.get_mut(&key) else { continue };
             if peer.rests_until.is_some_and(|until| until <= now) {
                 peer.rests_until = None;
             }
-            let mut due = vec![peer.rests_until, peer.suspect.filter(|at| *at > now)];
+            let looks_again = Some(peer.looks_again).filter(|at| *at > now);
+            let mut due = vec![peer.rests_until, peer.suspect.filter(|at| *at > now), looks_again];
             if peer.is_asked() && !peer.silent {
                 let end = peer.silence_ends();
                 if end <= now {
                     self.fall_silent(key, actions);
-                } else if peer.pipe.is_stalled(now, STALL) {
+                } else if peer.pipe.is_stalled(now, stall) {
                     self.stalled(now, key, actions);
                 } else {
                     due.extend([Some(end), peer.pipe.stall_check(STALL.0)]);
@@ -466,6 +478,13 @@ impl Scheduler {
             }
             due.into_iter().flatten().for_each(|at| self.wake_at(at));
         }
+    }
+
+    /// Bytes that a peer which promised some must give, lest it hold us up.
+    fn least(&self) -> u64 {
+        let fed = self.peers.values().filter_map(|peer| peer.pipe.promised_and_fed());
+        let (count, sum) = fed.fold((0, 0), |(count, sum), fed| (count + 1, sum + fed));
+        if sum < BUSY.0 { STALL.1 } else { STALL.1.min(sum / count / BUSY.1) }
     }
 
     /// A peer counts as dead: what somebody else can give is taken from it. What nobody else has stays
@@ -494,107 +513,6 @@ impl Scheduler {
         }
     }
 
-    /// Asks ready peers in turn, one piece each, until none can take more.
-    fn fill(&mut self, now: Duration, ready: Ready, actions: &mut Vec<Action>) {
-        let mut keys: Vec<_> = match ready {
-            Ready::Nobody => return,
-            Ready::Room if !self.starved => return,
-            Ready::One(peer) if !self.starved => vec![peer],
-            _ => {
-                self.starved = false;
-                let after = (Bound::Excluded(self.turn), Bound::Unbounded);
-                let turns = self.peers.range(after).chain(self.peers.range(..=self.turn));
-                turns.map(|(key, _)| *key).collect()
-            }
-        };
-        while !keys.is_empty() && !self.paused {
-            keys.retain(|key| match self.ask(now, *key, actions) {
-                true => {
-                    self.turn = *key;
-                    true
-                }
-                false => false,
-            });
-        }
-    }
-
-    /// Asks a peer for one piece more, if it can take one and has one for us.
-    fn ask(&mut self, now: Duration, key: PeerKey, actions: &mut Vec<Action>) -> bool {
-        let Some(peer) = self.peers.get(&key) else { return false };
-        if !peer.is_ready() {
-            return false;
-        }
-        if !self.room.has(self.unit(), !peer.is_asked()) {
-            self.starved = true;
-            return false;
-        }
-        let blame = &self.blame;
-        let picked = match peer.suspect {
-            None => self.picker.pick(&peer.pieces, peer.useful, |_| false),
-            Some(retry_at) => {
-                let failed = |piece| blame.has_failed(&peer.user, piece);
-                let others = |piece| {
-                    self.peers.values().any(|other| {
-                        other.pieces.contains(piece) && !blame.has_failed(&other.user, piece)
-                    })
-                };
-                let early = now < retry_at;
-                self.picker.pick(&peer.pieces, peer.useful, |piece| {
-                    failed(piece) && (early || others(piece))
-                })
-            }
-        };
-        let (piece, why) = match picked {
-            Some(piece) => {
-                self.count_useful(piece, false);
-                self.flights.ask(piece, key, None);
-                (piece, Why::Missing)
-            }
-            None => match self.rescue(now, key) {
-                Rescue::Steal { piece, from } => {
-                    self.drop_request(from, piece);
-                    actions.push(Action::Cancel { peer: from, piece, cause: Cause::Stolen });
-                    self.flights.ask(piece, key, Some(from));
-                    (piece, Why::Stolen)
-                }
-                Rescue::Duplicate { piece } => {
-                    self.duplicates += 1;
-                    self.flights.ask(piece, key, None);
-                    (piece, Why::Endgame)
-                }
-                Rescue::Later => {
-                    self.wake_at(now + LOOK_AGAIN);
-                    return false;
-                }
-                Rescue::Nothing => return false,
-            },
-        };
-        self.begin(now, key, piece);
-        actions.push(Action::Request { peer: key, piece, why });
-        true
-    }
-
-    /// What a peer with nothing else to do can take over.
-    fn rescue(&self, now: Duration, key: PeerKey) -> Rescue {
-        let at_end = self.picker.missing_count() == 0;
-        let budget = MIN_DUPLICATES.max(self.layout.piece_count() / 50);
-        let duplicates_left = if at_end { budget.saturating_sub(self.duplicates) } else { 0 };
-        let failed = |user: &UserName, piece| self.blame.has_failed(user, piece);
-        let scene = Scene { peers: &self.peers, flights: &self.flights, at_end, duplicates_left };
-        scene.rescue(now, key, |piece| self.layout.len(piece), failed)
-    }
-
-    fn begin(&mut self, now: Duration, key: PeerKey, piece: PieceIndex) {
-        let len = self.layout.len(piece);
-        self.room.ask(len);
-        if let Some(peer) = self.peers.get_mut(&key) {
-            peer.listen(now);
-            peer.pipe.ask(now, piece, len);
-            let end = peer.silence_ends();
-            self.wake_at(end);
-        }
-    }
-
     fn cancel(
         &mut self,
         peer: PeerKey,
@@ -602,19 +520,18 @@ impl Scheduler {
         cause: Cause,
         actions: &mut Vec<Action>,
     ) {
-        if self.drop_request(peer, piece) {
+        if self.drop_request(peer, piece).is_some() {
             actions.push(Action::Cancel { peer, piece, cause });
         }
         self.settle(piece);
     }
 
-    /// A peer is not waited for any more with this piece; whether it was.
-    fn drop_request(&mut self, key: PeerKey, piece: PieceIndex) -> bool {
-        let asked = self.peers.get_mut(&key).and_then(|peer| peer.pipe.forget(piece));
-        let Some(asked) = asked else { return false };
+    /// A peer is not waited for any more with this piece; what was known of it, if it was.
+    pub(super) fn drop_request(&mut self, key: PeerKey, piece: PieceIndex) -> Option<Asked> {
+        let asked = self.peers.get_mut(&key)?.pipe.forget(piece)?;
         self.room.unask(asked.len);
         self.flights.drop_holder(piece, key);
-        true
+        Some(asked)
     }
 
     /// A piece in flight that nobody brings any more is missing again.
@@ -626,7 +543,7 @@ impl Scheduler {
     }
 
     /// A piece became missing, or ceased to be.
-    fn count_useful(&mut self, piece: PieceIndex, missing: bool) {
+    pub(super) fn count_useful(&mut self, piece: PieceIndex, missing: bool) {
         for peer in self.peers.values_mut().filter(|peer| peer.pieces.contains(piece)) {
             peer.useful = if missing { peer.useful + 1 } else { peer.useful - 1 };
         }
@@ -658,12 +575,12 @@ impl Scheduler {
         }
     }
 
-    fn wake_at(&mut self, at: Duration) {
+    pub(super) fn wake_at(&mut self, at: Duration) {
         self.wake = Some(self.wake.map_or(at, |wake| wake.min(at)));
     }
 
     /// Bytes of the largest piece.
-    fn unit(&self) -> u64 {
+    pub(super) fn unit(&self) -> u64 {
         self.layout.size().min(u64::from(PIECE_LEN))
     }
 
@@ -678,14 +595,15 @@ impl Scheduler {
             assert_eq!(self.picker.state(piece), PieceState::InFlight);
             assert!(flight.verifying > 0 || !flight.holders.is_empty(), "nobody brings {piece}");
             assert!(flight.holders.len() <= 2, "{piece} has many holders");
-            doubles += u32::from(flight.holders.len() == 2);
+            doubles +=
+                if flight.holders.len() == 2 { u64::from(self.layout.len(piece)) } else { 0 };
             for holder in &flight.holders {
                 let asked = self.peers[holder].pipe.asked();
                 assert_eq!(asked.iter().filter(|asked| asked.piece == piece).count(), 1);
             }
             verifying_bytes += u64::from(flight.verifying) * u64::from(self.layout.len(piece));
         }
-        assert!(doubles <= self.duplicates);
+        assert!(doubles <= self.wasted);
         for (key, peer) in &self.peers {
             assert!(!self.is_banned(&peer.user), "{} is banned", peer.user);
             assert_eq!(peer.useful, self.useful(&peer.pieces), "what is useful of {key:?}");

@@ -384,6 +384,30 @@ fn a_slow_link_that_moves_is_borne_with() {
 }
 
 #[test]
+fn when_our_own_link_is_busy_a_small_share_is_enough() {
+    let mut s = stage(&".".repeat(400));
+    s.handle(Event::Room { bytes: 400 * u64::from(PIECE_LEN), credit: None });
+    let all = "#".repeat(400);
+    let mut asked = Vec::new();
+    for key in 1..=60 {
+        let count = if key == 60 { 2 } else { 1 };
+        asked.extend(s.join(key, &format!("u{key}"), &all).into_iter().take(count));
+    }
+    assert_eq!(asked.len(), 61);
+    let alive: Vec<_> = (1..=60).collect();
+    for second in 0..90 {
+        for (key, piece) in &asked {
+            // 200 bytes a second each, but one byte of the last.
+            let received = if *key == 60 { second } else { 200 * second };
+            s.progress(*key, *piece, received);
+        }
+        s.pass(SECOND, &alive);
+    }
+    let banned = |key: u64| s.scheduler.is_banned(&user(&format!("u{key}")));
+    assert!((1..60).all(|key| !banned(key)) && banned(60));
+}
+
+#[test]
 fn when_we_slept_nobody_else_is_to_blame() {
     let mut s = stage("....");
     s.join(1, "alice", "##..");
@@ -402,21 +426,57 @@ fn an_idle_peer_steals_the_piece_that_would_come_last_from_a_slow_one() {
     let mut s = stage(".....");
     let slow = s.join(1, "slow", "####.");
     assert_eq!(slow.len(), 4);
-    let pieces = row(s.layout, "####.");
-    let fast = Event::PeerJoined { peer: PeerKey(2), user: user("fast"), pieces, rtt: MS };
-    let actions = s.handle(fast);
-    let [(1, last, Cause::Stolen)] = cancels(&actions)[..] else { panic!("{actions:?}") };
-    assert_eq!(last, slow[3].1);
+    assert!(s.join(2, "fast", "####.").is_empty(), "slow may have answered");
+    let actions = s.pass(5 * SECOND, &[1, 2]);
+    let taken: Vec<_> = cancels(&actions);
+    let last = slow[3].1;
+    assert_eq!(taken[0], (1, last, Cause::Stolen));
     let stolen = Action::Request { peer: PeerKey(2), piece: s.piece(last), why: Why::Stolen };
     assert!(actions.contains(&stolen), "{actions:?}");
-    // As it turns out how slow slow is, fast takes all the rest, the latest first.
-    s.now = 2 * SECOND;
+    // As it turns out how slow slow is, fast takes all it has not begun, the latest first.
     s.progress(1, slow[0].1, PIECE_LEN / 8);
-    let actions = s.comes(2, "fast", last);
-    let taken: Vec<_> = cancels(&actions).into_iter().map(|(_, piece, _)| piece).collect();
-    assert_eq!(taken[..2], [slow[2].1, slow[1].1]);
+    let mut taken: Vec<_> = taken.into_iter().map(|(_, piece, _)| piece).collect();
+    for (_, piece) in requests(&actions) {
+        s.now += 20 * MS;
+        let actions = s.comes(2, "fast", piece);
+        taken.extend(cancels(&actions).into_iter().map(|(_, piece, _)| piece));
+    }
+    assert_eq!(taken, [slow[3].1, slow[2].1, slow[1].1]);
     // And nothing of it goes back.
     assert!(requests(&s.pass(60 * SECOND, &[1, 2])).iter().all(|(peer, _)| *peer != 1));
+}
+
+#[test]
+fn what_a_peer_has_just_got_it_takes_from_one_that_has_not_begun_it() {
+    let mut s = stage("......");
+    let seed = s.join(1, "seed", "######");
+    assert!(s.join(2, "alice", "......").is_empty());
+    s.progress(1, seed[0].1, 0);
+    s.now = 20 * SECOND;
+    s.progress(1, seed[0].1, 1);
+    // At once, not when it is looked for.
+    let actions = s.has(2, &[seed[0].1]);
+    assert!(cancels(&actions).is_empty(), "begun, and nobody waits for it: {actions:?}");
+    let actions = s.has(2, &[seed[2].1]);
+    assert_eq!(cancels(&actions), [(1, seed[2].1, Cause::Stolen)]);
+    assert_eq!(requests(&actions)[0], (2, seed[2].1));
+}
+
+#[test]
+fn nobody_is_judged_before_it_was_asked_who_lives() {
+    let mut s = stage("........");
+    s.join(1, "alice", "########");
+    s.join(2, "bob", "########");
+    // Later than both should have been heard of; only the tick counts.
+    s.now = 2500 * MS;
+    assert!(cancels(&s.alive(1)).is_empty());
+    assert!(cancels(&s.alive(2)).is_empty());
+    assert!(cancels(&s.handle(Event::Tick)).is_empty());
+    s.now = 5 * SECOND;
+    assert!(cancels(&s.alive(2)).is_empty());
+    let freed = cancels(&s.handle(Event::Tick));
+    assert_eq!(freed.len(), PIPELINE_START, "{freed:?}");
+    assert!(freed.iter().all(|(peer, _, cause)| (*peer, *cause) == (1, Cause::Silent)));
 }
 
 #[test]

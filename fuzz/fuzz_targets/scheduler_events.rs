@@ -105,7 +105,7 @@ fn event(bytes: &mut Bytes<'_>, layout: PieceLayout, open: &mut Open) -> Event {
             }
             Event::Bad { peer, user, piece, received }
         }
-        14 => Event::Unwritten { piece },
+        14 => Event::Found { pieces: vec![piece] },
         15 => Event::Lost { pieces: vec![piece] },
         16 => {
             let reasons =

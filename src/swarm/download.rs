@@ -600,7 +600,7 @@ impl Driver {
     fn look_for_hold(&mut self, now: Instant) {
         let stuck = self.scheduler.is_stuck() && self.depot.is_idle();
         let disk = self.depot.trouble().map(ToString::to_string);
-        if let Some(hold) = self.watch.look(now, stuck, disk, self.scheduler.suspected()) {
+        if let Some(hold) = self.watch.look(now, stuck, disk, &self.scheduler.suspected_here()) {
             self.download.meter.change(|progress| progress.hold.clone_from(&hold));
             self.report(hold.map_or(Report::Moves, Report::Held));
         }

@@ -91,11 +91,6 @@ pub enum Event {
         /// Whether [`Event::Received`] told of it before.
         received: bool,
     },
-    /// A received piece was given up before it was written.
-    Unwritten {
-        /// Which piece.
-        piece: PieceIndex,
-    },
     /// Pieces that were stored are not there any more.
     Lost {
         /// Which.
@@ -216,7 +211,6 @@ impl Event {
             | Self::Received { piece, .. }
             | Self::Stored { piece, .. }
             | Self::Bad { piece, .. }
-            | Self::Unwritten { piece }
             | Self::NotServed { piece, .. } => layout.contains(*piece),
             Self::PeerLeft { .. }
             | Self::Alive { .. }

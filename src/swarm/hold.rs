@@ -64,11 +64,13 @@ impl Watch {
             }),
             (None, _) => None,
         };
-        if hold == self.hold {
-            return None;
-        }
+        // That more pieces are suspected is no news.
+        let same = match (&hold, &self.hold) {
+            (Some(Hold::Suspect(_)), Some(Hold::Suspect(_))) => true,
+            (now, before) => now == before,
+        };
         self.hold.clone_from(&hold);
-        Some(hold)
+        (!same).then_some(hold)
     }
 
     /// When to look again, if nothing happens before.

@@ -122,14 +122,31 @@ impl Scheduler {
         self.blame.suspected()
     }
 
+    /// Those of them that somebody has who is here.
+    pub fn suspected_here(&self) -> BTreeSet<PieceIndex> {
+        let has = |piece: &PieceIndex| self.peers.values().any(|peer| peer.pieces.contains(*piece));
+        self.suspected().iter().copied().filter(has).collect()
+    }
+
     /// Whether some piece is missing that no peer has which could be asked: what is in flight waits for
-    /// peers that count as dead.
+    /// peers that count as dead, or is tried once more though everybody fails on it.
     pub fn is_stuck(&self) -> bool {
         let is_dead = |holder| self.peers.get(holder).is_none_or(|peer| peer.silent);
-        let mut flights = self.flights.iter().map(|(_, flight)| flight);
-        flights.all(|flight| flight.verifying == 0 && flight.holders.iter().all(is_dead))
+        let hopeless = self.flights.iter().all(|(piece, flight)| {
+            let dead = flight.verifying == 0 && flight.holders.iter().all(is_dead);
+            dead || self.suspected().contains(&piece)
+        });
+        let could_give = |peer: &Peer| {
+            let failed = |piece| self.blame.has_failed(&peer.user, piece);
+            let mut missing = self.picker.missing().common(&peer.pieces);
+            match self.suspected().is_empty() {
+                true => peer.useful > 0,
+                false => missing.any(|p| !self.suspected().contains(&p) || !failed(p)),
+            }
+        };
+        hopeless
             && !self.is_complete()
-            && !self.peers.values().any(|peer| peer.useful > 0 && !peer.silent)
+            && !self.peers.values().any(|peer| !peer.silent && could_give(peer))
     }
 
     /// Whether a peer was asked for something that is not here yet.
@@ -148,7 +165,8 @@ impl Scheduler {
         if self.paused || self.complete {
             return 0;
         }
-        let live = self.peers.values().filter(|peer| !peer.silent);
+        // Who rests leaves the room to other downloads.
+        let live = self.peers.values().filter(|peer| !peer.silent && peer.rests_until.is_none());
         let busy = live.filter(|peer| peer.useful > 0 || peer.is_asked());
         let wanted: usize = busy.map(Peer::depth).sum();
         let pieces = self.picker.missing_count() as usize + self.flights.len();
@@ -261,11 +279,6 @@ impl Scheduler {
                 }
                 self.settle(piece);
                 self.fail(now, &user, piece, actions);
-                Ready::All
-            }
-            Event::Unwritten { piece } => {
-                self.verified(piece);
-                self.settle(piece);
                 Ready::All
             }
             Event::Lost { pieces } => {

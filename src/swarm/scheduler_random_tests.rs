@@ -192,7 +192,7 @@ impl Play {
                 self.tell(Event::Received { peer, piece, rtt: 10 * MS });
                 match answer {
                     5 => self.tell(Event::Bad { peer, user, piece, received: true }),
-                    6 => self.tell(Event::Unwritten { piece }),
+                    6 => {}
                     _ => self.tell(Event::Stored { user, piece }),
                 }
             }

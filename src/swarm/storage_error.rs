@@ -36,6 +36,9 @@ pub enum StorageError {
         /// Pieces.
         count: u32,
     },
+    /// The download was given up here.
+    #[error("{}: this download has ended", .0.display())]
+    Released(PathBuf),
     /// Another download writes the same part file.
     #[error("{}: another download is writing this file", .0.display())]
     InUse(PathBuf),
@@ -65,7 +68,7 @@ impl StorageError {
         match self {
             Self::Io { error, .. } => error.kind() != io::ErrorKind::FileTooLarge,
             Self::NoSpace { .. } | Self::Gone(_) | Self::Incomplete { .. } => true,
-            Self::InUse(_) | Self::NamesTaken(_) | Self::FalseManifest => false,
+            Self::Released(_) | Self::InUse(_) | Self::NamesTaken(_) | Self::FalseManifest => false,
         }
     }
 }
@@ -150,6 +153,7 @@ mod tests {
         for stays in [
             io(io::ErrorKind::FileTooLarge),
             StorageError::InUse(path()),
+            StorageError::Released(path()),
             StorageError::NamesTaken(path()),
             StorageError::FalseManifest,
         ] {

@@ -192,6 +192,11 @@ impl MemoryDisk {
         self.image().node_at(path).expect("a file").unreadable.insert(offset / BLOCK);
     }
 
+    /// Makes every block of a file readable again.
+    pub(super) fn mend(&self, path: &Path) {
+        self.image().node_at(path).expect("a file").unreadable.clear();
+    }
+
     /// The content of a file.
     pub(super) fn content(&self, path: &Path) -> Option<Vec<u8>> {
         self.image().node_at(path).map(|node| node.content.clone())

@@ -56,6 +56,8 @@ pub struct Opened {
     /// Whether the record was believed and nothing was looked at: nothing may be written, not even
     /// reserved, before the record says so.
     pub trusted: bool,
+    /// Whether it was made just now.
+    pub new: bool,
 }
 
 impl Part {
@@ -107,7 +109,7 @@ impl Part {
             rooted: AtomicBool::new(false),
         };
         match part.look(manifest, new, progress) {
-            Ok((have, record, trusted)) => Ok(Opened { part, have, record, trusted }),
+            Ok((have, record, trusted)) => Ok(Opened { part, have, record, trusted, new }),
             Err(error) => {
                 // What an earlier attempt left stays: it is worth a later one.
                 if new {

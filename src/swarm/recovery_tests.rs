@@ -179,6 +179,33 @@ fn a_directory_that_went_and_came_back_costs_no_piece() {
 }
 
 #[test]
+fn an_empty_mount_point_is_no_place_to_go_on() {
+    let disk = MemoryDisk::with(dest());
+    let store = open(&disk).expect("opened");
+    for index in [0, 1, 3] {
+        write(&store, index).expect("written");
+    }
+    store.checkpoint().expect("safe");
+    // The drive drops: what is open gives nothing any more, and below it is an empty directory.
+    let mounted = Path::new("/mounted");
+    for offset in [0, P, 3 * P] {
+        disk.break_block(&part_path(), offset);
+    }
+    disk.move_tree(dest(), mounted);
+    disk.make_directory(dest());
+    let error = store.recover().expect_err("nothing can be read");
+    assert!(error.can_heal(), "{error}");
+    assert_eq!(indices(&store.bitfield()), [0, 1, 3]);
+    assert!(!disk.names().contains(&dest().join(PART_DIR)), "{:?}", disk.names());
+    // It comes back.
+    disk.remove_tree(dest());
+    disk.move_tree(mounted, dest());
+    disk.mend(&part_path());
+    assert_eq!(store.recover().expect("back"), Recovered::default());
+    complete(&disk, &store);
+}
+
+#[test]
 fn a_directory_that_goes_during_the_last_step_is_waited_for() {
     let disk = MemoryDisk::with(dest());
     let store = open(&disk).expect("opened");

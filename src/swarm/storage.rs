@@ -16,13 +16,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use super::claims::{Claims, Settling};
 use super::disk::{Disk, RealDisk};
 use super::filling::{Filling, Replacement, verify};
+use super::hashing;
 pub use super::part::PART_DIR;
 use super::part::Part;
 use super::running_sha1::{RunningSha1, Source};
 use super::stamp::Stamp;
 pub use super::storage_error::{ReadError, StorageError, WriteError};
 use crate::bitfield::Bitfield;
-use crate::manifest::{Manifest, PieceHashes};
+use crate::manifest::Manifest;
 use crate::name::FileName;
 use crate::piece::PieceIndex;
 
@@ -262,7 +263,14 @@ impl PieceStore {
             Place::Released { .. } => Err(ReadError::Missing),
             Place::Changed { .. } => Err(ReadError::Changed),
             Place::Whole { path, stamp } => {
-                match self.read_whole(&path, stamp, piece, &mut bytes) {
+                match hashing::read_whole(
+                    &*self.disk,
+                    &self.manifest,
+                    &path,
+                    stamp,
+                    piece,
+                    &mut bytes,
+                ) {
                     Ok(true) => Ok(bytes),
                     Ok(false) => Err(self.mark_changed(path)),
                     Err(error)
@@ -274,26 +282,6 @@ impl PieceStore {
                 }
             }
         }
-    }
-
-    /// Reads a piece of a whole file; whether the file is still what it was.
-    fn read_whole(
-        &self,
-        path: &Path,
-        stamp: Stamp,
-        piece: PieceIndex,
-        bytes: &mut [u8],
-    ) -> io::Result<bool> {
-        let layout = self.manifest.layout();
-        // Opened for each piece: thousands of shares hold no descriptors, and a file put in place
-        // of ours is noticed.
-        let file = self.disk.open_read(path)?;
-        if file.stamp()? != stamp {
-            return Ok(false);
-        }
-        file.read_exact_at(bytes, layout.offset(piece))?;
-        let right = PieceHashes::blake3_of(layout, piece, bytes);
-        Ok(right == self.manifest.piece(piece).blake3 && file.stamp()? == stamp)
     }
 
     /// Brings what was written to the disk, then a record that claims it: from here on a power cut

@@ -402,6 +402,13 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
+    fn is_dir_in(&self, path: &Path, _parent: &Path) -> io::Result<bool> {
+        match self.plain()?.names.get(path) {
+            Some(named) => Ok(matches!(named, Named::Directory)),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         let mut image = self.plain()?;
         if image.names.keys().any(|name| name.parent() == Some(path)) {
@@ -525,6 +532,11 @@ impl DiskFile for Handle {
         let free = !std::mem::replace(&mut node.locked, true);
         *self.holds_lock.lock().expect("no panic") |= free;
         Ok(free)
+    }
+
+    fn names_and_owner(&self) -> io::Result<(u64, u32)> {
+        self.disk.plain()?;
+        Ok((1, rustix::process::geteuid().as_raw()))
     }
 
     fn stamp(&self) -> io::Result<Stamp> {

@@ -76,7 +76,7 @@ impl Part {
         let path = part_dir.join(format!("{}.part", manifest.content_id()));
         let size = manifest.layout().size();
         let mut attempts = 0;
-        let (file, new) = loop {
+        let (file, inode, new) = loop {
             attempts += 1;
             match disk.create_dir(&part_dir) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -84,8 +84,15 @@ impl Part {
                 }
                 _ => {}
             }
-            match lock_file(&**disk, &path) {
-                Ok(Locking::Locked { file, new }) => break (file, new),
+            let locking = match disk.is_dir_in(&part_dir, directory) {
+                Ok(true) => lock_file(&**disk, &path),
+                // Somebody's link would lead us elsewhere, and another filesystem would keep the
+                // file from ever getting its name.
+                Ok(false) => return Err(StorageError::io(&part_dir, size)(not_ours())),
+                Err(error) => Err(error),
+            };
+            match locking {
+                Ok(Locking::Locked { file, inode, new }) => break (file, inode, new),
                 Ok(Locking::InUse) => return Err(StorageError::InUse(path)),
                 Ok(Locking::Moved) if attempts < MAX_ATTEMPTS => {}
                 // Another download ended just now and took the empty directory with it.
@@ -98,7 +105,6 @@ impl Part {
                 }
             }
         };
-        let inode = file.stamp().map_err(StorageError::io(&path, size))?.inode;
         let part = Self {
             disk: disk.clone(),
             file,
@@ -284,7 +290,7 @@ impl Part {
             match self.disk.rename_new(&self.path, &to) {
                 Ok(()) => return Ok(to),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(StorageError::io(&to, 0)(error)),
+                Err(error) => return Err(StorageError::CannotName { path: to, error }),
             }
         }
         Err(StorageError::NamesTaken(directory.join(name.as_str())))
@@ -404,18 +410,26 @@ impl Part {
 }
 
 enum Locking {
-    Locked { file: Box<dyn DiskFile>, new: bool },
+    Locked { file: Box<dyn DiskFile>, inode: (u64, u64), new: bool },
     InUse,
     Moved,
 }
 
-/// Opens and locks the file at `path`, or makes it.
+/// Opens and locks the file at `path`, or makes it; what was made is not left behind by an error.
 fn lock_file(disk: &dyn Disk, path: &Path) -> io::Result<Locking> {
     let (file, new) = match disk.create_new(path) {
         Ok(file) => (file, true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (disk.open(path)?, false),
         Err(error) => return Err(error),
     };
+    lock(disk, path, file, new).inspect_err(|_| {
+        if new {
+            let _ = disk.remove(path);
+        }
+    })
+}
+
+fn lock(disk: &dyn Disk, path: &Path, file: Box<dyn DiskFile>, new: bool) -> io::Result<Locking> {
     if !file.try_lock()? {
         return Ok(Locking::InUse);
     }
@@ -423,9 +437,35 @@ fn lock_file(disk: &dyn Disk, path: &Path) -> io::Result<Locking> {
     // file under another name, which must not be written.
     let inode = file.stamp()?.inode;
     match disk.stamp(path) {
-        Ok(stamp) if stamp.inode == inode => Ok(Locking::Locked { file, new }),
-        Ok(_) => Ok(Locking::Moved),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Locking::Moved),
-        Err(error) => Err(error),
+        Ok(stamp) if stamp.inode == inode => {}
+        Ok(_) => return Ok(Locking::Moved),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Locking::Moved),
+        Err(error) => return Err(error),
     }
+    if !new && !is_ours_alone(disk, path, &*file)? {
+        tracing::warn!(path = %path.display(), "shared with somebody: it is begun anew");
+        disk.remove(path)?;
+        return Ok(Locking::Moved);
+    }
+    Ok(Locking::Locked { file, inode, new })
+}
+
+/// Whether nobody else has a name for a file found at `path`, or owns it: what we write would get
+/// into his file, and what he writes into ours.
+fn is_ours_alone(disk: &dyn Disk, path: &Path, file: &dyn DiskFile) -> io::Result<bool> {
+    let (names, owner) = file.names_and_owner()?;
+    if names > 1 || owner == rustix::process::geteuid().as_raw() {
+        return Ok(names <= 1);
+    }
+    // Some filesystems give all files one owner, whoever makes them.
+    let probe = path.with_extension("owner");
+    let _ = disk.remove(&probe);
+    let (_, made_by_us) = disk.create_new(&probe)?.names_and_owner()?;
+    disk.remove(&probe)?;
+    Ok(owner == made_by_us)
+}
+
+fn not_ours() -> io::Error {
+    let text = "not a directory of its own on the filesystem of the destination";
+    io::Error::new(io::ErrorKind::NotADirectory, text)
 }

@@ -24,6 +24,10 @@ use crate::piece::{PieceIndex, PieceLayout};
 /// The directory inside a destination where part files are.
 pub const PART_DIR: &str = ".mtq";
 
+/// What the record beside a part file ends with, and the next record.
+const RECORD: &str = "resume";
+const FRESH_RECORD: &str = "resume-new";
+
 /// ` (number)` is tried up to this before giving up on a name.
 const MAX_NUMBERED: u32 = 999;
 
@@ -42,6 +46,43 @@ pub struct Part {
     discarded: AtomicBool,
     /// Whether the name of the part directory itself has reached the disk.
     rooted: AtomicBool,
+}
+
+/// A part file that is neither open nor locked any more.
+#[derive(Clone, Debug)]
+pub struct Left {
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+impl Left {
+    /// Where it was.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is said to those who want to go on with it.
+    pub fn error(&self) -> StorageError {
+        StorageError::Released(self.path.clone())
+    }
+
+    /// Removes it and all that is beside it, unless another download has taken it up.
+    pub fn remove(&self, disk: &dyn Disk) {
+        let Ok(file) = disk.open(&self.path) else { return };
+        let same = |stamp: io::Result<Stamp>| stamp.is_ok_and(|stamp| stamp.inode == self.inode);
+        let free = file.try_lock().is_ok_and(|free| free);
+        if free && same(file.stamp()) && same(disk.stamp(&self.path)) {
+            let _ = disk.remove(&self.path);
+            clean_up(disk, &self.path);
+        }
+    }
+}
+
+/// Removes what is beside a part file, and its directory unless other parts are in it.
+fn clean_up(disk: &dyn Disk, part: &Path) {
+    let _ = disk.remove(&part.with_extension(FRESH_RECORD));
+    let _ = disk.remove(&part.with_extension(RECORD));
+    let _ = part.parent().map(|directory| disk.remove_dir(directory));
 }
 
 /// A part file and what was found in it.
@@ -124,6 +165,11 @@ impl Part {
                 Err(error)
             }
         }
+    }
+
+    /// What is left of it when it is closed.
+    pub fn left(&self) -> Left {
+        Left { path: self.path.clone(), inode: self.inode }
     }
 
     /// Where it is, or was.
@@ -308,9 +354,7 @@ impl Part {
 
     /// Removes what is beside it, and the directory unless other parts are in it.
     pub fn clean_up(&self) {
-        let _ = self.disk.remove(&self.fresh_record_path());
-        let _ = self.disk.remove(&self.record_path());
-        let _ = self.disk.remove_dir(&self.part_dir());
+        clean_up(&*self.disk, &self.path);
     }
 
     /// What is in the file: pieces, record, and whether the record was believed.
@@ -400,12 +444,12 @@ impl Part {
     }
 
     fn record_path(&self) -> PathBuf {
-        self.path.with_extension("resume")
+        self.path.with_extension(RECORD)
     }
 
     /// The next record, until it has the other's name.
     fn fresh_record_path(&self) -> PathBuf {
-        self.path.with_extension("resume-new")
+        self.path.with_extension(FRESH_RECORD)
     }
 }
 

@@ -298,6 +298,14 @@ fn a_download_let_go_is_free_for_another_whoever_still_has_the_store() {
     }
     store.discard();
     complete(&disk, &next);
+    // Given up for good afterwards, what was left goes too.
+    let disk = MemoryDisk::with(dest());
+    let store = open(&disk).expect("opened");
+    write(&store, 0).expect("written");
+    store.release();
+    assert!(disk.names().contains(&part_path()));
+    store.discard();
+    assert_eq!(disk.names(), [dest()]);
     // A disk that fails holds nobody up.
     let disk = MemoryDisk::with(dest());
     let store = open(&disk).expect("opened");

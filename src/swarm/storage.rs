@@ -18,7 +18,7 @@ use super::disk::{Disk, RealDisk};
 use super::filling::{Filling, Replacement, verify};
 use super::hashing;
 pub use super::part::PART_DIR;
-use super::part::Part;
+use super::part::{Left, Part};
 use super::running_sha1::{RunningSha1, Source};
 use super::stamp::Stamp;
 pub use super::storage_error::{ReadError, StorageError, WriteError};
@@ -42,9 +42,7 @@ enum Place {
         path: PathBuf,
     },
     /// Given up: nothing of it is open, and nobody is served from it.
-    Released {
-        path: PathBuf,
-    },
+    Released(Left),
 }
 
 #[derive(Debug)]
@@ -170,7 +168,7 @@ impl PieceStore {
     pub fn is_changed(&self) -> bool {
         let place = self.lock().place.clone();
         match place {
-            Place::Part(_) | Place::Released { .. } => false,
+            Place::Part(_) | Place::Released(_) => false,
             Place::Changed { .. } => true,
             Place::Whole { path, stamp } => {
                 let changed = match self.disk.stamp(&path) {
@@ -195,9 +193,8 @@ impl PieceStore {
     pub fn path(&self) -> PathBuf {
         match &self.lock().place {
             Place::Part(filling) => filling.part().path().to_owned(),
-            Place::Whole { path, .. } | Place::Changed { path } | Place::Released { path } => {
-                path.clone()
-            }
+            Place::Whole { path, .. } | Place::Changed { path } => path.clone(),
+            Place::Released(left) => left.path().to_owned(),
         }
     }
 
@@ -219,7 +216,7 @@ impl PieceStore {
             match &state.place {
                 // Written again, a file just named would look changed.
                 Place::Part(filling) if !state.have.contains(piece) => filling.clone(),
-                Place::Released { path } => return Err(StorageError::Released(path.clone()).into()),
+                Place::Released(left) => return Err(left.error().into()),
                 _ => return Ok(()),
             }
         };
@@ -260,7 +257,7 @@ impl PieceStore {
                     Err(error.into())
                 }
             },
-            Place::Released { .. } => Err(ReadError::Missing),
+            Place::Released(_) => Err(ReadError::Missing),
             Place::Changed { .. } => Err(ReadError::Changed),
             Place::Whole { path, stamp } => {
                 match hashing::read_whole(
@@ -325,7 +322,7 @@ impl PieceStore {
     fn let_go(&self) -> Option<Arc<Filling>> {
         let mut state = self.lock();
         let Place::Part(filling) = state.place.clone() else { return None };
-        state.place = Place::Released { path: filling.part().path().to_owned() };
+        state.place = Place::Released(filling.part().left());
         Some(filling)
     }
 
@@ -359,7 +356,7 @@ impl PieceStore {
                     }
                 }
             }
-            Place::Released { path } => return Err(StorageError::Released(path)),
+            Place::Released(left) => return Err(left.error()),
             Place::Whole { .. } | Place::Changed { .. } => {}
         }
         let mut state = self.lock();
@@ -414,8 +411,8 @@ impl PieceStore {
             let state = self.lock();
             (state.place.clone(), state.losses)
         };
-        if let Place::Released { path } = place {
-            return Err(StorageError::Released(path));
+        if let Place::Released(left) = place {
+            return Err(left.error());
         }
         if let Place::Part(filling) = place {
             self.clear_doubts(&filling)?;
@@ -535,8 +532,12 @@ impl PieceStore {
     /// Removes the part file of a download nobody wants, and what is beside it, and lets it go as
     /// [`Self::release`] does. Waits for nobody.
     pub fn discard(&self) {
-        if let Some(filling) = self.let_go() {
-            filling.part().discard();
+        let filling = self.let_go();
+        let place = self.lock().place.clone();
+        match (filling, place) {
+            (Some(filling), _) => filling.part().discard(),
+            (None, Place::Released(left)) => left.remove(&*self.disk),
+            _ => {}
         }
     }
 
@@ -620,7 +621,7 @@ impl State {
     fn still(&self, filling: &Arc<Filling>) -> Result<(), StorageError> {
         match &self.place {
             Place::Part(now) if Arc::ptr_eq(now, filling) => Ok(()),
-            Place::Released { path } => Err(StorageError::Released(path.clone())),
+            Place::Released(left) => Err(left.error()),
             _ => Err(StorageError::Gone(filling.part().path().to_owned())),
         }
     }

@@ -1,7 +1,7 @@
 //! The store on a real filesystem: what gets in, what is served, what a stop and a start keep.
 
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -402,6 +402,27 @@ fn a_part_file_with_a_second_name_is_left_alone() {
 }
 
 #[test]
+fn a_part_file_of_another_owner_is_begun_anew() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (store, bytes) = part(dir.path());
+    fill(&store, &bytes);
+    store.close().expect("stopped");
+    let (path, manifest) = (store.path(), store.manifest().clone());
+    drop(store);
+    if std::os::unix::fs::chown(&path, Some(65_534), None).is_err() {
+        eprintln!("not tried: this user cannot give files away");
+        return;
+    }
+    let theirs = File::open(&path).expect("opens");
+    let (store, _) = open_again(&manifest, dir.path());
+    assert!(store.bitfield().is_empty());
+    let same = theirs.metadata().expect("known").ino() == fs::metadata(&path).expect("known").ino();
+    assert!(!same);
+    store.discard();
+    assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 0, "no probe stays");
+}
+
+#[test]
 fn a_link_in_place_of_the_part_directory_is_refused() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (dest, elsewhere) = (dir.path().join("dest"), dir.path().join("elsewhere"));
@@ -424,8 +445,7 @@ fn a_name_that_can_never_be_given_is_not_waited_for() {
     let (store, bytes) = part(dir.path());
     fill(&store, &bytes);
     let other = Path::new("/dev/shm");
-    let inside =
-        |path| fs::metadata(path).map(|metadata| std::os::unix::fs::MetadataExt::dev(&metadata));
+    let inside = |path| fs::metadata(path).map(|metadata| metadata.dev());
     if inside(other).ok().is_none_or(|device| inside(dir.path()).ok() == Some(device)) {
         eprintln!("not tried: there is no second filesystem");
         return;

@@ -155,7 +155,9 @@ fn storage_code(error: &StorageError) -> &'static str {
         StorageError::Io { error, .. } => file_code(error),
         StorageError::NamesTaken(_) => "exists",
         StorageError::Gone(_) => "not-found",
-        StorageError::Incomplete { .. } => "disk",
+        StorageError::Incomplete { .. }
+        | StorageError::CannotName { .. }
+        | StorageError::Released(_) => "disk",
     }
 }
 

@@ -23,6 +23,12 @@ pub trait Disk: fmt::Debug + Send + Sync {
     /// As the system says, here and below.
     fn create_dir(&self, path: &Path) -> io::Result<()>;
 
+    /// Whether `path` is a directory itself, no link to one, on the filesystem that `parent` is on.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn is_dir_in(&self, path: &Path, parent: &Path) -> io::Result<bool>;
+
     /// Removes an empty directory.
     ///
     /// # Errors
@@ -92,6 +98,12 @@ pub trait DiskFile: fmt::Debug + Send + Sync {
     /// As the system says, here and below.
     fn try_lock(&self) -> io::Result<bool>;
 
+    /// How many names it has, and the number of its owner.
+    ///
+    /// # Errors
+    /// As the system says.
+    fn names_and_owner(&self) -> io::Result<(u64, u32)>;
+
     /// What it looks like.
     ///
     /// # Errors
@@ -157,6 +169,11 @@ impl Disk for RealDisk {
         fs::create_dir(path)
     }
 
+    fn is_dir_in(&self, path: &Path, parent: &Path) -> io::Result<bool> {
+        let found = fs::symlink_metadata(path)?;
+        Ok(found.is_dir() && found.dev() == fs::metadata(parent)?.dev())
+    }
+
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         fs::remove_dir(path)
     }
@@ -195,10 +212,7 @@ impl Disk for RealDisk {
 
     fn rename_new(&self, from: &Path, to: &Path) -> io::Result<()> {
         match rustix::fs::renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-            // A filesystem without it: a hard link is refused where a name is taken.
-            Err(Errno::INVAL | Errno::NOSYS) => {
-                fs::hard_link(from, to).and_then(|()| fs::remove_file(from))
-            }
+            Err(error) if NO_FLAG.contains(&error) => link_new(from, to),
             result => Ok(result?),
         }
     }
@@ -216,6 +230,19 @@ impl Disk for RealDisk {
     }
 }
 
+/// What a filesystem says that cannot rename without replacing. The last two are one on Linux.
+const NO_FLAG: [Errno; 4] = [Errno::INVAL, Errno::NOSYS, Errno::NOTSUP, Errno::OPNOTSUPP];
+
+/// Renames by way of a hard link, which is refused where a name is taken.
+fn link_new(from: &Path, to: &Path) -> io::Result<()> {
+    match rustix::fs::link(from, to) {
+        // How Linux says that the filesystem has no hard links.
+        Err(Errno::PERM) => return Err(io::ErrorKind::Unsupported.into()),
+        result => result?,
+    }
+    fs::remove_file(from).inspect_err(|_| _ = fs::remove_file(to))
+}
+
 /// Opening that never waits, as it would for a pipe somebody put in a file's place.
 fn careful(flags: OFlags) -> OpenOptions {
     let mut options = File::options();
@@ -230,6 +257,11 @@ impl DiskFile for File {
             Err(TryLockError::WouldBlock) => Ok(false),
             Err(TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    fn names_and_owner(&self) -> io::Result<(u64, u32)> {
+        let metadata = self.metadata()?;
+        Ok((metadata.nlink(), metadata.uid()))
     }
 
     fn stamp(&self) -> io::Result<Stamp> {
@@ -252,7 +284,9 @@ impl DiskFile for File {
         // undone.
         let free = rustix::fs::fstatvfs(self)?;
         let missing = size.saturating_sub(self.allocated()?);
-        if missing > free.f_bavail.saturating_mul(free.f_frsize) {
+        // Some filesystems over a network do not say how large they are.
+        let known = free.f_blocks > 0;
+        if known && missing > free.f_bavail.saturating_mul(free.f_frsize) {
             return Err(io::ErrorKind::StorageFull.into());
         }
         match rustix::fs::fallocate(self, FallocateFlags::empty(), 0, size) {
@@ -304,6 +338,9 @@ fn rest(offset: u64, len: u64) -> Option<Range<u64>> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use super::*;
 
     #[test]
@@ -357,5 +394,32 @@ mod tests {
         RealDisk.rename(&a, &b).expect("renamed");
         assert_eq!(fs::read(&b).expect("read"), b"a");
         assert_eq!(RealDisk.read(&b, 0).expect("read"), b"");
+    }
+
+    #[test]
+    fn a_new_name_by_a_link_replaces_nothing_and_leaves_no_second_one() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (inner, out) = (dir.path().join("inner"), dir.path().join("out"));
+        fs::create_dir(&inner).expect("made");
+        let a = inner.join("a");
+        fs::write(&a, "a").expect("written");
+        fs::write(&out, "mine").expect("written");
+        assert_eq!(link_new(&a, &out).expect_err("taken").kind(), io::ErrorKind::AlreadyExists);
+        assert_eq!(fs::read(&out).expect("read"), b"mine");
+        fs::remove_file(&out).expect("removed");
+        let allow = |mode| fs::set_permissions(&inner, Permissions::from_mode(mode)).expect("set");
+        allow(0o500);
+        // The superuser may remove it from there all the same.
+        let stays = File::create(inner.join("try")).is_err();
+        if stays {
+            assert!(link_new(&a, &out).is_err());
+            assert!(a.exists() && !out.exists());
+        }
+        allow(0o700);
+        if stays {
+            link_new(&a, &out).expect("renamed");
+        } else {
+            eprintln!("not tried: this user may write where nobody may");
+        }
     }
 }

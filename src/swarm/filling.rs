@@ -98,13 +98,15 @@ impl Filling {
     /// one has of `have`, through the door that every piece comes in by.
     ///
     /// # Errors
-    /// [`StorageError`]: not yet.
+    /// [`StorageError`]: not yet. So it is, and nothing new is left behind, when there is no other
+    /// file and this one cannot be read: the drive it is on was taken away, and may come back.
     pub fn replacement(
         &self,
         disk: &Arc<dyn Disk>,
         have: &Bitfield,
     ) -> Result<Replacement, StorageError> {
         let opened = Part::open(disk, self.part.directory(), &self.manifest, &|_| {})?;
+        let made = opened.new;
         let mut copied = opened.have.clone();
         let new = Self::of(opened, self.manifest.clone());
         let mut lost = Vec::new();
@@ -113,7 +115,14 @@ impl Filling {
             if copied.contains(piece) {
                 continue;
             }
-            if self.reads(piece, &mut buffer) && verify(&self.manifest, piece, &buffer).is_ok() {
+            let right = match self.part.read(&self.manifest, piece, &mut buffer) {
+                Err(error) if made => {
+                    new.part.discard();
+                    return Err(StorageError::io(self.part.path(), 0)(error));
+                }
+                read => read.is_ok_and(|right| right),
+            };
+            if right && verify(&self.manifest, piece, &buffer).is_ok() {
                 new.write(piece, &buffer)?;
                 copied.insert(piece);
             } else {

@@ -12,6 +12,7 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
+use super::disk::Disk;
 pub use super::stamp::Stamp;
 use crate::bitfield::Bitfield;
 use crate::hash::{Sha1Hash, Sha1Hasher};
@@ -222,6 +223,30 @@ pub fn sha1_of(mut file: &File, go_on: &dyn Fn() -> bool) -> io::Result<Sha1Hash
             len => sha1.update(&buffer[..len]),
         }
     }
+}
+
+/// Reads a piece of a whole file; whether the file is still what it was, and the piece right.
+///
+/// # Errors
+/// As the system says.
+pub fn read_whole(
+    disk: &dyn Disk,
+    manifest: &Manifest,
+    path: &Path,
+    stamp: Stamp,
+    piece: PieceIndex,
+    bytes: &mut [u8],
+) -> io::Result<bool> {
+    let layout = manifest.layout();
+    // Opened for each piece: thousands of shares hold no descriptors, and a file put in place of
+    // ours is noticed.
+    let file = disk.open_read(path)?;
+    if file.stamp()? != stamp {
+        return Ok(false);
+    }
+    file.read_exact_at(bytes, layout.offset(piece))?;
+    let right = PieceHashes::blake3_of(layout, piece, bytes);
+    Ok(right == manifest.piece(piece).blake3 && file.stamp()? == stamp)
 }
 
 #[cfg(test)]

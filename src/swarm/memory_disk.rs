@@ -192,6 +192,11 @@ impl MemoryDisk {
         self.image().node_at(path).expect("a file").unreadable.insert(offset / BLOCK);
     }
 
+    /// Makes every block of a file readable again.
+    pub(super) fn mend(&self, path: &Path) {
+        self.image().node_at(path).expect("a file").unreadable.clear();
+    }
+
     /// The content of a file.
     pub(super) fn content(&self, path: &Path) -> Option<Vec<u8>> {
         self.image().node_at(path).map(|node| node.content.clone())
@@ -397,6 +402,13 @@ impl Disk for MemoryDisk {
         Ok(())
     }
 
+    fn is_dir_in(&self, path: &Path, _parent: &Path) -> io::Result<bool> {
+        match self.plain()?.names.get(path) {
+            Some(named) => Ok(matches!(named, Named::Directory)),
+            None => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
     fn remove_dir(&self, path: &Path) -> io::Result<()> {
         let mut image = self.plain()?;
         if image.names.keys().any(|name| name.parent() == Some(path)) {
@@ -520,6 +532,11 @@ impl DiskFile for Handle {
         let free = !std::mem::replace(&mut node.locked, true);
         *self.holds_lock.lock().expect("no panic") |= free;
         Ok(free)
+    }
+
+    fn names_and_owner(&self) -> io::Result<(u64, u32)> {
+        drop(self.disk.plain()?);
+        Ok((1, rustix::process::geteuid().as_raw()))
     }
 
     fn stamp(&self) -> io::Result<Stamp> {

@@ -24,6 +24,10 @@ use crate::piece::{PieceIndex, PieceLayout};
 /// The directory inside a destination where part files are.
 pub const PART_DIR: &str = ".mtq";
 
+/// What the record beside a part file ends with, and the next record.
+const RECORD: &str = "resume";
+const FRESH_RECORD: &str = "resume-new";
+
 /// ` (number)` is tried up to this before giving up on a name.
 const MAX_NUMBERED: u32 = 999;
 
@@ -44,6 +48,43 @@ pub struct Part {
     rooted: AtomicBool,
 }
 
+/// A part file that is neither open nor locked any more.
+#[derive(Clone, Debug)]
+pub struct Left {
+    path: PathBuf,
+    inode: (u64, u64),
+}
+
+impl Left {
+    /// Where it was.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// What is said to those who want to go on with it.
+    pub fn error(&self) -> StorageError {
+        StorageError::Released(self.path.clone())
+    }
+
+    /// Removes it and all that is beside it, unless another download has taken it up.
+    pub fn remove(&self, disk: &dyn Disk) {
+        let Ok(file) = disk.open(&self.path) else { return };
+        let same = |stamp: io::Result<Stamp>| stamp.is_ok_and(|stamp| stamp.inode == self.inode);
+        let free = file.try_lock().is_ok_and(|free| free);
+        if free && same(file.stamp()) && same(disk.stamp(&self.path)) {
+            let _ = disk.remove(&self.path);
+            clean_up(disk, &self.path);
+        }
+    }
+}
+
+/// Removes what is beside a part file, and its directory unless other parts are in it.
+fn clean_up(disk: &dyn Disk, part: &Path) {
+    let _ = disk.remove(&part.with_extension(FRESH_RECORD));
+    let _ = disk.remove(&part.with_extension(RECORD));
+    let _ = part.parent().map(|directory| disk.remove_dir(directory));
+}
+
 /// A part file and what was found in it.
 #[derive(Debug)]
 pub struct Opened {
@@ -56,6 +97,8 @@ pub struct Opened {
     /// Whether the record was believed and nothing was looked at: nothing may be written, not even
     /// reserved, before the record says so.
     pub trusted: bool,
+    /// Whether it was made just now.
+    pub new: bool,
 }
 
 impl Part {
@@ -74,7 +117,7 @@ impl Part {
         let path = part_dir.join(format!("{}.part", manifest.content_id()));
         let size = manifest.layout().size();
         let mut attempts = 0;
-        let (file, new) = loop {
+        let (file, inode, new) = loop {
             attempts += 1;
             match disk.create_dir(&part_dir) {
                 Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
@@ -82,8 +125,15 @@ impl Part {
                 }
                 _ => {}
             }
-            match lock_file(&**disk, &path) {
-                Ok(Locking::Locked { file, new }) => break (file, new),
+            let locking = match disk.is_dir_in(&part_dir, directory) {
+                Ok(true) => lock_file(&**disk, &path),
+                // Somebody's link would lead us elsewhere, and another filesystem would keep the
+                // file from ever getting its name.
+                Ok(false) => return Err(StorageError::io(&part_dir, size)(not_ours())),
+                Err(error) => Err(error),
+            };
+            match locking {
+                Ok(Locking::Locked { file, inode, new }) => break (file, inode, new),
                 Ok(Locking::InUse) => return Err(StorageError::InUse(path)),
                 Ok(Locking::Moved) if attempts < MAX_ATTEMPTS => {}
                 // Another download ended just now and took the empty directory with it.
@@ -96,7 +146,6 @@ impl Part {
                 }
             }
         };
-        let inode = file.stamp().map_err(StorageError::io(&path, size))?.inode;
         let part = Self {
             disk: disk.clone(),
             file,
@@ -107,7 +156,7 @@ impl Part {
             rooted: AtomicBool::new(false),
         };
         match part.look(manifest, new, progress) {
-            Ok((have, record, trusted)) => Ok(Opened { part, have, record, trusted }),
+            Ok((have, record, trusted)) => Ok(Opened { part, have, record, trusted, new }),
             Err(error) => {
                 // What an earlier attempt left stays: it is worth a later one.
                 if new {
@@ -116,6 +165,11 @@ impl Part {
                 Err(error)
             }
         }
+    }
+
+    /// What is left of it when it is closed.
+    pub fn left(&self) -> Left {
+        Left { path: self.path.clone(), inode: self.inode }
     }
 
     /// Where it is, or was.
@@ -288,7 +342,7 @@ impl Part {
             match self.disk.rename_new(&self.path, &to) {
                 Ok(()) => return Ok(to),
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                Err(error) => return Err(StorageError::io(&to, 0)(error)),
+                Err(error) => return Err(StorageError::CannotName { path: to, error }),
             }
         }
         Err(StorageError::NamesTaken(directory.join(name.as_str())))
@@ -306,9 +360,7 @@ impl Part {
 
     /// Removes what is beside it, and the directory unless other parts are in it.
     pub fn clean_up(&self) {
-        let _ = self.disk.remove(&self.fresh_record_path());
-        let _ = self.disk.remove(&self.record_path());
-        let _ = self.disk.remove_dir(&self.part_dir());
+        clean_up(&*self.disk, &self.path);
     }
 
     /// What is in the file: pieces, record, and whether the record was believed.
@@ -398,28 +450,36 @@ impl Part {
     }
 
     fn record_path(&self) -> PathBuf {
-        self.path.with_extension("resume")
+        self.path.with_extension(RECORD)
     }
 
     /// The next record, until it has the other's name.
     fn fresh_record_path(&self) -> PathBuf {
-        self.path.with_extension("resume-new")
+        self.path.with_extension(FRESH_RECORD)
     }
 }
 
 enum Locking {
-    Locked { file: Box<dyn DiskFile>, new: bool },
+    Locked { file: Box<dyn DiskFile>, inode: (u64, u64), new: bool },
     InUse,
     Moved,
 }
 
-/// Opens and locks the file at `path`, or makes it.
+/// Opens and locks the file at `path`, or makes it; what was made is not left behind by an error.
 fn lock_file(disk: &dyn Disk, path: &Path) -> io::Result<Locking> {
     let (file, new) = match disk.create_new(path) {
         Ok(file) => (file, true),
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => (disk.open(path)?, false),
         Err(error) => return Err(error),
     };
+    lock(disk, path, file, new).inspect_err(|_| {
+        if new {
+            let _ = disk.remove(path);
+        }
+    })
+}
+
+fn lock(disk: &dyn Disk, path: &Path, file: Box<dyn DiskFile>, new: bool) -> io::Result<Locking> {
     if !file.try_lock()? {
         return Ok(Locking::InUse);
     }
@@ -427,9 +487,35 @@ fn lock_file(disk: &dyn Disk, path: &Path) -> io::Result<Locking> {
     // file under another name, which must not be written.
     let inode = file.stamp()?.inode;
     match disk.stamp(path) {
-        Ok(stamp) if stamp.inode == inode => Ok(Locking::Locked { file, new }),
-        Ok(_) => Ok(Locking::Moved),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Locking::Moved),
-        Err(error) => Err(error),
+        Ok(stamp) if stamp.inode == inode => {}
+        Ok(_) => return Ok(Locking::Moved),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Locking::Moved),
+        Err(error) => return Err(error),
     }
+    if !new && !is_ours_alone(disk, path, &*file)? {
+        tracing::warn!(path = %path.display(), "shared with somebody: it is begun anew");
+        disk.remove(path)?;
+        return Ok(Locking::Moved);
+    }
+    Ok(Locking::Locked { file, inode, new })
+}
+
+/// Whether nobody else has a name for a file found at `path`, or owns it: what we write would get
+/// into his file, and what he writes into ours.
+fn is_ours_alone(disk: &dyn Disk, path: &Path, file: &dyn DiskFile) -> io::Result<bool> {
+    let (names, owner) = file.names_and_owner()?;
+    if names > 1 || owner == rustix::process::geteuid().as_raw() {
+        return Ok(names <= 1);
+    }
+    // Some filesystems give all files one owner, whoever makes them.
+    let probe = path.with_extension("owner");
+    let _ = disk.remove(&probe);
+    let (_, made_by_us) = disk.create_new(&probe)?.names_and_owner()?;
+    disk.remove(&probe)?;
+    Ok(owner == made_by_us)
+}
+
+fn not_ours() -> io::Error {
+    let text = "not a directory of its own on the filesystem of the destination";
+    io::Error::new(io::ErrorKind::NotADirectory, text)
 }

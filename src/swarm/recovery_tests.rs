@@ -1,9 +1,10 @@
 //! The store where the disk rots, fills up, or is not the same any more.
 
+use std::cell::Cell;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::memory_disk::MemoryDisk;
+use super::memory_disk::{Fault, MemoryDisk, Plan};
 use super::storage::{PART_DIR, PieceStore, ReadError, Recovered, StorageError};
 use super::storage_faults::{
     CONTENT, MANIFEST, P, bytes_of, check, complete, dest, indices, manifest_offset, name, open,
@@ -102,6 +103,18 @@ fn a_sector_that_cannot_be_read_costs_its_piece_and_no_other() {
     assert!(error.can_heal(), "{error}");
     assert_eq!(store.recover().expect("the disk takes writes").lost, [piece(2)]);
     complete(&disk, &store);
+    // Also when the SHA-1 has had the piece and would not read it again.
+    let disk = MemoryDisk::with(dest());
+    let store = open(&disk).expect("opened");
+    for index in 0..4 {
+        write(&store, index).expect("written");
+    }
+    disk.break_block(&part_path(), 2 * P + 4096);
+    assert!(matches!(store.read_piece(piece(2)), Err(ReadError::Io(_))));
+    let error = store.finish(dest(), &name(), &|| true).expect_err("unreadable");
+    assert!(error.can_heal(), "{error}");
+    assert_eq!(store.recover().expect("the disk takes writes").lost, [piece(2)]);
+    complete(&disk, &store);
     // Found when the file is opened, it is simply not there.
     let disk = MemoryDisk::with(dest());
     let store = open(&disk).expect("opened");
@@ -166,6 +179,33 @@ fn a_directory_that_went_and_came_back_costs_no_piece() {
 }
 
 #[test]
+fn an_empty_mount_point_is_no_place_to_go_on() {
+    let disk = MemoryDisk::with(dest());
+    let store = open(&disk).expect("opened");
+    for index in [0, 1, 3] {
+        write(&store, index).expect("written");
+    }
+    store.checkpoint().expect("safe");
+    // The drive drops: what is open gives nothing any more, and below it is an empty directory.
+    let mounted = Path::new("/mounted");
+    for offset in [0, P, 3 * P] {
+        disk.break_block(&part_path(), offset);
+    }
+    disk.move_tree(dest(), mounted);
+    disk.make_directory(dest());
+    let error = store.recover().expect_err("nothing can be read");
+    assert!(error.can_heal(), "{error}");
+    assert_eq!(indices(&store.bitfield()), [0, 1, 3]);
+    assert!(!disk.names().contains(&dest().join(PART_DIR)), "{:?}", disk.names());
+    // It comes back.
+    disk.remove_tree(dest());
+    disk.move_tree(mounted, dest());
+    disk.mend(&part_path());
+    assert_eq!(store.recover().expect("back"), Recovered::default());
+    complete(&disk, &store);
+}
+
+#[test]
 fn a_directory_that_goes_during_the_last_step_is_waited_for() {
     let disk = MemoryDisk::with(dest());
     let store = open(&disk).expect("opened");
@@ -226,11 +266,121 @@ fn a_discarded_download_leaves_nothing_whatever_comes_late() {
     store.checkpoint().expect("safe");
     store.discard();
     assert_eq!(disk.names(), [dest()]);
-    let _ = write(&store, 1);
+    assert!(!write(&store, 1).expect_err("given up").can_heal());
     store.checkpoint().expect("nothing to do");
     store.close().expect("nothing to do");
-    assert_eq!(store.recover().expect("nothing to do").lost, []);
+    assert!(!store.recover().expect_err("given up").can_heal());
+    assert!(!store.finish(dest(), &name(), &|| true).expect_err("given up").can_heal());
     assert_eq!(disk.names(), [dest()]);
+}
+
+#[test]
+fn a_download_let_go_is_free_for_another_whoever_still_has_the_store() {
+    let disk = MemoryDisk::with(dest());
+    let store = open(&disk).expect("opened");
+    write(&store, 0).expect("written");
+    write(&store, 2).expect("written");
+    assert!(matches!(open(&disk), Err(StorageError::InUse(_))));
+    store.release();
+    assert_eq!(store.path(), part_path());
+    assert!(matches!(store.read_piece(piece(0)), Err(ReadError::Missing)));
+    let read = disk.image().bytes_read;
+    let next = open(&disk).expect("free");
+    assert_eq!(disk.image().bytes_read, read, "it was a clean stop");
+    assert_eq!(indices(&next.bitfield()), [0, 2]);
+    // Nothing that comes late gets into the other's file.
+    for error in [
+        write(&store, 1).expect_err("given up"),
+        store.recover().expect_err("given up"),
+        store.finish(dest(), &name(), &|| true).expect_err("given up"),
+    ] {
+        assert!(!error.can_heal(), "{error}");
+    }
+    store.discard();
+    complete(&disk, &next);
+    // Given up for good afterwards, what was left goes too.
+    let disk = MemoryDisk::with(dest());
+    let store = open(&disk).expect("opened");
+    write(&store, 0).expect("written");
+    store.release();
+    assert!(disk.names().contains(&part_path()));
+    store.discard();
+    assert_eq!(disk.names(), [dest()]);
+    // A disk that fails holds nobody up.
+    let disk = MemoryDisk::with(dest());
+    let store = open(&disk).expect("opened");
+    write(&store, 0).expect("written");
+    disk.plan(Plan { fail: Some((1, Fault::Eio)), for_good: true, cut_at: None });
+    store.release();
+    disk.plan(Plan::default());
+    assert_eq!(indices(&open(&disk).expect("free").bitfield()), [0]);
+}
+
+#[test]
+fn a_store_given_up_during_the_last_step_gets_no_name() {
+    for give_up in [PieceStore::discard as fn(&PieceStore), PieceStore::release] {
+        let disk = MemoryDisk::with(dest());
+        let store = open(&disk).expect("opened");
+        for index in 0..4 {
+            write(&store, index).expect("written");
+        }
+        store.close().expect("stopped");
+        drop(store);
+        let store = open(&disk).expect("opened");
+        let late = || {
+            give_up(&store);
+            true
+        };
+        let error = store.finish(dest(), &name(), &late).expect_err("given up");
+        assert!(matches!(error, StorageError::Released(_)), "{error}");
+        assert!(!disk.names().contains(&dest().join("film.mkv")));
+    }
+}
+
+#[test]
+fn a_piece_that_comes_again_during_the_last_step_is_on_the_disk_under_the_name() {
+    for seed in 0..20 {
+        let disk = MemoryDisk::with(dest());
+        let store = open(&disk).expect("opened");
+        for index in 0..4 {
+            write(&store, index).expect("written");
+        }
+        store.close().expect("stopped");
+        drop(store);
+        let store = open(&disk).expect("opened");
+        let (syncs, asked) = (disk.image().syncs, Cell::new(0));
+        let rot_the_first = || {
+            asked.set(asked.get() + 1);
+            if asked.get() == 4 {
+                while disk.image().syncs == syncs {
+                    std::thread::yield_now();
+                }
+                disk.rot(&part_path(), 5);
+                assert!(matches!(store.read_piece(piece(0)), Err(ReadError::Missing)));
+                write(&store, 0).expect("written");
+            }
+            true
+        };
+        let path = store.finish(dest(), &name(), &rot_the_first).expect("finished");
+        let after = disk.after_power_cut(seed);
+        assert!(after.content(&path).as_deref() == Some(&CONTENT[..]));
+    }
+}
+
+#[test]
+fn a_disk_that_does_not_answer_is_no_change() {
+    let path = dest().join("whole");
+    let disk = MemoryDisk::with(dest());
+    disk.put(&path, &CONTENT);
+    let stamp = disk.seam().stamp(&path).expect("there");
+    let store = PieceStore::whole_on(disk.seam(), MANIFEST.clone(), path.clone(), stamp);
+    disk.plan(Plan { fail: Some((1, Fault::Eio)), ..Plan::default() });
+    assert!(!store.is_changed());
+    assert!(!store.is_changed() && !store.known_changed());
+    assert_eq!(store.read_piece(piece(1)).expect("right"), bytes_of(piece(1)));
+    disk.remove_tree(&path);
+    assert!(!store.known_changed(), "it looks at nothing");
+    assert!(store.is_changed() && store.known_changed());
 }
 
 #[test]

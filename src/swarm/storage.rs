@@ -16,13 +16,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 use super::claims::{Claims, Settling};
 use super::disk::{Disk, RealDisk};
 use super::filling::{Filling, Replacement, verify};
+use super::hashing;
 pub use super::part::PART_DIR;
-use super::part::Part;
+use super::part::{Left, Part};
 use super::running_sha1::{RunningSha1, Source};
 use super::stamp::Stamp;
 pub use super::storage_error::{ReadError, StorageError, WriteError};
 use crate::bitfield::Bitfield;
-use crate::manifest::{Manifest, PieceHashes};
+use crate::manifest::Manifest;
 use crate::name::FileName;
 use crate::piece::PieceIndex;
 
@@ -33,8 +34,15 @@ const CATCH_UP: usize = 4;
 #[derive(Clone, Debug)]
 enum Place {
     Part(Arc<Filling>),
-    Whole { path: PathBuf, stamp: Stamp },
-    Changed { path: PathBuf },
+    Whole {
+        path: PathBuf,
+        stamp: Stamp,
+    },
+    Changed {
+        path: PathBuf,
+    },
+    /// Given up: nothing of it is open, and nobody is served from it.
+    Released(Left),
 }
 
 #[derive(Debug)]
@@ -165,16 +173,25 @@ impl PieceStore {
     pub fn is_changed(&self) -> bool {
         let place = self.lock().place.clone();
         match place {
-            Place::Part(_) => false,
+            Place::Part(_) | Place::Released(_) => false,
             Place::Changed { .. } => true,
             Place::Whole { path, stamp } => {
-                let same = self.disk.stamp(&path).is_ok_and(|now| now == stamp);
-                if !same {
+                let changed = match self.disk.stamp(&path) {
+                    Ok(now) => now != stamp,
+                    // A disk that does not answer may have the file as it was.
+                    Err(error) => is_gone(&error),
+                };
+                if changed {
                     self.mark_changed(path);
                 }
-                !same
+                changed
             }
         }
+    }
+
+    /// Whether the file was found changed before; looks at nothing.
+    pub fn known_changed(&self) -> bool {
+        matches!(self.lock().place, Place::Changed { .. })
     }
 
     /// Where the bytes are now.
@@ -182,6 +199,7 @@ impl PieceStore {
         match &self.lock().place {
             Place::Part(filling) => filling.part().path().to_owned(),
             Place::Whole { path, .. } | Place::Changed { path } => path.clone(),
+            Place::Released(left) => left.path().to_owned(),
         }
     }
 
@@ -203,6 +221,7 @@ impl PieceStore {
             match &state.place {
                 // Written again, a file just named would look changed.
                 Place::Part(filling) if !state.have.contains(piece) => filling.clone(),
+                Place::Released(left) => return Err(left.error().into()),
                 _ => return Ok(()),
             }
         };
@@ -243,18 +262,21 @@ impl PieceStore {
                     Err(error.into())
                 }
             },
+            Place::Released(_) => Err(ReadError::Missing),
             Place::Changed { .. } => Err(ReadError::Changed),
             Place::Whole { path, stamp } => {
-                match self.read_whole(&path, stamp, piece, &mut bytes) {
+                match hashing::read_whole(
+                    &*self.disk,
+                    &self.manifest,
+                    &path,
+                    stamp,
+                    piece,
+                    &mut bytes,
+                ) {
                     Ok(true) => Ok(bytes),
                     Ok(false) => Err(self.mark_changed(path)),
                     Err(error)
-                        if matches!(
-                            error.kind(),
-                            io::ErrorKind::NotFound
-                                | io::ErrorKind::NotADirectory
-                                | io::ErrorKind::UnexpectedEof
-                        ) =>
+                        if is_gone(&error) || error.kind() == io::ErrorKind::UnexpectedEof =>
                     {
                         Err(self.mark_changed(path))
                     }
@@ -262,26 +284,6 @@ impl PieceStore {
                 }
             }
         }
-    }
-
-    /// Reads a piece of a whole file; whether the file is still what it was.
-    fn read_whole(
-        &self,
-        path: &Path,
-        stamp: Stamp,
-        piece: PieceIndex,
-        bytes: &mut [u8],
-    ) -> io::Result<bool> {
-        let layout = self.manifest.layout();
-        // Opened for each piece: thousands of shares hold no descriptors, and a file put in place
-        // of ours is noticed.
-        let file = self.disk.open_read(path)?;
-        if file.stamp()? != stamp {
-            return Ok(false);
-        }
-        file.read_exact_at(bytes, layout.offset(piece))?;
-        let right = PieceHashes::blake3_of(layout, piece, bytes);
-        Ok(right == self.manifest.piece(piece).blake3 && file.stamp()? == stamp)
     }
 
     /// Brings what was written to the disk, then a record that claims it: from here on a power cut
@@ -301,9 +303,32 @@ impl PieceStore {
     /// As [`Self::checkpoint`].
     pub fn close(&self) -> Result<(), StorageError> {
         let _gate = self.close_gate();
+        self.close_behind_gate()
+    }
+
+    fn close_behind_gate(&self) -> Result<(), StorageError> {
         let Place::Part(filling) = self.lock().place.clone() else { return Ok(()) };
         filling.fall_asleep();
         self.settle(&filling, Settling::Clean)
+    }
+
+    /// The end of a download that will not go on: a clean stop where the disk allows it, and the
+    /// part file and its lock are let go, whoever still has this store. What was here is neither
+    /// read nor written any more, and the next [`Self::part`] finds it.
+    pub fn release(&self) {
+        let _gate = self.close_gate();
+        if let Err(error) = self.close_behind_gate() {
+            tracing::debug!(%error, "let go without a clean stop");
+        }
+        self.let_go();
+    }
+
+    /// Whoever is just using the part file keeps it until he is done, and finds it given up then.
+    fn let_go(&self) -> Option<Arc<Filling>> {
+        let mut state = self.lock();
+        let Place::Part(filling) = state.place.clone() else { return None };
+        state.place = Place::Released(filling.part().left());
+        Some(filling)
     }
 
     /// Makes the place usable again after an error that [can heal](StorageError::can_heal), or says
@@ -320,7 +345,7 @@ impl PieceStore {
             (state.have.clone(), state.place.clone())
         };
         match place {
-            Place::Part(filling) if !filling.part().is_discarded() => {
+            Place::Part(filling) => {
                 let tried = match filling.part().here() {
                     Ok(()) => self.revive(&filling),
                     gone => gone,
@@ -336,7 +361,8 @@ impl PieceStore {
                     }
                 }
             }
-            _ => {}
+            Place::Released(left) => return Err(left.error()),
+            Place::Whole { .. } | Place::Changed { .. } => {}
         }
         let mut state = self.lock();
         let found = state.have.iter().filter(|piece| !before.contains(*piece)).collect();
@@ -357,9 +383,14 @@ impl PieceStore {
     }
 
     /// Another part file, or none, is at the path.
-    fn replace(&self, old: &Filling) -> Result<(), StorageError> {
+    fn replace(&self, old: &Arc<Filling>) -> Result<(), StorageError> {
         let Replacement { filling, have, lost } = old.replacement(&self.disk, &self.bitfield())?;
         let mut state = self.lock();
+        if let Err(error) = state.still(old) {
+            drop(state);
+            filling.part().discard();
+            return Err(error);
+        }
         state.have = have;
         state.losses += u64::from(!lost.is_empty());
         state.lost.extend(lost);
@@ -381,8 +412,15 @@ impl PieceStore {
         name: &FileName,
         go_on: &dyn Fn() -> bool,
     ) -> Result<PathBuf, StorageError> {
-        let place = self.lock().place.clone();
+        let (place, losses) = {
+            let state = self.lock();
+            (state.place.clone(), state.losses)
+        };
+        if let Place::Released(left) = place {
+            return Err(left.error());
+        }
         if let Place::Part(filling) = place {
+            self.clear_doubts(&filling)?;
             self.complete(&filling)?;
             for piece in filling.lost_in_holes()? {
                 self.lose(&filling, piece);
@@ -400,7 +438,7 @@ impl PieceStore {
                 return Err(StorageError::FalseManifest);
             }
             synced?;
-            self.give_name(&filling, directory, name)?;
+            self.give_name(&filling, losses, directory, name)?;
         }
         let unsynced = self.lock().unsynced_name.clone();
         if let Some(directory) = unsynced {
@@ -412,12 +450,20 @@ impl PieceStore {
 
     fn give_name(
         &self,
-        filling: &Filling,
+        filling: &Arc<Filling>,
+        losses: u64,
         directory: &Path,
         name: &FileName,
     ) -> Result<(), StorageError> {
         let _gate = self.close_gate();
+        self.lock().still(filling)?;
+        self.clear_doubts(filling)?;
         self.complete(filling)?;
+        if self.losses() != losses {
+            // What went bad meanwhile has come again, perhaps after the sync.
+            self.sync(filling)?;
+            self.complete(filling)?;
+        }
         let stamp = filling.part().stamp()?;
         let path = filling.part().rename(directory, name)?;
         let mut state = self.lock();
@@ -425,6 +471,20 @@ impl PieceStore {
         state.unsynced_name = Some(directory.to_owned());
         drop(state);
         filling.part().clean_up();
+        Ok(())
+    }
+
+    /// Reads what could not be read before: it gets no name while nobody knows whether it is right.
+    fn clear_doubts(&self, filling: &Arc<Filling>) -> Result<(), StorageError> {
+        let doubtful: Vec<_> = self.lock().unreadable.iter().copied().collect();
+        let mut buffer = Vec::new();
+        for piece in doubtful {
+            match filling.part().read(&self.manifest, piece, &mut buffer) {
+                Ok(true) => _ = self.lock().unreadable.remove(&piece),
+                Ok(false) => self.lose(filling, piece),
+                Err(error) => return Err(StorageError::io(filling.part().path(), 0)(error)),
+            }
+        }
         Ok(())
     }
 
@@ -461,6 +521,7 @@ impl PieceStore {
             if !go_on() {
                 return Err(StorageError::io(path, 0)(io::Error::other("stopped")));
             }
+            self.lock().still(filling)?;
             match filling.part().read(&self.manifest, piece, &mut buffer) {
                 // After a bad piece the rest is still looked at, to find all that are.
                 Ok(true) => _ = sha1.feed(piece, &buffer, Source::Disk),
@@ -477,10 +538,16 @@ impl PieceStore {
         sha1.value().ok_or_else(|| StorageError::Incomplete { path: path.to_owned(), count })
     }
 
-    /// Removes the part file of a download nobody wants, and what is beside it.
+    /// Removes the part file of a download nobody wants, and what is beside it, and lets it go as
+    /// [`Self::release`] does. Waits for nobody.
     pub fn discard(&self) {
-        let Place::Part(filling) = self.lock().place.clone() else { return };
-        filling.part().discard();
+        let filling = self.let_go();
+        let place = self.lock().place.clone();
+        match (filling, place) {
+            (Some(filling), _) => filling.part().discard(),
+            (None, Place::Released(left)) => left.remove(&*self.disk),
+            _ => {}
+        }
     }
 
     /// Adds a piece just written to the running SHA-1 if it is the next, and a few that came too
@@ -529,7 +596,7 @@ impl PieceStore {
         let mut claims = filling.lock_claims();
         let mut state = self.lock();
         // What was read from a file that has been replaced says nothing of the new one.
-        if matches!(&state.place, Place::Part(now) if Arc::ptr_eq(now, filling)) {
+        if state.still(filling).is_ok() {
             claims.forget(piece);
             state.drop_piece(piece);
             tracing::warn!(%piece, path = %filling.part().path().display(), "went bad on the disk");
@@ -559,6 +626,15 @@ impl PieceStore {
 }
 
 impl State {
+    /// Checks that `filling` is still what is filled.
+    fn still(&self, filling: &Arc<Filling>) -> Result<(), StorageError> {
+        match &self.place {
+            Place::Part(now) if Arc::ptr_eq(now, filling) => Ok(()),
+            Place::Released(left) => Err(left.error()),
+            _ => Err(StorageError::Gone(filling.part().path().to_owned())),
+        }
+    }
+
     fn take_lost(&mut self) -> Vec<PieceIndex> {
         let mut lost = std::mem::take(&mut self.lost);
         // It may have come again before anybody asked.
@@ -573,4 +649,9 @@ impl State {
         }
         self.unreadable.remove(&piece);
     }
+}
+
+/// Whether the system says that there is no such file, rather than nothing of it.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }

@@ -36,9 +36,20 @@ pub enum StorageError {
         /// Pieces.
         count: u32,
     },
+    /// The download was given up here.
+    #[error("{}: this download has ended", .0.display())]
+    Released(PathBuf),
     /// Another download writes the same part file.
     #[error("{}: another download is writing this file", .0.display())]
     InUse(PathBuf),
+    /// A complete file was refused its name.
+    #[error("{}: cannot be given its name: {}", path.display(), plain(error))]
+    CannotName {
+        /// The name.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
     /// Too many files of this name.
     #[error("{}: this name and all its numbered forms are taken", .0.display())]
     NamesTaken(PathBuf),
@@ -69,10 +80,22 @@ impl StorageError {
     pub fn can_heal(&self) -> bool {
         match self {
             Self::Io { error, .. } => error.kind() != io::ErrorKind::FileTooLarge,
+            Self::CannotName { error, .. } => !is_for_good(error.kind()),
             Self::NoSpace { .. } | Self::Gone(_) | Self::Incomplete { .. } => true,
-            Self::InUse(_) | Self::NamesTaken(_) | Self::FalseManifest => false,
+            Self::Released(_) | Self::InUse(_) | Self::NamesTaken(_) | Self::FalseManifest => false,
         }
     }
+}
+
+/// Whether a name is refused for what it is, or for where it is, whenever it is tried.
+fn is_for_good(refusal: io::ErrorKind) -> bool {
+    matches!(
+        refusal,
+        io::ErrorKind::InvalidInput
+            | io::ErrorKind::InvalidFilename
+            | io::ErrorKind::CrossesDevices
+            | io::ErrorKind::Unsupported
+    )
 }
 
 /// The system's words, in lower case and without the number.
@@ -115,6 +138,8 @@ pub enum ReadError {
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
+
     use super::*;
 
     #[test]
@@ -123,7 +148,6 @@ mod tests {
         let said = |number| {
             StorageError::io(path, 12 << 20)(io::Error::from_raw_os_error(number)).to_string()
         };
-        use rustix::io::Errno;
         assert_eq!(said(Errno::ROFS.raw_os_error()), "/d/.mtq/a.part: read-only file system");
         assert_eq!(
             said(Errno::NOSPC.raw_os_error()),
@@ -133,6 +157,9 @@ mod tests {
             said(Errno::DQUOT.raw_os_error()),
             "the disk is full: 12.0 MiB are needed at /d/.mtq/a.part"
         );
+        let error = Errno::INVAL.into();
+        let unnamed = StorageError::CannotName { path: PathBuf::from("/d/a"), error };
+        assert_eq!(unnamed.to_string(), "/d/a: cannot be given its name: invalid argument");
         let gone = StorageError::Gone(path.to_owned());
         assert_eq!(gone.to_string(), "/d/.mtq/a.part: the part file is gone");
     }
@@ -141,12 +168,18 @@ mod tests {
     fn what_is_false_or_taken_does_not_heal() {
         let path = || PathBuf::from("/d");
         let io = |kind: io::ErrorKind| StorageError::io(&path(), 1)(kind.into());
+        let naming = |errno: Errno| StorageError::CannotName { path: path(), error: errno.into() };
         for heals in [
             io(io::ErrorKind::StorageFull),
             io(io::ErrorKind::NotFound),
             io(io::ErrorKind::ReadOnlyFilesystem),
             io(io::ErrorKind::PermissionDenied),
             io(io::ErrorKind::Other),
+            naming(Errno::NOSPC),
+            naming(Errno::NOENT),
+            naming(Errno::ROFS),
+            naming(Errno::ACCESS),
+            naming(Errno::IO),
             StorageError::Gone(path()),
             StorageError::Incomplete { path: path(), count: 1 },
         ] {
@@ -154,7 +187,13 @@ mod tests {
         }
         for stays in [
             io(io::ErrorKind::FileTooLarge),
+            naming(Errno::INVAL),
+            naming(Errno::NAMETOOLONG),
+            naming(Errno::XDEV),
+            naming(Errno::OPNOTSUPP),
+            StorageError::CannotName { path: path(), error: io::ErrorKind::Unsupported.into() },
             StorageError::InUse(path()),
+            StorageError::Released(path()),
             StorageError::NamesTaken(path()),
             StorageError::FalseManifest,
         ] {

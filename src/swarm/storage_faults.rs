@@ -252,6 +252,22 @@ fn drive(disk: &MemoryDisk, seed: u64) -> Vec<u32> {
 }
 
 #[test]
+fn an_opening_that_failed_leaves_nothing_new() {
+    for at in 1.. {
+        let disk = MemoryDisk::with(dest());
+        disk.plan(Plan { fail: Some((at, Fault::Eio)), ..Plan::default() });
+        match open(&disk) {
+            Err(_) => assert_eq!(disk.names(), [dest()], "{at}"),
+            Ok(_) if disk.image().operations >= at => {}
+            Ok(_) => {
+                assert!(at > 6, "{at}");
+                break;
+            }
+        }
+    }
+}
+
+#[test]
 fn any_failing_operation_pauses_and_nothing_is_fetched_twice() {
     let disk = MemoryDisk::with(dest());
     drive(&disk, 0);

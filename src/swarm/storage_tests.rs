@@ -1,7 +1,7 @@
 //! The store on a real filesystem: what gets in, what is served, what a stop and a start keep.
 
 use std::fs::{self, File, Permissions};
-use std::os::unix::fs::{FileExt as _, PermissionsExt as _};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::Path;
 use std::process::Command;
 use std::sync::Arc;
@@ -382,4 +382,76 @@ fn who_opens_while_another_finishes_never_holds_the_finished_file() {
         fs::remove_file(finished).expect("removed");
     }
     assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 0);
+}
+
+#[test]
+fn a_part_file_with_a_second_name_is_left_alone() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (store, bytes) = part(dir.path());
+    let (path, manifest) = (store.path(), store.manifest().clone());
+    drop(store);
+    let precious = dir.path().join("precious");
+    fs::remove_file(&path).expect("removed");
+    fs::write(&precious, "mine").expect("written");
+    fs::hard_link(&precious, &path).expect("linked");
+    let (store, _) = open_again(&manifest, dir.path());
+    fill(&store, &bytes);
+    let done = store.finish(dir.path(), &name("a"), &|| true).expect("finished");
+    assert!(fs::read(done).expect("read") == bytes);
+    assert_eq!(fs::read(precious).expect("read"), b"mine");
+}
+
+#[test]
+fn a_part_file_of_another_owner_is_begun_anew() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (store, bytes) = part(dir.path());
+    fill(&store, &bytes);
+    store.close().expect("stopped");
+    let (path, manifest) = (store.path(), store.manifest().clone());
+    drop(store);
+    if std::os::unix::fs::chown(&path, Some(65_534), None).is_err() {
+        eprintln!("not tried: this user cannot give files away");
+        return;
+    }
+    let theirs = File::open(&path).expect("opens");
+    let (store, _) = open_again(&manifest, dir.path());
+    assert!(store.bitfield().is_empty());
+    let same = theirs.metadata().expect("known").ino() == fs::metadata(&path).expect("known").ino();
+    assert!(!same);
+    store.discard();
+    assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 0, "no probe stays");
+}
+
+#[test]
+fn a_link_in_place_of_the_part_directory_is_refused() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (dest, elsewhere) = (dir.path().join("dest"), dir.path().join("elsewhere"));
+    fs::create_dir(&dest).expect("made");
+    fs::create_dir(&elsewhere).expect("made");
+    std::os::unix::fs::symlink(&elsewhere, dest.join(PART_DIR)).expect("linked");
+    let manifest = Arc::new(manifest_of(&content()));
+    let error = PieceStore::part(manifest.clone(), &dest, &|_| {}).expect_err("refused");
+    assert!(error.to_string().contains("not a directory of its own"), "{error}");
+    assert_eq!(fs::read_dir(&elsewhere).expect("read").count(), 0);
+    // A destination that is a link itself is as good as any.
+    let link = dir.path().join("link");
+    std::os::unix::fs::symlink(&elsewhere, &link).expect("linked");
+    PieceStore::part(manifest, &link, &|_| {}).expect("opened");
+}
+
+#[test]
+fn a_name_that_can_never_be_given_is_not_waited_for() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (store, bytes) = part(dir.path());
+    fill(&store, &bytes);
+    let other = Path::new("/dev/shm");
+    let inside = |path| fs::metadata(path).map(|metadata| metadata.dev());
+    if inside(other).ok().is_none_or(|device| inside(dir.path()).ok() == Some(device)) {
+        eprintln!("not tried: there is no second filesystem");
+        return;
+    }
+    let shared = tempfile::tempdir_in(other).expect("temp dir");
+    let error = store.finish(shared.path(), &name("a"), &|| true).expect_err("elsewhere");
+    assert!(matches!(error, StorageError::CannotName { .. }) && !error.can_heal(), "{error}");
+    store.finish(dir.path(), &name("a"), &|| true).expect("finished");
 }

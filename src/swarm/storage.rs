@@ -156,6 +156,11 @@ impl PieceStore {
         self.lock().take_lost()
     }
 
+    /// Whether it is known that the file is not what it was; does not look.
+    pub fn known_changed(&self) -> bool {
+        matches!(self.lock().place, Place::Changed { .. })
+    }
+
     /// Whether the file was found changed; looks at it.
     pub fn is_changed(&self) -> bool {
         let place = self.lock().place.clone();

@@ -9,7 +9,10 @@ use std::time::Duration;
 use mtq::clock;
 use mtq::error_code::ErrorCode;
 use mtq::id::{GroupId, MembershipId};
-use mtq::limits::{MAX_SESSIONS_PER_USER, MAX_STRANGERS, PEER_STREAMS, TICKET_DEADLINE};
+use mtq::limits::{
+    MAX_SESSIONS_PER_USER, MAX_STRANGERS, PEER_STREAMS, SLOW_WRITE, STRANGER_WINDOW,
+    TICKET_DEADLINE,
+};
 use mtq::swarm::hashing::hash_file;
 use mtq::swarm::hub::Hub;
 use mtq::swarm::message::{Control, Nack, PieceHeader, PieceRequest};
@@ -312,6 +315,43 @@ async fn a_seeder_that_goes_away_says_so_and_finishes_what_is_under_way() {
     soon("the end", going.join_next()).await;
     let counts = seeder.counts("bob");
     assert_eq!((counts.pieces, counts.refused.going_away), (3, 7));
+    seeder.end().await;
+}
+
+#[tokio::test]
+async fn a_peer_that_takes_not_even_a_header_holds_up_nobody() {
+    // Two bodies are written at once.
+    let seeder = Seeder::new(20, RateLimits { up: Some(64 * MIB), down: None });
+    // She was dialled: she lets a few pieces come, reads none, and no header fits behind them.
+    let device = device();
+    let (peer, address) = (device.identity().peer_id(), device.local_address().expect("bound"));
+    seeder.hub.connect(peer, vec![address], seeder.key);
+    let incoming = soon("the seeder", device.accept(1, || {})).await.expect("open");
+    let mut mallory = RawPeer::greet(incoming.finish().await.expect("a connection")).await;
+    mallory.say(&Control::Ticket { ticket: seeder.ticket(&device, "mallory") }).await;
+    mallory.say(&Control::Open { swarm: 0, group: LAB, content: seeder.key.content }).await;
+    while !matches!(mallory.hear().await, Control::Bitfield { .. }) {}
+    let mut unread = Vec::new();
+    for piece in 0..20 {
+        let (mut send, recv) = mallory.connection.open_bi().await.expect("a stream");
+        write_frame(&mut send, &PieceRequest { swarm: 0, piece }).await.expect("asked");
+        unread.push((send, recv));
+    }
+    let fit = STRANGER_WINDOW / P as u64 - 1;
+    soon("a full window", async {
+        while seeder.counts("mallory").pieces < fit {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    // The next ones stand still, until they are known to.
+    tokio::time::sleep(3 * SLOW_WRITE).await;
+    let (_device, bob) = seeder.member("bob").await;
+    let mut answers = ask_for(&bob, 0..20);
+    while let Some(answer) = soon("an answer", answers.join_next()).await {
+        assert_eq!(answer.expect("no panic"), Ok(P));
+    }
+    drop((unread, mallory));
     seeder.end().await;
 }
 

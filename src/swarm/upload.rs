@@ -36,6 +36,7 @@ pub async fn serve(
     (mut send, mut recv): (SendStream, RecvStream),
     order: u32,
 ) -> Result<(), ErrorCode> {
+    let _in_use = session.in_use();
     // Above all pieces until the body; a stream already stopped does not care.
     let _ = send.set_priority(CONTROL_PRIORITY - 1);
     let request =

@@ -434,8 +434,21 @@ pub const MAX_WAITING: usize = 8 * MAX_WAITING_PER_USER;
 /// in their streams, of which there are `PEER_STREAMS`.
 pub const SESSION_REQUESTS: (u32, u32) = (4_000, 8_000);
 
+/// Bytes a second of costly control frames taken from one session, and at once: the bitfields of
+/// 10,000 small files, which may all come when a connection is made, are 3 MiB, and a dozen of the
+/// largest fit. Others wait on their stream.
+pub const SESSION_CONTROL: (u64, u64) = (256 * 1024, 8 * 1024 * 1024);
+
+/// What a bitfield costs of that besides its bytes, and what a ticket does: verifying one takes
+/// 0.1 ms, and a device has one for each group.
+pub const CONTROL_COST: (u64, u64) = (256, 4 * 1024);
+
 /// Sessions of one user: one of each device. More come of devices that were removed meanwhile.
 pub const MAX_SESSIONS_PER_USER: usize = MAX_DEVICES_PER_USER;
+
+/// A session on which no piece was asked for and nothing new was told for so long may have to make
+/// room for others, when connections are full.
+pub const USELESS_AFTER: Duration = Duration::from_secs(60);
 
 /// Connections that others began and on which no valid ticket was shown yet: a quarter of all.
 /// Honest ones show it within two round trips.

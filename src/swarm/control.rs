@@ -7,7 +7,7 @@ use super::registry::{Registry, tell_download};
 use super::session::{News, Session, Swarm, SwarmKey};
 use crate::bitfield::Bitfield;
 use crate::error_code::ErrorCode;
-use crate::limits::MAX_HAVE_BATCH;
+use crate::limits::{CONTROL_COST, MAX_HAVE_BATCH};
 use crate::ticket::TicketError;
 
 /// Acts on one frame.
@@ -46,14 +46,30 @@ pub async fn handle(
     }
 }
 
+/// What a frame costs of [`limits::SESSION_CONTROL`](crate::limits::SESSION_CONTROL): those that are
+/// cheap to act on cost nothing.
+pub fn cost(message: &Control) -> u64 {
+    let (bitfield, ticket) = CONTROL_COST;
+    match message {
+        Control::Bitfield { bits, .. } => bitfield + bits.len() as u64,
+        Control::Ticket { .. } => ticket,
+        _ => 0,
+    }
+}
+
 fn show_ticket(registry: &Registry, session: &Session, ticket: &[u8]) -> Result<(), ErrorCode> {
-    match registry.verify(ticket, session.connection.remote()) {
+    // Shown again, it says nothing new as long as it holds.
+    if session.shows_again(ticket).is_some_and(|group| registry.member(session, group).is_some()) {
+        return Ok(());
+    }
+    let bytes = ticket;
+    match registry.verify(bytes, session.connection.remote()) {
         Ok(ticket) => {
             let group = ticket.holder().group;
             let lapsed =
                 session.ticket(group).is_some() && registry.member(session, group).is_none();
             let user = ticket.holder().user.clone();
-            session.keep_ticket(ticket);
+            session.keep_ticket(ticket, bytes);
             session.connection.trust();
             if let Some(oldest) = registry.one_too_many(&user) {
                 tracing::debug!(%user, "has too many sessions; the oldest ends");
@@ -124,6 +140,7 @@ async fn bitfield(
         ErrorCode::Protocol
     })?;
     let Some(user) = registry.member(session, key.group) else { return Ok(()) };
+    session.touch();
     tell_download(&swarm, News::Opened { session: session.clone(), user, pieces }).await;
     Ok(())
 }
@@ -141,6 +158,7 @@ async fn have(
     }
     let pieces: Option<Vec<_>> = pieces.iter().map(|index| layout.piece(*index)).collect();
     let pieces = pieces.ok_or(ErrorCode::Protocol)?;
+    session.touch();
     tell_download(&swarm, News::Has { session: session.number, pieces }).await;
     Ok(())
 }

@@ -105,9 +105,10 @@ impl Dialling {
     /// Nothing when the peer is being dialled already, or there are connections enough.
     fn begin(hub: &Hub, peer: PeerId) -> Option<Self> {
         let mut dialling = hub.dialling();
-        let room =
-            hub.shared.endpoint.connection_count() + dialling.len() < limits::MAX_PEER_CONNECTIONS;
-        let new = room && dialling.insert(peer);
+        let count = hub.shared.endpoint.connection_count() + dialling.len();
+        let new = !dialling.contains(&peer)
+            && (count < limits::MAX_PEER_CONNECTIONS || hub.shared.make_room())
+            && dialling.insert(peer);
         drop(dialling);
         new.then(|| Self { hub: hub.clone(), peer })
     }
@@ -151,6 +152,14 @@ impl Drop for Stranger {
 }
 
 impl Shared {
+    /// Connections are full: ends the session that is least useful; whether there is one to end.
+    fn make_room(&self) -> bool {
+        let Some(session) = self.registry.least_useful() else { return false };
+        tracing::debug!(peer = %session.connection.remote().short(), "makes room for others");
+        session.connection.close(ErrorCode::LimitReached);
+        true
+    }
+
     fn strangers(&self) -> MutexGuard<'_, (Strangers, HashMap<u64, CancellationToken>)> {
         self.strangers.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -161,7 +170,9 @@ async fn accept(shared: Arc<Shared>) {
         let incoming = tokio::select! {
             biased;
             () = shared.draining.cancelled() => return,
-            incoming = shared.endpoint.accept(limits::MAX_PEER_CONNECTIONS, || {}) => incoming,
+            incoming = shared.endpoint.accept_where(limits::MAX_PEER_CONNECTIONS, || shared.make_room()) => {
+                incoming
+            }
         };
         let Some(incoming) = incoming else { return };
         // While strangers crowd in, addresses nobody is at count for nothing.
@@ -276,13 +287,22 @@ async fn run_session(shared: Arc<Shared>, connection: Connection, begun: Begun) 
         ErrorCode::Done
     };
     let read = async {
+        let (rate, burst) = limits::SESSION_CONTROL;
+        let mut pace = Bucket::with_burst(Some(rate), burst);
+        let begun = clock::monotonic();
         loop {
             let message = match read_frame(&mut reader, limits::MAX_FRAME_LEN).await {
                 Ok(message) => message,
                 Err(error) => break error.code(),
             };
+            // Those that cost too much wait on their stream, and what follows them.
+            pace.take(begun.elapsed(), control::cost(&message));
             if let Err(code) = control::handle(&shared.registry, &session, message).await {
                 break code;
+            }
+            let wait = pace.wait(begun.elapsed());
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
             }
         }
     };

@@ -60,6 +60,15 @@ impl Bucket {
         }
     }
 
+    /// Of what was taken, `bytes` did not go through after all.
+    pub fn give_back(&mut self, now: Duration, bytes: u64) {
+        self.fill(now);
+        if self.rate.is_some() {
+            let credit = self.credit.saturating_add(i128::from(bytes) * SECOND as i128);
+            self.credit = credit.min(self.burst());
+        }
+    }
+
     /// How long until something may go through; zero when it may now.
     pub fn wait(&self, now: Duration) -> Duration {
         let Some(rate) = self.rate else { return Duration::ZERO };

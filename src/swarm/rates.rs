@@ -4,7 +4,7 @@
 //! Bytes go through when both the limit of all and that of their swarm let them. A change acts at
 //! once, and whoever waits is woken ([`Rates::changed`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -165,41 +165,50 @@ impl Rates {
     /// # Errors
     /// How long to wait, when it may not; a change of limits may make it shorter.
     pub fn down_credit(&self, key: SwarmKey, now: Instant) -> Result<(), Duration> {
-        self.credit(key, now, |pair| &pair.down)
+        self.down_credit_of(&[key], now).map(|_limited| ())
+    }
+
+    /// Whether more of any of these swarms may be asked for now; whether anything limits that.
+    ///
+    /// # Errors
+    /// How long to wait until all of them may, when one may not; a change of limits may make it
+    /// shorter.
+    pub fn down_credit_of(&self, keys: &[SwarmKey], now: Instant) -> Result<bool, Duration> {
+        let now = self.since_start(now);
+        let inner = self.lock();
+        let own = keys.iter().filter_map(|key| inner.swarms.get(key));
+        let limited = std::iter::once(&inner.all).chain(own).map(|pair| &pair.down);
+        let mut waits = limited.filter(|down| down.rate().is_some()).map(|down| down.wait(now));
+        let Some(first) = waits.next() else { return Ok(false) };
+        match waits.fold(first, Duration::max) {
+            Duration::ZERO => Ok(true),
+            wait => Err(wait),
+        }
     }
 
     /// Bytes of a swarm are asked for.
     pub fn take_down(&self, key: SwarmKey, bytes: u64, now: Instant) {
-        self.take(key, bytes, now, |pair| &mut pair.down);
+        self.change_down(key, now, |down, now| down.take(now, bytes));
     }
 
-    fn credit(
-        &self,
-        key: SwarmKey,
-        now: Instant,
-        side: impl Fn(&Pair) -> &Bucket,
-    ) -> Result<(), Duration> {
-        let now = self.since_start(now);
+    /// Bytes of a swarm that were asked for do not come.
+    pub fn give_back_down(&self, key: SwarmKey, bytes: u64, now: Instant) {
+        self.change_down(key, now, |down, now| down.give_back(now, bytes));
+    }
+
+    /// The swarms that have a limit of their own on what is sent.
+    pub fn limited_up(&self) -> HashSet<SwarmKey> {
         let inner = self.lock();
-        let buckets = [Some(&inner.all), inner.swarms.get(&key)].into_iter().flatten().map(side);
-        match buckets.map(|bucket| bucket.wait(now)).max() {
-            None | Some(Duration::ZERO) => Ok(()),
-            Some(wait) => Err(wait),
-        }
+        let limited = inner.swarms.iter().filter(|(_, pair)| pair.up.rate().is_some());
+        limited.map(|(key, _)| *key).collect()
     }
 
-    fn take(
-        &self,
-        key: SwarmKey,
-        bytes: u64,
-        now: Instant,
-        side: impl Fn(&mut Pair) -> &mut Bucket,
-    ) {
+    fn change_down(&self, key: SwarmKey, now: Instant, change: impl Fn(&mut Bucket, Duration)) {
         let now = self.since_start(now);
         let mut inner = self.lock();
-        side(&mut inner.all).take(now, bytes);
+        change(&mut inner.all.down, now);
         if let Some(pair) = inner.swarms.get_mut(&key) {
-            side(pair).take(now, bytes);
+            change(&mut pair.down, now);
         }
     }
 
@@ -239,6 +248,46 @@ mod tests {
         assert_eq!(rates.down_credit(key(2), start), Ok(()));
         rates.take_down(key(2), 2 * MIB, start);
         assert!(rates.down_credit(key(2), start).is_err_and(|wait| wait.as_millis() < 10));
+    }
+
+    #[test]
+    fn what_does_not_come_is_given_back_and_no_more() {
+        let rates = Rates::new(RateLimits { up: None, down: Some(4 * MIB) });
+        let start = rates.started;
+        rates.set(Some(key(1)), RateLimits { up: None, down: Some(MIB) }, start);
+        let start = start + Duration::from_secs(2);
+        for _ in 0..100 {
+            rates.take_down(key(1), MIB, start);
+            rates.give_back_down(key(1), MIB, start);
+        }
+        rates.give_back_down(key(1), 100 * MIB, start);
+        // A second's worth of both limits, as before.
+        rates.take_down(key(1), MIB - 1, start);
+        assert_eq!(rates.down_credit(key(1), start), Ok(()));
+        rates.take_down(key(1), 1, start);
+        assert!(rates.down_credit(key(1), start).is_err());
+        rates.take_down(key(2), 3 * MIB - 1, start);
+        assert_eq!(rates.down_credit(key(2), start), Ok(()));
+        rates.take_down(key(2), 1, start);
+        assert!(rates.down_credit(key(2), start).is_err());
+    }
+
+    #[test]
+    fn of_several_swarms_the_longest_wait_counts() {
+        let rates = Rates::new(RateLimits::default());
+        let start = rates.started;
+        assert_eq!(rates.down_credit_of(&[key(1), key(2)], start), Ok(false));
+        let limits = RateLimits { up: None, down: Some(MIB) };
+        rates.set(Some(key(1)), limits, start);
+        rates.set(Some(key(2)), limits, start);
+        let start = start + Duration::from_secs(2);
+        assert_eq!(rates.down_credit_of(&[key(1), key(2)], start), Ok(true));
+        assert_eq!(rates.down_credit_of(&[key(3)], start), Ok(false));
+        rates.take_down(key(1), 2 * MIB, start);
+        rates.take_down(key(2), 4 * MIB, start);
+        let wait = rates.down_credit_of(&[key(1), key(2), key(3)], start);
+        assert!(wait.is_err_and(|wait| wait.as_millis() >= 3_000));
+        assert_eq!(rates.down_credit_of(&[key(2)], start), wait);
     }
 
     #[test]

@@ -15,7 +15,9 @@ use super::upload_counts::{UploadCounts, Uploads};
 use crate::clock::{self, UnixMillis};
 use crate::error_code::ErrorCode;
 use crate::id::{GroupId, MembershipId};
-use crate::limits::{BAN, DOWNLOAD_BYTES, MAX_BANS, MAX_SESSIONS_PER_USER};
+use crate::limits::{
+    BAN, DOWNLOAD_BYTES, MAX_BANS, MAX_SESSIONS_PER_USER, TICKET_DEADLINE, USELESS_AFTER,
+};
 use crate::manifest::ContentId;
 use crate::name::UserName;
 use crate::peer_id::PeerId;
@@ -138,7 +140,10 @@ impl Registry {
     /// # Errors
     /// [`TicketError`].
     pub fn verify(&self, ticket: &[u8], shown_by: PeerId) -> Result<Ticket, TicketError> {
-        self.lock().trust.verify(ticket, shown_by, clock::now())
+        // Signatures are looked at while others use the maps.
+        let verifier = self.lock().trust.verifier(clock::now());
+        let seen = verifier.verify(ticket, shown_by)?;
+        self.lock().trust.honour(seen)
     }
 
     /// The user behind a session, if its ticket for the group still holds.
@@ -293,6 +298,23 @@ impl Registry {
     /// All sessions.
     pub fn sessions(&self) -> Vec<Arc<Session>> {
         self.lock().sessions.values().cloned().collect()
+    }
+
+    /// The session to end when connections are full: one without any ticket that holds, or else the
+    /// one that has been of no use for longest, if that is long.
+    pub fn least_useful(&self) -> Option<Arc<Session>> {
+        let now = clock::now();
+        let maps = self.lock();
+        let open = maps.sessions.values().filter(|session| !session.connection.is_closed());
+        let rank = |session: &Arc<Session>| {
+            let member = session.any_ticket(|ticket| maps.trust.still_holds(ticket, now));
+            let idle = session.idle();
+            // One that was just begun may be about to show its ticket.
+            let stranger =
+                !member && (session.introduced.is_cancelled() || idle >= TICKET_DEADLINE);
+            (stranger || idle >= USELESS_AFTER).then(|| ((stranger, idle), session.clone()))
+        };
+        open.filter_map(rank).max_by_key(|(rank, _)| *rank).map(|(_, session)| session)
     }
 
     /// The session to end because its user has too many: the oldest.

@@ -100,14 +100,21 @@ impl Serving {
         let now = self.now();
         let at_once = state.pace.at_once(now);
         let limited = self.rates.limits(None).up.is_some();
-        let stage = |body: &Body<SwarmKey>| match self.rates.limits(Some(body.content)).up {
-            None => Stage::Writing,
-            Some(_) => Stage::Limited,
+        // Looked at once: what a request may and what it takes follow from the same limits.
+        let own = self.rates.limited_up();
+        let stage = |body: &Body<SwarmKey>| match own.contains(&body.content) {
+            false => Stage::Writing,
+            true => Stage::Limited,
         };
         loop {
             let State { queue, slots, requests, .. } = &mut *state;
+            // Mostly there is no room, and nobody need be looked at.
+            if slots.is_full() || own.is_empty() && slots.filling() >= at_once {
+                break;
+            }
             let room = Room { at_once, limited, contended: slots.is_contended() };
-            let user_may = |user: &_| slots.user_may(user);
+            let user_may =
+                |user: &_| slots.user_may(user) && (!own.is_empty() || slots.any_may(user, room));
             let request_may = |id| {
                 let request: Option<&Request> = requests.get(&id);
                 request
@@ -115,9 +122,10 @@ impl Serving {
             };
             let Some(id) = queue.pop_where(user_may, request_may) else { break };
             let Some(Request { body, state, .. }) = requests.get_mut(&id) else { continue };
+            let stage = stage(body);
             slots.wait_no_more(body);
-            slots.take(body, stage(body));
-            if let Asked::Waits(told) = std::mem::replace(state, Asked::Served(stage(body))) {
+            slots.take(body, stage);
+            if let Asked::Waits(told) = std::mem::replace(state, Asked::Served(stage)) {
                 // Whoever does not listen any more is about to leave.
                 let _ = told.send(Ok(()));
             }

@@ -128,13 +128,16 @@ struct Ours {
 
 #[derive(Debug, Default)]
 struct Tables {
-    /// Their tickets, verified.
-    tickets: HashMap<GroupId, Ticket>,
+    /// Their tickets, verified, and the bytes of each.
+    tickets: HashMap<GroupId, (Ticket, Vec<u8>)>,
     /// Groups our ticket was shown for.
     shown: HashSet<GroupId>,
     ours: HashMap<SwarmKey, Ours>,
     theirs: HashMap<u32, SwarmKey>,
     next_number: u32,
+    /// When it was last of use, and requests for which it is now.
+    touched: Option<Instant>,
+    uses: usize,
 }
 
 /// A connection with a peer that said hello.
@@ -151,6 +154,7 @@ pub struct Session {
     pub introduced: CancellationToken,
     /// Counts how often tickets of this peer were revoked.
     pub voided: watch::Sender<u64>,
+    began: Instant,
     tables: Mutex<Tables>,
 }
 
@@ -169,8 +173,8 @@ impl Session {
         let queued_bytes = AtomicUsize::new(0);
         let introduced = CancellationToken::new();
         let (voided, _) = watch::channel(0);
-        let tables = Mutex::default();
-        Self { number, connection, control, queued_bytes, introduced, voided, tables }
+        let (began, tables) = (clock::monotonic(), Mutex::default());
+        Self { number, connection, control, queued_bytes, introduced, voided, began, tables }
     }
 
     /// Sends a control frame. A peer that does not read its control stream is cut off.
@@ -316,23 +320,66 @@ impl Session {
         tables.ours.keys().chain(tables.theirs.values()).copied().collect()
     }
 
-    /// Keeps a verified ticket of the peer.
-    pub fn keep_ticket(&self, ticket: Ticket) {
-        self.lock().tickets.insert(ticket.holder().group, ticket);
+    /// Keeps a verified ticket of the peer, and the bytes in which it was shown.
+    pub fn keep_ticket(&self, ticket: Ticket, bytes: &[u8]) {
+        self.lock().tickets.insert(ticket.holder().group, (ticket, bytes.to_vec()));
         self.introduced.cancel();
+    }
+
+    /// The group for which these very bytes were shown last, and kept.
+    pub fn shows_again(&self, bytes: &[u8]) -> Option<GroupId> {
+        let tables = self.lock();
+        tables.tickets.iter().find(|(_, (_, kept))| kept == bytes).map(|(group, _)| *group)
     }
 
     /// Whose device the peer is, by the tickets it showed.
     pub fn user(&self) -> Option<UserName> {
-        self.lock().tickets.values().next().map(|ticket| ticket.holder().user.clone())
+        self.lock().tickets.values().next().map(|(ticket, _)| ticket.holder().user.clone())
     }
 
     /// The peer's ticket for a group.
     pub fn ticket(&self, group: GroupId) -> Option<Ticket> {
-        self.lock().tickets.get(&group).cloned()
+        self.lock().tickets.get(&group).map(|(ticket, _)| ticket.clone())
+    }
+
+    /// Whether `holds` is true of any ticket of the peer.
+    pub fn any_ticket(&self, holds: impl Fn(&Ticket) -> bool) -> bool {
+        self.lock().tickets.values().any(|(ticket, _)| holds(ticket))
+    }
+
+    /// It is of use: there is news of pieces.
+    pub fn touch(&self) {
+        self.lock().touched = Some(clock::monotonic());
+    }
+
+    /// It is of use until this is dropped: a piece is asked for.
+    pub fn in_use(&self) -> InUse<'_> {
+        self.lock().uses += 1;
+        InUse(self)
+    }
+
+    /// For how long it has been of no use.
+    pub fn idle(&self) -> Duration {
+        let tables = self.lock();
+        match tables.uses {
+            0 => tables.touched.unwrap_or(self.began).elapsed(),
+            _ => Duration::ZERO,
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A request under way, asked by either side of a session.
+#[derive(Debug)]
+pub struct InUse<'a>(&'a Session);
+
+impl Drop for InUse<'_> {
+    fn drop(&mut self) {
+        let mut tables = self.0.lock();
+        tables.uses -= 1;
+        tables.touched = Some(clock::monotonic());
     }
 }

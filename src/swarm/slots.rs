@@ -97,6 +97,11 @@ impl Tally {
         self.writing + self.limited + self.sent + self.aside + self.slow
     }
 
+    /// Whether the session may have one more, as far as what it holds goes.
+    fn may_more(self) -> bool {
+        self.held() < UPLOAD_SLOTS_PER_SESSION && self.slow < MAX_SLOW
+    }
+
     fn filling(self) -> usize {
         self.writing + self.sent
     }
@@ -162,32 +167,54 @@ impl<C: Copy + Ord> Slots<C> {
         held < UPLOAD_SLOTS - self.taken
     }
 
+    /// Whether all slots are taken.
+    pub fn is_full(&self) -> bool {
+        self.taken >= UPLOAD_SLOTS
+    }
+
+    /// Whether any session of a user that waits may have a body [`Stage::Writing`].
+    pub fn any_may(&self, user: &UserName, room: Room) -> bool {
+        let sessions = self.users.get(user).map(|held| &held.sessions).into_iter().flatten();
+        let mut waiting = sessions.filter(|(_, tally)| tally.waiting > 0);
+        waiting.any(|(session, _)| self.session_may(user, *session, room))
+    }
+
     /// Whether a request of a user who may gets a slot, to be [`Stage::Writing`] or
     /// [`Stage::Limited`].
     pub fn request_may(&self, body: &Body<C>, stage: Stage, room: Room) -> bool {
-        let nobody = Held::default();
-        let held = self.users.get(&body.user).unwrap_or(&nobody);
-        let session = held.sessions.get(&body.session).copied().unwrap_or_default();
-        if session.held() >= UPLOAD_SLOTS_PER_SESSION || session.slow >= MAX_SLOW {
+        if stage == Stage::Writing {
+            return self.session_may(&body.user, body.session, room);
+        }
+        let (held, session) = self.held(&body.user, body.session);
+        let of_share = self.limited.get(&body.content).copied().unwrap_or(0);
+        let own = held.map_or(0, |held| held.sum(|tally| tally.limited));
+        session.may_more() && of_share < LIMITED_WRITERS && !(room.contended && own > 0)
+    }
+
+    fn session_may(&self, user: &UserName, session: u64, room: Room) -> bool {
+        let (held, tally) = self.held(user, session);
+        let sum = |of: fn(Tally) -> usize| held.map_or(0, |held| held.sum(of));
+        if !tally.may_more() {
             return false;
         }
-        if stage == Stage::Limited {
-            let of_share = self.limited.get(&body.content).copied().unwrap_or(0);
-            let own = held.sum(|tally| tally.limited);
-            return of_share < LIMITED_WRITERS && !(room.contended && own > 0);
-        }
         if room.limited {
-            let own = held.sum(|tally| tally.writing);
+            let own = sum(|tally| tally.writing);
             if self.writing >= LIMITED_WRITERS || room.contended && own > 0 {
                 return false;
             }
         }
         let (least, turn) = match room.contended {
-            true => (1, held.is_turn_of(body.session)),
+            true => (1, held.is_none_or(|held| held.is_turn_of(session))),
             false => (UPLOADS_AT_ONCE_MIN - 1, true),
         };
         let most = least.max(room.at_once / 2);
-        turn && self.filling < room.at_once && held.sum(Tally::filling) < most
+        turn && self.filling < room.at_once && sum(Tally::filling) < most
+    }
+
+    fn held(&self, user: &UserName, session: u64) -> (Option<&Held>, Tally) {
+        let held = self.users.get(user);
+        let tally = held.and_then(|held| held.sessions.get(&session)).copied();
+        (held, tally.unwrap_or_default())
     }
 
     /// Takes one.

@@ -15,10 +15,7 @@ const MAX_REMEMBERED: usize = 100_000;
 /// The trackers of a client, its knowledge of their clock, and what they revoked.
 #[derive(Debug, Default)]
 pub struct Trust {
-    trackers: HashSet<PeerId>,
-    /// Former trackers, and until when by our own clock their tickets are honoured.
-    retired: HashMap<PeerId, UnixMillis>,
-    clock_offset: i64,
+    judge: Judge,
     memberships: Lately<MembershipId, ()>,
     /// Devices whose tickets as of that tracker time and before are void.
     devices: Lately<PeerId, UnixMillis>,
@@ -26,6 +23,62 @@ pub struct Trust {
     cut_off: Option<UnixMillis>,
     /// Whose tickets were honoured before that: theirs are the transfers that go on.
     honoured: Lately<(PeerId, MembershipId), ()>,
+}
+
+/// Whose signatures count, and when.
+#[derive(Clone, Debug, Default)]
+struct Judge {
+    trackers: HashSet<PeerId>,
+    /// Former trackers, and until when by our own clock their tickets are honoured.
+    retired: HashMap<PeerId, UnixMillis>,
+    clock_offset: i64,
+}
+
+impl Judge {
+    /// Whether tickets of this tracker are honoured when it is `at` in tracker time.
+    fn trusts(&self, tracker: PeerId, at: UnixMillis) -> bool {
+        let until = self.retired.get(&tracker).map(|until| until.shifted(self.clock_offset));
+        self.trackers.contains(&tracker) || until.is_some_and(|until| at < until)
+    }
+}
+
+/// Looks at tickets at one moment; made by [`Trust::verifier`].
+#[derive(Debug)]
+pub struct Verifier {
+    judge: Judge,
+    /// In tracker time.
+    now: UnixMillis,
+    cut_off: Option<UnixMillis>,
+}
+
+/// A ticket signed by a tracker that counts; [`Trust::honour`] says whether it is honoured.
+#[derive(Debug)]
+pub struct Seen {
+    ticket: Ticket,
+    /// It is over; honoured only of those whose tickets were before, or this is the error.
+    only_if_known: Option<TicketError>,
+}
+
+impl Verifier {
+    /// Looks at a ticket shown by the device `shown_by`.
+    ///
+    /// # Errors
+    /// [`TicketError`].
+    pub fn verify(&self, bytes: &[u8], shown_by: PeerId) -> Result<Seen, TicketError> {
+        let trusts = |tracker, at| self.judge.trusts(tracker, at);
+        let verify = |at| Ticket::verify(bytes, shown_by, at, |tracker| trusts(tracker, at));
+        match (verify(self.now), self.cut_off) {
+            // By the time its ticket has expired, a retired tracker is no longer trusted.
+            (Err(error @ (TicketError::Expired(_) | TicketError::Untrusted(_))), Some(since)) => {
+                let ticket = verify(since)?;
+                if !in_grace(&ticket, since, self.now) {
+                    return Err(error);
+                }
+                Ok(Seen { ticket, only_if_known: Some(error) })
+            }
+            (verified, _) => Ok(Seen { ticket: verified?, only_if_known: None }),
+        }
+    }
 }
 
 /// The latest few of very many things.
@@ -65,7 +118,9 @@ impl<K: Copy + Eq + Hash, V> Lately<K, V> {
 impl Trust {
     /// Honours tickets of these trackers.
     pub fn new(trackers: impl IntoIterator<Item = PeerId>) -> Self {
-        Self { trackers: trackers.into_iter().collect(), ..Self::default() }
+        let mut trust = Self::default();
+        trust.set_trackers(trackers, []);
+        trust
     }
 
     /// Honours tickets of other trackers from now on: of the `current` ones, and of each `retired`
@@ -75,19 +130,13 @@ impl Trust {
         current: impl IntoIterator<Item = PeerId>,
         retired: impl IntoIterator<Item = (PeerId, UnixMillis)>,
     ) {
-        self.trackers = current.into_iter().collect();
-        self.retired = retired.into_iter().collect();
-    }
-
-    /// Whether tickets of this tracker are honoured when it is `at` in tracker time.
-    fn trusts(&self, tracker: PeerId, at: UnixMillis) -> bool {
-        let until = self.retired.get(&tracker).map(|until| self.tracker_time(*until));
-        self.trackers.contains(&tracker) || until.is_some_and(|until| at < until)
+        self.judge.trackers = current.into_iter().collect();
+        self.judge.retired = retired.into_iter().collect();
     }
 
     /// A tracker is reached; learns tracker time less our own, in milliseconds.
     pub fn reached(&mut self, clock_offset: i64) {
-        self.clock_offset = clock_offset;
+        self.judge.clock_offset = clock_offset;
         self.cut_off = None;
     }
 
@@ -99,7 +148,7 @@ impl Trust {
 
     /// Tracker time when our own clock says `now`.
     pub fn tracker_time(&self, now: UnixMillis) -> UnixMillis {
-        now.shifted(self.clock_offset)
+        now.shifted(self.judge.clock_offset)
     }
 
     /// Tickets of this membership are void from now on.
@@ -130,25 +179,32 @@ impl Trust {
         shown_by: PeerId,
         now: UnixMillis,
     ) -> Result<Ticket, TicketError> {
+        let seen = self.verifier(now).verify(bytes, shown_by)?;
+        self.honour(seen)
+    }
+
+    /// What it takes to look at tickets, which is work, without the rest.
+    pub fn verifier(&self, now: UnixMillis) -> Verifier {
+        let (judge, cut_off) = (self.judge.clone(), self.cut_off);
         let now = self.tracker_time(now);
-        let verify = |at| Ticket::verify(bytes, shown_by, at, |tracker| self.trusts(tracker, at));
-        let ticket = match (verify(now), self.cut_off) {
-            // By the time its ticket has expired, a retired tracker is no longer trusted.
-            (Err(error @ (TicketError::Expired(_) | TicketError::Untrusted(_))), Some(since)) => {
-                let old = verify(since)?;
-                let known = (shown_by, old.holder().membership);
-                if !self.honoured.contains(&known) || !in_grace(&old, since, now) {
-                    return Err(error);
-                }
-                old
-            }
-            (verified, _) => verified?,
-        };
+        Verifier { judge, now, cut_off }
+    }
+
+    /// The ticket that was looked at, if it is to be honoured.
+    ///
+    /// # Errors
+    /// [`TicketError`].
+    pub fn honour(&mut self, seen: Seen) -> Result<Ticket, TicketError> {
+        let Seen { ticket, only_if_known } = seen;
+        let known = (ticket.holder().peer_id, ticket.holder().membership);
+        if let Some(error) = only_if_known.filter(|_| !self.honoured.contains(&known)) {
+            return Err(error);
+        }
         if self.is_void(&ticket) {
             return Err(TicketError::Revoked);
         }
         if self.cut_off.is_none() {
-            self.honoured.insert((shown_by, ticket.holder().membership), ());
+            self.honoured.insert(known, ());
         }
         Ok(ticket)
     }

@@ -2,13 +2,15 @@
 //!
 //! The answer's header goes out at once and above all pieces; the body goes below every piece
 //! asked for before it, so that pieces finish one after the other, and as fast as the rate limits
-//! let it. Whose turn it is, `serving` says.
+//! let it. Whose turn it is, `serving` says. A peer that takes nothing holds up nobody else, and is
+//! given up after a while: no write is without a deadline.
 
 use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustix::io::Errno;
 
 use super::message::{Encoding, Nack, PieceHeader, PieceRequest};
 use super::registry::Registry;
@@ -34,6 +36,7 @@ pub async fn serve(
     (mut send, mut recv): (SendStream, RecvStream),
     order: u32,
 ) -> Result<(), ErrorCode> {
+    let _in_use = session.in_use();
     // Above all pieces until the body; a stream already stopped does not care.
     let _ = send.set_priority(CONTROL_PRIORITY - 1);
     let request =
@@ -50,7 +53,10 @@ pub async fn serve(
         Ok(admitted) => admitted,
         Err(Denied::Nack(nack)) => {
             count_refusal(&registry, &session, request, &nack);
-            refuse(&mut send, nack).await;
+            let refused = refuse(&mut send, nack).await;
+            if matches!(refused, Err(FrameError::TimedOut)) {
+                let _ = send.reset(quic_code(ErrorCode::TimedOut));
+            }
             return Ok(());
         }
         Err(Denied::Misbehaved) => return Err(ErrorCode::Protocol),
@@ -75,7 +81,8 @@ pub async fn serve(
                 },
                 () = revoked => ErrorCode::Revoked,
             },
-            _ => return Ok(()),
+            Err(FrameError::TimedOut) => ErrorCode::TimedOut,
+            Ok(None) | Err(_) => return Ok(()),
         },
         _ = &mut stopped => ErrorCode::Cancelled,
         () = &mut revoked => ErrorCode::Revoked,
@@ -124,7 +131,8 @@ fn admit(
     let store = swarm.store.clone();
     let layout = store.manifest().layout();
     let piece = layout.piece(request.piece).ok_or(Denied::Misbehaved)?;
-    if store.is_changed() {
+    // What is known already: only reading looks at the disk, where it may block.
+    if store.known_changed() {
         return Err(Denied::Nack(Nack::Changed));
     }
     if !store.has(piece) {
@@ -193,7 +201,7 @@ async fn send_piece<'a>(
         Ok(turn) => turn,
         Err(nack) => {
             counted.refuses(&nack);
-            refuse(send, nack).await;
+            refuse(send, nack).await?;
             return Ok(None);
         }
     };
@@ -203,25 +211,20 @@ async fn send_piece<'a>(
         Ok(Ok(bytes)) => Bytes::from(bytes),
         Ok(Err(error)) => {
             tracing::warn!(path = %admitted.store.path().display(), %piece, %error, "cannot serve");
-            let nack = match error {
-                ReadError::Changed => Nack::Changed,
-                ReadError::Missing => {
-                    let bits = session.bits_for_refusal(admitted.key, &admitted.store);
-                    Nack::NotHave { bits }
-                }
-                ReadError::Io(_) => Nack::Busy,
-            };
+            let nack =
+                unreadable(&error, || session.bits_for_refusal(admitted.key, &admitted.store));
             drop(turn);
             counted.refuses(&nack);
-            refuse(send, nack).await;
+            refuse(send, nack).await?;
             return Ok(None);
         }
         Err(_panicked) => return Ok(None),
     };
     let len = bytes.len() as u32;
-    write_frame(send, &PieceHeader::Data { encoding: Encoding::Identity, len }).await?;
+    let header = PieceHeader::Data { encoding: Encoding::Identity, len };
+    handed_over(&turn, write_frame(send, &header)).await??;
     let _ = send.set_priority(-i32::try_from(order).unwrap_or(i32::MAX));
-    if !write_body(send, bytes, &turn, counted).await {
+    if !write_body(send, bytes, &turn, counted).await? {
         return Ok(None);
     }
     let _ = send.finish();
@@ -245,8 +248,7 @@ async fn wait_for_turn<'a>(
     if let Some(decided) = turn.decided() {
         return Ok(decided.map(|()| turn));
     }
-    write_frame(send, &PieceHeader::Queued).await?;
-    if let Err(nack) = turn.wait().await {
+    if let Err(nack) = say_queued(send, &mut turn).await? {
         return Ok(Err(nack));
     }
     // Much may have changed while it waited.
@@ -258,34 +260,132 @@ async fn wait_for_turn<'a>(
     })
 }
 
+/// Says that the request waits, and waits; what was decided.
+async fn say_queued(
+    send: &mut SendStream,
+    turn: &mut Turn<'_>,
+) -> Result<Result<(), Nack>, FrameError> {
+    let mut said = pin!(write_frame(send, &PieceHeader::Queued));
+    let decided = tokio::select! {
+        biased;
+        said = tokio::time::timeout(PIECE_DEADLINE, &mut said) => {
+            said.unwrap_or(Err(FrameError::TimedOut))?;
+            return Ok(turn.wait().await);
+        }
+        decided = turn.wait() => decided,
+    };
+    // Its turn came while its reader takes nothing: that holds up nobody else.
+    handed_over(turn, said).await??;
+    Ok(decided)
+}
+
 /// Hands a body to QUIC: at once without a rate limit, bit by bit under one. Whether all of it.
 async fn write_body(
     send: &mut SendStream,
     mut bytes: Bytes,
     turn: &Turn<'_>,
     counted: &mut Counted<'_>,
-) -> bool {
+) -> Result<bool, FrameError> {
     while !bytes.is_empty() {
         let len = counted.registry.rates().up_turn(counted.admitted.key, bytes.len()).await;
-        let mut written = pin!(send.write_chunk(bytes.split_to(len)));
-        let result = match tokio::time::timeout(SLOW_WRITE, &mut written).await {
-            Ok(result) => result,
-            Err(_elapsed) => {
-                turn.is_slow();
-                written.await
-            }
-        };
-        if result.is_err() {
-            return false;
+        if handed_over(turn, send.write_chunk(bytes.split_to(len))).await?.is_err() {
+            return Ok(false);
         }
         counted.sends(len);
     }
-    true
+    Ok(true)
 }
 
-async fn refuse(send: &mut SendStream, nack: Nack) {
-    if write_frame(send, &PieceHeader::Nack(nack)).await.is_ok() {
-        let _ = send.finish();
-        let _ = send.stopped().await;
+/// What comes of a write that its reader lets go on, or not: soon it holds up nobody else, and in
+/// the end it is given up.
+///
+/// # Errors
+/// [`FrameError::TimedOut`].
+async fn handed_over<T>(turn: &Turn<'_>, write: impl Future<Output = T>) -> Result<T, FrameError> {
+    patiently((SLOW_WRITE, PIECE_DEADLINE), turn, write).await
+}
+
+async fn patiently<T>(
+    (slow_after, given_up_after): (Duration, Duration),
+    turn: &Turn<'_>,
+    write: impl Future<Output = T>,
+) -> Result<T, FrameError> {
+    let mut write = pin!(write);
+    if let Ok(written) = tokio::time::timeout(slow_after, &mut write).await {
+        return Ok(written);
+    }
+    turn.is_slow();
+    tokio::time::timeout(given_up_after, write).await.map_err(|_elapsed| FrameError::TimedOut)
+}
+
+/// The answer to a request for a piece that cannot be read.
+fn unreadable(error: &ReadError, bits: impl FnOnce() -> Option<Vec<u8>>) -> Nack {
+    // Here it may go better next time; of a disk that fails, others are to be asked instead.
+    const SCARCE: [Errno; 3] = [Errno::MFILE, Errno::NFILE, Errno::NOMEM];
+    match error {
+        ReadError::Changed => Nack::Changed,
+        ReadError::Io(error)
+            if Errno::from_io_error(error).is_some_and(|e| SCARCE.contains(&e)) =>
+        {
+            Nack::Busy
+        }
+        ReadError::Missing | ReadError::Io(_) => Nack::NotHave { bits: bits() },
+    }
+}
+
+async fn refuse(send: &mut SendStream, nack: Nack) -> Result<(), FrameError> {
+    let taken = async {
+        if write_frame(send, &PieceHeader::Nack(nack)).await.is_ok() {
+            let _ = send.finish();
+            let _ = send.stopped().await;
+        }
+    };
+    tokio::time::timeout(PIECE_DEADLINE, taken).await.map_err(|_elapsed| FrameError::TimedOut)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::GroupId;
+    use crate::manifest::ContentId;
+    use crate::swarm::rates::{RateLimits, Rates};
+    use crate::swarm::serving::Serving;
+    use std::io;
+
+    fn body() -> Body<SwarmKey> {
+        let key = SwarmKey { group: GroupId([1; 16]), content: ContentId([2; 32]) };
+        Body { user: "bob".parse().expect("a name"), session: 1, content: key }
+    }
+
+    #[tokio::test]
+    async fn a_write_that_stands_still_holds_up_nobody_and_is_given_up() {
+        // Two bodies are written at once.
+        let limits = RateLimits { up: Some(1024 * 1024), down: None };
+        let serving = Serving::new(Arc::new(Rates::new(limits)));
+        let first = serving.enter(body(), 0, 1).expect("room");
+        let _second = serving.enter(body(), 1, 1).expect("room");
+        let mut waits = serving.enter(body(), 2, 1).expect("room");
+        let (never, patience) = (std::future::pending::<()>(), Duration::from_millis(1));
+        let given_up = patiently((patience, patience), &first, never);
+        let (given_up, waited) = tokio::join!(given_up, waits.wait());
+        assert!(matches!(given_up, Err(FrameError::TimedOut)));
+        assert_eq!(waited, Ok(()));
+        let done = handed_over(&first, std::future::ready(1)).await;
+        assert_eq!(done.expect("in time"), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_had_elsewhere_and_what_is_scarce_is_tried_again() {
+        let io = |code: Errno| ReadError::Io(io::Error::from(code));
+        let bits = Some(vec![3]);
+        let answer = |error: &ReadError| unreadable(error, || Some(vec![3]));
+        for code in [Errno::IO, Errno::ACCESS] {
+            assert_eq!(answer(&io(code)), Nack::NotHave { bits: bits.clone() });
+        }
+        for code in [Errno::MFILE, Errno::NFILE, Errno::NOMEM] {
+            assert_eq!(answer(&io(code)), Nack::Busy);
+        }
+        assert_eq!(answer(&ReadError::Missing), Nack::NotHave { bits });
+        assert_eq!(answer(&ReadError::Changed), Nack::Changed);
     }
 }

@@ -183,23 +183,35 @@ impl Endpoint {
     }
 
     /// The next handshake somebody begins, while there are fewer than `most` connections; further
-    /// ones are refused. From half of them on, and while many handshakes are under way, strangers
-    /// first prove that they are where they say (QUIC Retry). `refused` is told of each that was one too many. Nothing once the endpoint is
-    /// closed.
+    /// ones are refused, and `refused` is told of each. From half of them on, and while many
+    /// handshakes are under way, strangers first prove that they are where they say (QUIC Retry).
+    /// Nothing once the endpoint is closed.
     pub async fn accept(&self, most: usize, refused: impl Fn()) -> Option<Incoming> {
+        let no_room = || {
+            refused();
+            false
+        };
+        self.accept_where(most, no_room).await
+    }
+
+    /// The same, but one that is one too many is refused only if `make_room` says that there will be
+    /// no room for it.
+    pub async fn accept_where(
+        &self,
+        most: usize,
+        make_room: impl Fn() -> bool,
+    ) -> Option<Incoming> {
         loop {
             let incoming = self.quic.accept().await?;
             let count = self.quic.open_connections();
-            if count >= most {
-                tracing::warn!(from = %incoming.remote_address(), most, "too many connections");
-                incoming.refuse();
-                refused();
-            } else if (count >= most / 2
-                || self.handshakes.load(Ordering::Relaxed) >= limits::RETRY_ABOVE)
+            if (count >= most / 2 || self.handshakes.load(Ordering::Relaxed) >= limits::RETRY_ABOVE)
                 && incoming.may_retry()
             {
                 // It comes back, proven, as another handshake.
                 let _ = incoming.retry();
+            } else if count >= most && !make_room() {
+                tracing::warn!(from = %incoming.remote_address(), most, "too many connections");
+                incoming.refuse();
             } else {
                 self.handshakes.fetch_add(1, Ordering::Relaxed);
                 return Some(Incoming {

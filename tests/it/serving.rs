@@ -9,7 +9,11 @@ use std::time::Duration;
 use mtq::clock;
 use mtq::error_code::ErrorCode;
 use mtq::id::{GroupId, MembershipId};
-use mtq::limits::{MAX_SESSIONS_PER_USER, MAX_STRANGERS, PEER_STREAMS, TICKET_DEADLINE};
+use mtq::limits::{
+    CONTROL_COST, MAX_PEER_CONNECTIONS, MAX_SESSIONS_PER_USER, MAX_STRANGERS, PEER_STREAMS,
+    SESSION_CONTROL, SLOW_WRITE, STRANGER_WINDOW, TICKET_DEADLINE,
+};
+use mtq::manifest::ContentId;
 use mtq::swarm::hashing::hash_file;
 use mtq::swarm::hub::Hub;
 use mtq::swarm::message::{Control, Nack, PieceHeader, PieceRequest};
@@ -316,6 +320,43 @@ async fn a_seeder_that_goes_away_says_so_and_finishes_what_is_under_way() {
 }
 
 #[tokio::test]
+async fn a_peer_that_takes_not_even_a_header_holds_up_nobody() {
+    // Two bodies are written at once.
+    let seeder = Seeder::new(20, RateLimits { up: Some(64 * MIB), down: None });
+    // She was dialled: she lets a few pieces come, reads none, and no header fits behind them.
+    let device = device();
+    let (peer, address) = (device.identity().peer_id(), device.local_address().expect("bound"));
+    seeder.hub.connect(peer, vec![address], seeder.key);
+    let incoming = soon("the seeder", device.accept(1, || {})).await.expect("open");
+    let mut mallory = RawPeer::greet(incoming.finish().await.expect("a connection")).await;
+    mallory.say(&Control::Ticket { ticket: seeder.ticket(&device, "mallory") }).await;
+    mallory.say(&Control::Open { swarm: 0, group: LAB, content: seeder.key.content }).await;
+    while !matches!(mallory.hear().await, Control::Bitfield { .. }) {}
+    let mut unread = Vec::new();
+    for piece in 0..20 {
+        let (mut send, recv) = mallory.connection.open_bi().await.expect("a stream");
+        write_frame(&mut send, &PieceRequest { swarm: 0, piece }).await.expect("asked");
+        unread.push((send, recv));
+    }
+    let fit = STRANGER_WINDOW / P as u64 - 1;
+    soon("a full window", async {
+        while seeder.counts("mallory").pieces < fit {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    })
+    .await;
+    // The next ones stand still, until they are known to.
+    tokio::time::sleep(3 * SLOW_WRITE).await;
+    let (_device, bob) = seeder.member("bob").await;
+    let mut answers = ask_for(&bob, 0..20);
+    while let Some(answer) = soon("an answer", answers.join_next()).await {
+        assert_eq!(answer.expect("no panic"), Ok(P));
+    }
+    drop((unread, mallory));
+    seeder.end().await;
+}
+
+#[tokio::test]
 async fn strangers_do_not_fill_the_connections_of_an_agent() {
     let seeder = Seeder::new(1, RateLimits::default());
     let (_device, bob) = seeder.member("bob").await;
@@ -331,6 +372,48 @@ async fn strangers_do_not_fill_the_connections_of_an_agent() {
     assert_eq!(fetch(&bob.connection, 0).await, Ok(P));
     assert!(strangers.iter().all(|(_, peer)| !peer.connection.is_closed()));
     drop(strangers);
+    seeder.end().await;
+}
+
+#[tokio::test]
+async fn full_of_connections_an_agent_ends_one_without_a_ticket_for_who_has_one() {
+    let seeder = Seeder::new(1, RateLimits::default());
+    let (_device, mallory) = seeder.member("mallory").await;
+    let mut members = Vec::new();
+    for number in 1..MAX_PEER_CONNECTIONS {
+        members.push(seeder.member(&format!("u{:02}", number % 20)).await);
+    }
+    // All are of use, or were lately: there is no room.
+    let one_more = device();
+    let at = || (seeder.endpoint.identity().peer_id(), seeder.address());
+    assert!(one_more.dial(at().1, Alpn::Peer, at().0).await.is_err());
+    // She is a member no more.
+    seeder.registry.revoke(&[MembershipId(["mallory".len() as u8; 16])], &[]);
+    let (_device, bob) = seeder.member("bob").await;
+    assert_eq!(mallory.close_code().await, Some(ErrorCode::LimitReached));
+    assert_eq!(fetch(&bob.connection, 0).await, Ok(P));
+    assert!(members.iter().all(|(_, peer)| !peer.connection.is_closed()));
+    drop(members);
+    seeder.end().await;
+}
+
+#[tokio::test]
+async fn floods_of_costly_frames_wait_and_are_no_crime() {
+    let seeder = Seeder::new(1, RateLimits::default());
+    let (device, mut mallory) = seeder.member("mallory").await;
+    let ticket = seeder.ticket(&device, "mallory");
+    let (_, burst) = SESSION_CONTROL;
+    // What is known already costs no signature, but the same.
+    for _ in 0..burst / CONTROL_COST.1 + 100 {
+        mallory.say(&Control::Ticket { ticket: ticket.clone() }).await;
+    }
+    let begun = clock::monotonic();
+    let unknown = Control::Open { swarm: 1, group: LAB, content: ContentId([9; 32]) };
+    mallory.say(&unknown).await;
+    while !matches!(mallory.hear().await, Control::Close { swarm: 1, .. }) {}
+    // Some of them came at the pace that is allowed; a tenth of a second is far from all.
+    assert!(begun.elapsed() > Duration::from_millis(100), "{:?}", begun.elapsed());
+    assert_eq!(fetch(&mallory.connection, 0).await, Ok(P));
     seeder.end().await;
 }
 

@@ -255,11 +255,11 @@ impl Core {
         meter.end();
         if result.is_err() {
             // What is there is kept for a later attempt, which need not look at it again.
+            let discard = matches!(result, Err(DownloadError::FalseManifest(_)));
             let closing = store.clone();
-            match tokio::task::spawn_blocking(move || closing.close()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => tracing::debug!(%error, "not closed in order"),
-                Err(error) => tracing::error!(%error, "closing failed in itself"),
+            let let_go = move || if discard { closing.discard() } else { closing.release() };
+            if let Err(error) = tokio::task::spawn_blocking(let_go).await {
+                tracing::error!(%error, "letting go of a part file failed in itself");
             }
         }
         if stop.is_cancelled() {
@@ -271,9 +271,6 @@ impl Core {
             Ok(path) => self.complete(&swarms, &store, &path).await,
             Err(error) => {
                 tracing::error!(%error, "download failed");
-                if matches!(error, DownloadError::FalseManifest(_)) {
-                    store.discard();
-                }
                 let keys = self.fail(|| swarms.all(), &DownloadFailure::from(&error));
                 self.changed.notify_waiters();
                 for key in keys {

@@ -245,8 +245,10 @@ impl Depot {
                     }
                 }
             }
-            // Whatever it is, it was no reason to end before.
-            Done::Recovered(Err(error)) if !error.is_too_large() => {
+            // Another process may hold what is there now, for a while.
+            Done::Recovered(Err(error))
+                if error.can_heal() || matches!(error, StorageError::InUse(_)) =>
+            {
                 self.health = Health::Ill(error, clock::monotonic() + RETRY);
                 Ok(Outcome::Nothing)
             }

@@ -21,7 +21,7 @@ use super::depot::{Depot, Outcome, Parcel};
 use super::event::{Action, Cause, Event, NotServed, PeerKey, Why};
 use super::fetch::{Came, Fetch, Fetched};
 use super::hold::{Hold, Watch};
-use super::link::{Link, Open};
+use super::link::{Ended, Link, Open};
 use super::message::Nack;
 use super::meter::{Meter, Source};
 use super::registry::Registry;
@@ -236,17 +236,15 @@ impl Driver {
     /// Tells the scheduler how much may be under way, if that changed.
     fn make_room(&mut self) {
         self.seat.ask(self.scheduler.demand());
-        let Some(swarm) = self.download.swarms.all().first().copied() else { return };
+        let swarms = self.download.swarms.all();
         loop {
-            let rates = self.download.registry.rates();
-            let limited =
-                rates.limits(None).down.is_some() || rates.limits(Some(swarm)).down.is_some();
             let now = clock::monotonic();
-            let credit = rates.down_credit(swarm, now);
+            let credit = self.download.registry.rates().down_credit(&swarms, now);
             self.credit_at = credit.err().map(|wait| now + wait);
+            let limited = credit.unwrap_or(true);
             // One piece at a time where there is a limit: what is asked for is taken from it.
             let credit = match credit {
-                Ok(()) => limited.then_some(u64::from(PIECE_LEN)),
+                Ok(limited) => limited.then_some(u64::from(PIECE_LEN)),
                 Err(_) => Some(0),
             };
             let room = (self.seat.share(), credit);
@@ -280,23 +278,34 @@ impl Driver {
             progress: self.progress.0.clone(),
         };
         let task = self.fetches.spawn(async move { (key, piece, number, fetch.run().await) });
-        peer.begin(piece, Open { number, task, received });
+        peer.begin(piece, Open { number, task, len, received });
         self.count(key, |source| source.asked_for(why));
     }
 
     fn cancel(&mut self, key: PeerKey, piece: PieceIndex, cause: Cause) {
         let stopped = self.peers.get_mut(&key).and_then(|peer| peer.stop(piece));
-        if let Some(bytes) = stopped {
-            self.count(key, |source| source.stopped(cause, bytes));
+        if let Some(ended) = stopped {
+            self.give_back(key, ended);
+            self.count(key, |source| source.stopped(cause, ended.came));
+        }
+    }
+
+    /// What was asked for and did not come does not count against the limits.
+    fn give_back(&self, key: PeerKey, ended: Ended) {
+        if let Some(peer) = self.peers.get(&key) {
+            let now = clock::monotonic();
+            self.download.registry.rates().give_back_down(peer.swarm, ended.left, now);
         }
     }
 
     fn fetched(&mut self, key: PeerKey, piece: PieceIndex, number: u64, fetched: Fetched) {
         // A peer that is gone, or a request that was stopped: it was counted then.
         let Some(peer) = self.peers.get_mut(&key) else { return };
-        let Some(bytes) = peer.ended(piece, number) else { return };
+        let Some(ended) = peer.ended(piece, number) else { return };
+        let bytes = ended.came;
         let (session, user) = (peer.session.clone(), peer.user.clone());
         let late = self.scheduler.is_stored(piece);
+        self.give_back(key, ended);
         self.count(key, |source| {
             source.received_bytes += bytes;
             match &fetched {
@@ -532,14 +541,16 @@ impl Driver {
         if self.peers.is_empty() {
             self.ask_at = self.ask_at.min(clock::monotonic() + ASK_AGAIN_ALONE);
         }
-        let ((bytes, undone), remote) = (peer.stop_all(), peer.remote());
+        let ((ended, undone), remote) = (peer.stop_all(), peer.remote());
+        let (rates, now) = (self.download.registry.rates(), clock::monotonic());
+        rates.give_back_down(peer.swarm, ended.left, now);
         // A newer session with the same device may have taken its place.
         let replaced = self.peers.values().any(|other| other.remote() == remote);
         self.count_of(remote, |source| {
             source.connected = replaced;
             (source.asked, source.bytes_per_sec) = (0, 0);
-            source.received_bytes += bytes;
-            source.wasted.broken += bytes;
+            source.received_bytes += ended.came;
+            source.wasted.broken += ended.came;
             source.requests.undone += undone;
         });
     }

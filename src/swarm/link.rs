@@ -24,8 +24,19 @@ pub struct Open {
     pub number: u64,
     /// Its task.
     pub task: AbortHandle,
-    /// Bytes that are here.
+    /// Bytes it is about, and those that are here.
+    pub len: u32,
+    /// See `len`.
     pub received: Arc<AtomicU32>,
+}
+
+/// What became of requests that ended.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Ended {
+    /// Bytes that had come, and bytes that had not.
+    pub came: u64,
+    /// See `came`.
+    pub left: u64,
 }
 
 /// One peer of one download.
@@ -81,24 +92,29 @@ impl Link {
         self.requests.insert(piece, open);
     }
 
-    /// A request ended by itself; how many bytes had come, unless it was stopped before.
-    pub fn ended(&mut self, piece: PieceIndex, number: u64) -> Option<u64> {
+    /// A request ended by itself, unless it was stopped before.
+    pub fn ended(&mut self, piece: PieceIndex, number: u64) -> Option<Ended> {
         self.requests.get(&piece).filter(|open| open.number == number)?;
-        self.requests.remove(&piece).map(|open| open.bytes())
+        self.requests.remove(&piece).map(|open| open.ended())
     }
 
-    /// Stops a request; how many bytes had come.
-    pub fn stop(&mut self, piece: PieceIndex) -> Option<u64> {
+    /// Stops a request.
+    pub fn stop(&mut self, piece: PieceIndex) -> Option<Ended> {
         let open = self.requests.remove(&piece)?;
         open.task.abort();
-        Some(open.bytes())
+        Some(open.ended())
     }
 
-    /// Stops all requests; how many bytes had come, and how many requests there were.
-    pub fn stop_all(&mut self) -> (u64, u64) {
-        let all: Vec<_> = self.requests.drain().map(|(_, open)| open).collect();
-        all.iter().for_each(|open| open.task.abort());
-        (all.iter().map(Open::bytes).sum(), all.len() as u64)
+    /// Stops all requests; also says how many there were.
+    pub fn stop_all(&mut self) -> (Ended, u64) {
+        let count = self.requests.len() as u64;
+        let mut all = Ended::default();
+        for (_, open) in self.requests.drain() {
+            open.task.abort();
+            let one = open.ended();
+            (all.came, all.left) = (all.came + one.came, all.left + one.left);
+        }
+        (all, count)
     }
 
     /// Looks whether anything came from it since this was asked last. When it is asked for something and
@@ -118,7 +134,8 @@ impl Link {
 }
 
 impl Open {
-    fn bytes(&self) -> u64 {
-        u64::from(self.received.load(Ordering::Relaxed))
+    fn ended(&self) -> Ended {
+        let came = self.received.load(Ordering::Relaxed);
+        Ended { came: came.into(), left: self.len.saturating_sub(came).into() }
     }
 }

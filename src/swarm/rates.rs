@@ -160,20 +160,12 @@ impl Rates {
         }
     }
 
-    /// Whether more of a swarm may be asked for now.
-    ///
-    /// # Errors
-    /// How long to wait, when it may not; a change of limits may make it shorter.
-    pub fn down_credit(&self, key: SwarmKey, now: Instant) -> Result<(), Duration> {
-        self.down_credit_of(&[key], now).map(|_limited| ())
-    }
-
     /// Whether more of any of these swarms may be asked for now; whether anything limits that.
     ///
     /// # Errors
     /// How long to wait until all of them may, when one may not; a change of limits may make it
     /// shorter.
-    pub fn down_credit_of(&self, keys: &[SwarmKey], now: Instant) -> Result<bool, Duration> {
+    pub fn down_credit(&self, keys: &[SwarmKey], now: Instant) -> Result<bool, Duration> {
         let now = self.since_start(now);
         let inner = self.lock();
         let own = keys.iter().filter_map(|key| inner.swarms.get(key));
@@ -242,12 +234,12 @@ mod tests {
         assert_eq!(rates.limits(Some(key(2))), RateLimits::default());
         // A limit that is new has saved up nothing.
         let start = start + Duration::from_secs(2);
-        assert_eq!(rates.down_credit(key(1), start), Ok(()));
+        assert_eq!(rates.down_credit(&[key(1)], start).map(|_| ()), Ok(()));
         rates.take_down(key(1), 2 * MIB, start);
-        assert!(rates.down_credit(key(1), start).is_err_and(|wait| wait.as_millis() >= 1_000));
-        assert_eq!(rates.down_credit(key(2), start), Ok(()));
+        assert!(rates.down_credit(&[key(1)], start).is_err_and(|wait| wait.as_millis() >= 1_000));
+        assert_eq!(rates.down_credit(&[key(2)], start).map(|_| ()), Ok(()));
         rates.take_down(key(2), 2 * MIB, start);
-        assert!(rates.down_credit(key(2), start).is_err_and(|wait| wait.as_millis() < 10));
+        assert!(rates.down_credit(&[key(2)], start).is_err_and(|wait| wait.as_millis() < 10));
     }
 
     #[test]
@@ -263,31 +255,31 @@ mod tests {
         rates.give_back_down(key(1), 100 * MIB, start);
         // A second's worth of both limits, as before.
         rates.take_down(key(1), MIB - 1, start);
-        assert_eq!(rates.down_credit(key(1), start), Ok(()));
+        assert_eq!(rates.down_credit(&[key(1)], start).map(|_| ()), Ok(()));
         rates.take_down(key(1), 1, start);
-        assert!(rates.down_credit(key(1), start).is_err());
+        assert!(rates.down_credit(&[key(1)], start).is_err());
         rates.take_down(key(2), 3 * MIB - 1, start);
-        assert_eq!(rates.down_credit(key(2), start), Ok(()));
+        assert_eq!(rates.down_credit(&[key(2)], start).map(|_| ()), Ok(()));
         rates.take_down(key(2), 1, start);
-        assert!(rates.down_credit(key(2), start).is_err());
+        assert!(rates.down_credit(&[key(2)], start).is_err());
     }
 
     #[test]
     fn of_several_swarms_the_longest_wait_counts() {
         let rates = Rates::new(RateLimits::default());
         let start = rates.started;
-        assert_eq!(rates.down_credit_of(&[key(1), key(2)], start), Ok(false));
+        assert_eq!(rates.down_credit(&[key(1), key(2)], start), Ok(false));
         let limits = RateLimits { up: None, down: Some(MIB) };
         rates.set(Some(key(1)), limits, start);
         rates.set(Some(key(2)), limits, start);
         let start = start + Duration::from_secs(2);
-        assert_eq!(rates.down_credit_of(&[key(1), key(2)], start), Ok(true));
-        assert_eq!(rates.down_credit_of(&[key(3)], start), Ok(false));
+        assert_eq!(rates.down_credit(&[key(1), key(2)], start), Ok(true));
+        assert_eq!(rates.down_credit(&[key(3)], start), Ok(false));
         rates.take_down(key(1), 2 * MIB, start);
         rates.take_down(key(2), 4 * MIB, start);
-        let wait = rates.down_credit_of(&[key(1), key(2), key(3)], start);
+        let wait = rates.down_credit(&[key(1), key(2), key(3)], start);
         assert!(wait.is_err_and(|wait| wait.as_millis() >= 3_000));
-        assert_eq!(rates.down_credit_of(&[key(2)], start), wait);
+        assert_eq!(rates.down_credit(&[key(2)], start), wait);
     }
 
     #[test]
@@ -295,15 +287,15 @@ mod tests {
         let rates = Rates::new(RateLimits { up: None, down: Some(MIB) });
         let (start, changed) = (rates.started, rates.changed());
         rates.take_down(key(1), 100 * MIB, start);
-        assert!(rates.down_credit(key(1), start).is_err());
+        assert!(rates.down_credit(&[key(1)], start).is_err());
         assert!(!changed.has_changed().expect("open"));
         rates.set(None, RateLimits::default(), start);
         assert!(changed.has_changed().expect("open"));
-        assert_eq!(rates.down_credit(key(1), start), Ok(()));
+        assert_eq!(rates.down_credit(&[key(1)], start).map(|_| ()), Ok(()));
         rates.set(Some(key(1)), RateLimits { up: None, down: Some(MIB) }, start);
-        assert!(rates.down_credit(key(1), start).is_err());
+        assert!(rates.down_credit(&[key(1)], start).is_err());
         rates.forget(key(1));
-        assert_eq!(rates.down_credit(key(1), start), Ok(()));
+        assert_eq!(rates.down_credit(&[key(1)], start).map(|_| ()), Ok(()));
     }
 
     #[tokio::test]

@@ -164,11 +164,6 @@ impl PieceStore {
         self.lock().take_lost()
     }
 
-    /// Whether the file is known to have changed; does not look at it.
-    pub fn known_changed(&self) -> bool {
-        matches!(self.lock().place, Place::Changed { .. })
-    }
-
     /// Whether the file was found changed; looks at it.
     pub fn is_changed(&self) -> bool {
         let place = self.lock().place.clone();

@@ -70,11 +70,6 @@ impl StorageError {
         }
     }
 
-    /// Whether the file is larger than the filesystem takes.
-    pub fn is_too_large(&self) -> bool {
-        matches!(self, Self::Io { error, .. } if error.kind() == io::ErrorKind::FileTooLarge)
-    }
-
     /// Whether the cause may go away by itself or by somebody's hand, so that waiting and trying
     /// again is right. What is false, taken or too large for the filesystem stays so.
     pub fn can_heal(&self) -> bool {

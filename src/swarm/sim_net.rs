@@ -47,9 +47,11 @@ impl Uplink {
         let at_once = (bodies as usize).clamp(UPLOADS_AT_ONCE_MIN, UPLOAD_SLOTS);
         let fills = |body: &&Body| body.cap * at_once as f64 >= self.bytes_per_sec;
         let theirs = || self.bodies.iter().filter(|body| Some(body.to) == to);
+        let contended = self.bodies.iter().any(|body| Some(body.to) != to);
+        let least = if contended { 1 } else { UPLOADS_AT_ONCE_MIN - 1 };
         let most = match theirs().all(|body| fills(&body)) {
-            true => UPLOADS_AT_ONCE_MIN.max(at_once / 2),
-            false => UPLOADS_AT_ONCE_MIN,
+            true => least.max(at_once / 2),
+            false => least,
         };
         self.bodies.len() < UPLOAD_SLOTS
             && self.bodies.iter().filter(fills).count() < at_once
@@ -259,10 +261,10 @@ mod tests {
 
     #[test]
     fn only_bodies_that_fill_the_link_count() {
-        let mut downlinks = [1000.0, 1000.0, 1e12, 1e12].map(Downlink::new);
+        let mut downlinks = [1000.0, 1000.0, 1e12, 1e12, 1e12].map(Downlink::new);
         let mut link = Uplink::new(2.0 * f64::from(PIECE_LEN));
-        for (to, room) in [true, true, true, true].into_iter().enumerate() {
-            assert_eq!(link.has_room(Some(to)), room);
+        for to in 0..downlinks.len() {
+            assert!(link.has_room(Some(to)));
             link.add(Duration::ZERO, to as u64, to, PIECE_LEN, &mut downlinks);
         }
         assert!(!link.has_room(None));

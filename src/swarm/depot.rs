@@ -296,7 +296,7 @@ impl Depot {
         }
         let was_well = self.is_well();
         if was_well {
-            tracing::warn!(%error, "paused");
+            tracing::info!(%error, "paused");
         }
         // What was begun before says nothing of a recovery that is under way, but for the finish, which
         // is part of it.

@@ -13,7 +13,7 @@ use crate::piece::PieceIndex;
 
 /// Pieces' worth of bytes that second copies and takeovers may waste as far as is known, or that part of
 /// the file if it is more: with what is on its way when a request is stopped, 4 pieces or 2 %.
-const WASTE: (u64, u64) = (3, 64);
+const WASTE: (u64, u64) = (2, 64);
 
 /// A peer that could take over something, but is not much faster, is looked at again after the first
 /// of these when everything is asked for, else after the second: then nobody waits for any one piece.

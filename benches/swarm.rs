@@ -42,8 +42,10 @@ const MOBILE: Link = (0.5 * MB, 2.5 * MB, 60);
 const GIGABIT: Link = (125.0 * MB, 125.0 * MB, 1);
 const FAST_ETHERNET: Link = (12.5 * MB, 12.5 * MB, 2);
 
-/// Swarms of unlike peers: the seed's link, and which part of the others has which.
-const MIXES: &[(&str, Link, &[(f64, Link)])] = &[
+/// Swarms of unlike peers: a name, the seed's link, and which part of the others has which.
+type Mix = (&'static str, Link, &'static [(f64, Link)]);
+
+const MIXES: &[Mix] = &[
     ("homes, slow seed", (0.5 * MB, 12.5 * MB, 10), &[(0.5, ADSL), (0.35, CABLE), (0.15, FIBRE)]),
     ("homes, fast seed", FIBRE, &[(0.5, ADSL), (0.35, CABLE), (0.15, FIBRE)]),
     ("cable", CABLE, &[(1.0, CABLE)]),

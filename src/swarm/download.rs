@@ -204,11 +204,15 @@ impl Driver {
     /// Does what is due by now.
     fn on_time(&mut self) {
         let now = clock::monotonic();
-        if self.pulse_at <= now {
+        let tick = self.scheduler.next_timeout().is_some_and(|at| self.started + at <= now);
+        // Nobody is judged by the time before it was looked whether he lives.
+        if tick || self.pulse_at <= now {
             self.pulse_at = now + PULSE;
             self.pulse(now);
         }
-        self.step(Event::Tick);
+        if tick {
+            self.step(Event::Tick);
+        }
         if self.tell_at.is_some_and(|at| at <= now) {
             self.tell();
         }

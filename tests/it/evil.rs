@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mtq::client::agent::{Agent, AgentConfig};
-use mtq::client::library::EntryState;
 use mtq::clock;
 use mtq::error_code::ErrorCode;
 use mtq::id::{GroupId, MembershipId};
@@ -20,7 +19,7 @@ use mtq::tracker::push::Push;
 use mtq::tracker::refusal::Refusal;
 use mtq::tracker::stub::CallError;
 use mtq::tracker_link::{TrackerInfo, TrackerLink};
-use mtq::transport::connection::{Connection, ConnectionError};
+use mtq::transport::connection::ConnectionError;
 use mtq::transport::endpoint::Endpoint;
 use mtq::transport::frame::{frame_bytes, read_frame, write_frame};
 use mtq::transport::identity::Identity;
@@ -177,130 +176,6 @@ async fn a_peer_that_breaks_the_protocol_is_cut_off_and_others_are_served() {
     bob.wait(Some(DEADLINE)).await.expect("complete");
     assert!(fs::read(dest.join("file.bin")).expect("arrived") == bytes);
     net.end([alice, bob]).await;
-}
-
-/// What an evil seeder does to a request.
-#[derive(Clone, Copy, Debug)]
-enum Trick {
-    WrongBytes,
-    OtherPiece,
-    Zeros,
-    Short,
-    Long,
-    WrongLength,
-    NackAfterAll,
-    Reset,
-}
-
-/// Serves every request with a trick, until the connection ends.
-async fn serve_evil(connection: Connection, manifest: Arc<Manifest>, bytes: Vec<u8>, trick: Trick) {
-    let layout = manifest.layout();
-    while let Ok((mut send, mut recv)) = connection.accept_bi().await {
-        let Ok(request) = read_frame::<PieceRequest>(&mut recv, 64).await else { continue };
-        let piece = layout.piece(request.piece).expect("an honest request");
-        let start = layout.offset(piece) as usize;
-        let len = layout.len(piece);
-        let mut body = bytes[start..start + len as usize].to_vec();
-        let mut header = PieceHeader::Data { encoding: Encoding::Identity, len };
-        match trick {
-            Trick::WrongBytes => body[len as usize / 2] ^= 1,
-            Trick::OtherPiece => body.rotate_left(1),
-            Trick::Zeros => body.fill(0),
-            Trick::Short => body.truncate(len as usize - 1),
-            Trick::Long => body.push(0),
-            Trick::WrongLength => {
-                header = PieceHeader::Data { encoding: Encoding::Identity, len: len - 1 };
-            }
-            Trick::NackAfterAll => header = PieceHeader::Nack(Nack::NotHave { bits: None }),
-            Trick::Reset => {
-                let _ = send.reset(mtq::transport::code::quic_code(ErrorCode::Internal));
-                continue;
-            }
-        }
-        let _ = write_frame(&mut send, &header).await;
-        if matches!(header, PieceHeader::Data { .. }) {
-            let _ = send.write_all(&body).await;
-        }
-        let _ = send.finish();
-    }
-}
-
-/// Accepts one peer and cheats on it.
-async fn evil_seeder(
-    endpoint: Endpoint,
-    (group, ticket): (GroupId, Vec<u8>),
-    manifest: Arc<Manifest>,
-    bytes: Vec<u8>,
-    trick: Trick,
-) {
-    while let Some(incoming) = endpoint.accept(10, || {}).await {
-        let Some(connection) = incoming.finish().await else { continue };
-        let mut peer = RawPeer::greet(connection).await;
-        let content = manifest.content_id();
-        peer.say(&Control::Ticket { ticket: ticket.clone() }).await;
-        peer.say(&Control::Open { swarm: 3, group, content }).await;
-        let all = mtq::bitfield::Bitfield::all(manifest.layout());
-        peer.say(&Control::Bitfield { swarm: 3, bits: all.as_bytes().to_vec() }).await;
-        serve_evil(peer.connection.clone(), manifest.clone(), bytes.clone(), trick).await;
-    }
-}
-
-#[tokio::test]
-async fn no_trick_of_a_seeder_stops_a_download_that_has_an_honest_source() {
-    for trick in [
-        Trick::WrongBytes,
-        Trick::OtherPiece,
-        Trick::Zeros,
-        Trick::Short,
-        Trick::Long,
-        Trick::WrongLength,
-        Trick::NackAfterAll,
-        Trick::Reset,
-    ] {
-        let net = Net::new();
-        let bytes = content(12 * P, 3);
-        let (alice, manifest) = net.seeder(&bytes).await;
-        let (endpoint, line, _pushes) = net.insider("mallory", &alice).await;
-        let shown = ticket(&line).await;
-        let contents = vec![(manifest.content_id(), true)];
-        line.call(&Request::Announce { group: group(), contents }).await.expect("announced");
-        let evil = evil_seeder(endpoint, shown, manifest.clone(), bytes.clone(), trick);
-        let evil = tokio::task::JoinSet::from_iter([evil]);
-
-        let bob = net.agent("bob").await;
-        bob.join_group(group()).await.expect("asked");
-        alice.accept_request(group(), user("bob")).await.expect("accepted");
-        let dest = net.path("dest");
-        fs::create_dir(&dest).expect("made");
-        // Before the honest seeder is there, only tricks are to be had.
-        alice.logout().await.expect("logged out");
-        let file: Selector = "file.bin".parse().expect("a selector");
-        bob.get(group(), file, &dest, |_, _| {}).await.expect("begun");
-        if matches!(trick, Trick::WrongBytes | Trick::OtherPiece | Trick::Zeros) {
-            soon("two bad pieces", async {
-                loop {
-                    let rows = bob.downloads();
-                    let bad = rows[0].progress.sources.values().map(|s| s.bad_pieces).max();
-                    if bad >= Some(2) {
-                        break;
-                    }
-                    tokio::time::sleep(Duration::from_millis(5)).await;
-                }
-            })
-            .await;
-        }
-        alice.login(user("alice"), password()).await.expect("back");
-        let path = net.path("file.bin");
-        alice.share(&path, group(), None, None, |_, _| {}).await.expect("shared");
-        let rows = bob.wait(Some(DEADLINE)).await;
-        let rows = rows.unwrap_or_else(|error| panic!("{trick:?}: {error}"));
-        assert!(fs::read(dest.join("file.bin")).expect("arrived") == bytes, "{trick:?}");
-        assert_eq!(rows[0].state, EntryState::Seeding);
-        let good: u32 = rows[0].progress.sources.values().map(|source| source.pieces).sum();
-        assert_eq!(good, 12, "{trick:?}");
-        drop(evil);
-        net.end([alice, bob]).await;
-    }
 }
 
 #[tokio::test]

@@ -582,8 +582,7 @@ pub enum ClientCommand {
         #[arg(value_name = "NAME", allow_hyphen_values = true)]
         file: Option<Selector>,
     },
-    /// With whom pieces are exchanged, how fast, and what became of every byte; of everything, or of
-    /// one share or download.
+    /// With whom pieces are exchanged, how fast, and what became of every byte.
     Peers {
         /// The group of the one share or download meant.
         #[arg(requires = "file")]
@@ -592,7 +591,7 @@ pub enum ClientCommand {
         #[arg(value_name = "NAME", allow_hyphen_values = true)]
         file: Option<Selector>,
     },
-    /// How this client stands with its trackers, and they with each other; what it sends and receives.
+    /// How this client stands with its trackers, they with each other, and what it moves.
     Status,
     /// End the client.
     #[command(alias = "exit")]

@@ -15,6 +15,16 @@ use crate::bitfield::Bitfield;
 use crate::manifest::{Manifest, PieceHashes};
 use crate::piece::PieceIndex;
 
+/// What became of a part file whose disk failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Recovered {
+    /// Pieces that were here and are not any more: they must be fetched again, and nobody told
+    /// that they are here.
+    pub lost: Vec<PieceIndex>,
+    /// Pieces that were not here and are now: the file was found in an older state.
+    pub found: Vec<PieceIndex>,
+}
+
 /// A part file being filled.
 #[derive(Debug)]
 pub struct Filling {

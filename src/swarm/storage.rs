@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, Rw
 
 use super::claims::{Claims, Settling};
 use super::disk::{Disk, RealDisk};
+pub use super::filling::Recovered;
 use super::filling::{Filling, Replacement, verify};
 use super::hashing;
 pub use super::part::PART_DIR;
@@ -57,16 +58,6 @@ struct State {
     unreadable: BTreeSet<PieceIndex>,
     /// The directory in which the name of a finished file has not reached the disk.
     unsynced_name: Option<PathBuf>,
-}
-
-/// What became of a part file whose disk failed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Recovered {
-    /// Pieces that were here and are not any more: they must be fetched again, and nobody told
-    /// that they are here.
-    pub lost: Vec<PieceIndex>,
-    /// Pieces that were not here and are now: the file was found in an older state.
-    pub found: Vec<PieceIndex>,
 }
 
 /// One content on this machine.

@@ -283,8 +283,9 @@ fn a_full_disk_pauses_a_download_until_there_is_room() {
     };
     assert_eq!(full.kind(), ErrorKind::StorageFull);
     wait_for("the pause", || {
-        let log = fs::read_to_string(world.path("bob.log")).unwrap_or_default();
-        log.contains("the disk is full").then_some(())
+        let hold = bob.row("file.bin")["hold"].clone();
+        let message = hold["message"].as_str().unwrap_or_default();
+        (hold["code"] == "disk" && message.contains("the disk is full")).then_some(())
     });
     assert_eq!(bob.row("file.bin")["state"], "downloading");
     assert!(stored(&mut bob) < bytes.len() as u64);

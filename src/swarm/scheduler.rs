@@ -368,12 +368,15 @@ impl Scheduler {
             self.count_useful(piece, false);
         }
         let flight = self.flights.remove(piece).unwrap_or_default();
+        let mut spared = flight.doubled;
         self.room.verified(flight.verifying * self.layout.len(piece));
         for peer in flight.holders {
             if let Some(asked) = self.peers.get_mut(&peer).and_then(|p| p.pipe.forget(piece)) {
                 self.room.unask(asked.len);
-                if flight.doubled && !asked.begun {
-                    self.wasted -= u64::from(asked.len);
+                // A second copy that nobody began to send cost nothing; there is one at the most.
+                if spared && !asked.begun {
+                    spared = false;
+                    self.wasted = self.wasted.saturating_sub(asked.len.into());
                 }
                 actions.push(Action::Cancel { peer, piece, cause: Cause::Late });
             }

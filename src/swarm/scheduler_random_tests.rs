@@ -27,6 +27,7 @@ enum Step {
     Progress(prop::sample::Index, u32),
     Alive(u8),
     Lost(u8),
+    Found(u8),
     Room(u8, Option<u8>),
     Pause(bool),
     Pass(u16),
@@ -46,6 +47,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         3 => (index(), 0..PIECE_LEN).prop_map(|(i, len)| Step::Progress(i, len)),
         2 => (0u8..4).prop_map(Step::Alive),
         1 => (0..COUNT as u8).prop_map(Step::Lost),
+        1 => (0..COUNT as u8).prop_map(Step::Found),
         1 => (0u8..40, any::<Option<u8>>()).prop_map(|(r, c)| Step::Room(r, c)),
         1 => any::<bool>().prop_map(Step::Pause),
         3 => (0u16..5000).prop_map(Step::Pass),
@@ -152,6 +154,7 @@ impl Play {
             }
             Step::Alive(p) => self.tell(Event::Alive { peer: key(p), rtt: 30 * MS }),
             Step::Lost(i) => self.tell(Event::Lost { pieces: vec![piece(i)] }),
+            Step::Found(i) => self.tell(Event::Found { pieces: vec![piece(i)] }),
             Step::Room(pieces, credit) => {
                 let bytes = u64::from(pieces) * u64::from(PIECE_LEN);
                 let credit = credit.map(|c| u64::from(c) * u64::from(PIECE_LEN) / 16);

@@ -5,8 +5,9 @@ use std::io::{BufRead as _, IsTerminal as _, Read as _};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{broadcast, mpsc};
 
-use super::args::{ClientArgs, ClientCommand, LogFormat};
+use super::client_args::{ClientArgs, ClientCommand};
 use super::exit::{Failure, status};
+use super::operator_args::LogFormat;
 use super::script::{self, Parsed};
 use super::{command, logging, output, text};
 use crate::client::agent::{Agent, AgentConfig};

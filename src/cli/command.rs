@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::args::ClientCommand;
+use super::client_args::ClientCommand;
 use super::exit::Failure;
 use super::output::Answer;
 use super::progress;

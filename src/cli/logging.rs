@@ -7,8 +7,8 @@ use std::path::Path;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
-use super::args::LogFormat;
 use super::exit::Failure;
+use super::operator_args::LogFormat;
 
 /// Starts logging from `level` up, or as `MTQ_LOG` says (for example `debug` or `mtq=trace`).
 ///

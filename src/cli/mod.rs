@@ -3,6 +3,9 @@
 pub mod text;
 pub mod exit;
 pub mod rate;
+pub mod time;
+pub mod client_args;
+pub mod operator_args;
 pub mod args;
 pub mod logging;
 pub mod output;

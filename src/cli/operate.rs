@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::args::{GroupVerb, OperatorVerb, Place, RosterArgs, RosterVerb, UserVerb};
 use super::exit::Failure;
+use super::operator_args::{GroupVerb, OperatorVerb, Place, RosterArgs, RosterVerb, UserVerb};
 use super::output::{self, Answer};
 use super::text;
 use super::tracker::disk_failure;

@@ -3,7 +3,7 @@
 use clap::Parser as _;
 use clap::error::ErrorKind;
 
-use super::args::{ClientCommand, Line};
+use super::client_args::{ClientCommand, Line};
 use super::exit::Failure;
 
 /// What a line asks for.

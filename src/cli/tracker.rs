@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::args::{RegistrationMode, RunArgs};
 use super::command::read_text;
 use super::exit::{Failure, status};
+use super::operator_args::{RegistrationMode, RunArgs};
 use super::{logging, text};
 use crate::client::data_dir;
 use crate::limits::MAX_TRACKER_INFO_LEN;

@@ -79,6 +79,9 @@ const PURE: &[&str] = &[
     "client/groups.rs",
     "client/library.rs",
     "cli/rate.rs",
+    "cli/time.rs",
+    "cli/client_args.rs",
+    "cli/operator_args.rs",
     "cli/args.rs",
     "cli/script.rs",
 ];

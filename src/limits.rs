@@ -531,6 +531,24 @@ pub const CONTROL_CONNECTIONS: usize = 16;
 /// A control connection that asks nothing, or does not read its answer, for this long is closed.
 pub const CONTROL_IDLE: Duration = Duration::from_secs(60);
 
+/// Bytes of one request on a client's control socket: a line of a script, every byte escaped,
+/// and two directories.
+pub const MAX_REQUEST_LINE: usize = 8 * MAX_LINE_LEN;
+
+/// Bytes of one answer of an agent: the rows of 20,000 downloads with their sources.
+pub const MAX_REPLY_LINE: usize = 64 * 1024 * 1024;
+
+/// Connections to a client's control socket at once; more wait to be accepted. Each may be a shell that
+/// stays for days.
+pub const CONTROL_CLIENTS: usize = 64;
+
+/// Requests of one such connection under way at once.
+pub const CONTROL_REQUESTS: usize = 64;
+
+/// Answers and events waiting for one such connection; one that does not read them holds up only what
+/// it asked for.
+pub const CONTROL_LINES: usize = 64;
+
 /// An invitation is good for this long, unless the operator says otherwise.
 pub const INVITE_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 

@@ -1,216 +1,214 @@
-//! `mtq client`: an agent, and commands for it from standard input.
+//! `mtq client`: an agent alone, a command for one, a script, or a prompt.
 
-use std::io::{BufRead as _, IsTerminal as _, Read as _};
+use std::io::IsTerminal as _;
+use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{broadcast, mpsc};
+use clap::ArgMatches;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::client_args::{ClientArgs, ClientCommand};
+use super::client_args::{ClientArgs, ClientCommand, ClientVerb};
 use super::exit::{Failure, status};
 use super::operator_args::LogFormat;
-use super::script::{self, Parsed};
-use super::{command, logging, output, text};
-use crate::client::agent::{Agent, AgentConfig};
-use crate::client::library::EntryState;
-use crate::client::report::Notice;
-use crate::limits::MAX_LINE_LEN;
-use crate::swarm::rates::RateLimits;
+use super::plan::Plan;
+use super::screen::{News, Screen};
+use super::seat::Seat;
+use super::stdin::Manner;
+use super::{logging, script, secret, stdin};
 
-/// Runs the client; returns the exit status.
+/// How often `downloads --watch` looks.
+const WATCH: Duration = Duration::from_secs(1);
+
+/// What the client is to do.
+enum Work {
+    Daemon,
+    Command(ClientCommand, Vec<String>),
+    Script,
+    Prompt,
+}
+
+/// Runs the client; returns the exit status. `matches` are those of its arguments.
 ///
 /// # Errors
 /// [`Failure`] when it cannot start.
-pub fn run(args: &ClientArgs) -> Result<u8, Failure> {
-    if let Some(first) = args.command.first() {
-        let message = format!("{} is not an option", text::printable(first));
-        return Err(Failure::usage(message)
-            .hint("commands go to standard input, one a line: echo list-groups | mtq client ..."));
-    }
+pub fn run(args: &ClientArgs, matches: &ArgMatches) -> Result<u8, Failure> {
+    let work = match (&args.verb, matches.subcommand()) {
+        (Some(ClientVerb::Daemon), _) => Work::Daemon,
+        (Some(ClientVerb::Command(command)), Some((_, matches))) => {
+            if command.has_password() {
+                let message = "passwords are not taken from the command line: others can see it";
+                return Err(Failure::usage(message)
+                    .hint("put it into MTQ_PASSWORD, or leave it out to be asked"));
+            }
+            Work::Command(command.clone(), script::words_of(command.name(), matches)?)
+        }
+        _ if std::io::stdin().is_terminal() => Work::Prompt,
+        _ => Work::Script,
+    };
     logging::start(args.log_file.as_deref(), "warn", LogFormat::Human)?;
-    let trackers = super::tracker::load_trackers(&args.trackers)?;
-    let limits = RateLimits { up: args.up.0, down: args.down.0 };
-    let data_dir = args.data_dir.clone();
-    let config = AgentConfig { data_dir, trackers, listen: args.listen, limits };
+    let plan = Plan::new(args)?;
     // One thread moves all bytes; hashing and disk work go to the blocking pool.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new("internal", error.to_string()))?;
-    let result = runtime.block_on(session(config, args));
+    let result = runtime.block_on(session(plan, args, work));
     // A blocking read of standard input must not hold up the end.
     runtime.shutdown_background();
     result
 }
 
-/// A line, or why there is none.
-type Lines = mpsc::Receiver<Result<String, Failure>>;
-
-async fn session(config: AgentConfig, args: &ClientArgs) -> Result<u8, Failure> {
-    let failed = |error: std::io::Error| Failure::new("internal", error.to_string());
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let agent = Agent::start(config)?;
-    let interactive = std::io::stdin().is_terminal();
-    let ended = tokio::select! {
-        ended = obey(&agent, args, interactive) => Some(ended),
-        () = tell_news(agent.notices(), interactive || args.stay) => None,
-        _ = interrupt.recv() => None,
-        _ = terminate.recv() => None,
+async fn session(plan: Plan, args: &ClientArgs, work: Work) -> Result<u8, Failure> {
+    let mut signals = Signals::new()?;
+    let stays = args.stay || matches!(work, Work::Daemon | Work::Prompt);
+    let news = match (&work, args.json) {
+        (Work::Daemon | Work::Command(ClientCommand::Events { .. }, _), true) => News::Json,
+        (Work::Command(ClientCommand::Events { .. }, _), false) => News::All,
+        _ if stays => News::All,
+        _ => News::Grave,
     };
-    if ended.is_none() {
-        eprintln!("interrupted: ending in order; once more ends at once");
+    let screen = Arc::new(Screen::new(news));
+    let mut seat = Seat::new(plan, screen.clone(), stays);
+    let result = tokio::select! {
+        result = carry_out(&mut seat, args, work) => Some(result),
+        () = signals.next() => None,
+    };
+    screen.hide();
+    if result.is_none() && seat.host().is_some() {
+        screen.say("interrupted: ending in order; once more ends at once");
     }
     tokio::select! {
-        () = agent.shutdown() => {}
+        () = seat.end() => {}
         // Once more means now.
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        () = signals.next() => {}
     }
-    Ok(ended.unwrap_or(status::INTERRUPTED))
+    result.unwrap_or(Ok(status::INTERRUPTED))
 }
 
-/// Says on standard error what trackers say unasked: everything to whoever stays, to a script
-/// only what its user must know.
-async fn tell_news(mut notices: broadcast::Receiver<Notice>, all: bool) {
-    loop {
-        match notices.recv().await {
-            Ok(notice) if all || notice.is_grave() => {
-                eprintln!("* {}", text::printable(&notice.to_string()));
-            }
-            Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
-            // The agent holds the other end.
-            Err(broadcast::error::RecvError::Closed) => std::future::pending().await,
+async fn carry_out(seat: &mut Seat, args: &ClientArgs, work: Work) -> Result<u8, Failure> {
+    match work {
+        Work::Daemon => daemon(seat).await,
+        Work::Command(command, words) => one_shot(seat, args.json, command, words).await,
+        Work::Script | Work::Prompt => {
+            let manner = Manner { json: args.json, keep_going: args.keep_going, stay: args.stay };
+            stdin::run(seat, manner).await
         }
     }
 }
 
-/// Runs commands until they end; returns the first failure's status.
-async fn obey(agent: &Agent, args: &ClientArgs, interactive: bool) -> u8 {
-    let (wanted, mut lines) = read_lines(interactive);
-    let mut first_failure = 0;
-    let mut line_number = 0;
-    loop {
-        // The next prompt appears after the last command is done.
-        let _ = wanted.send(());
-        let Some(line) = lines.recv().await else { break };
-        line_number += 1;
-        let (name, result) = match line {
-            Ok(line) => match script::parse(&line) {
-                Parsed::Nothing => continue,
-                Parsed::Help(text) => {
-                    let answer = output::Answer::new(serde_json::json!({"text": text}), text);
-                    ("help".to_owned(), Ok(answer))
-                }
-                Parsed::Command(ClientCommand::Quit) => {
-                    let answer = output::Answer::new(serde_json::json!({}), "");
-                    output::print("quit", &Ok(answer), args.json);
-                    return ended(agent, first_failure, interactive);
-                }
-                Parsed::Command(parsed) => {
-                    let name = parsed.name().to_owned();
-                    let ask = if interactive { prompt } else { no_ask };
-                    (name, command::run(agent, parsed, ask).await)
-                }
-                Parsed::Wrong(name, failure) => (text::printable(&name), Err(failure)),
-            },
-            Err(failure) => (String::new(), Err(failure)),
-        };
-        output::print(&name, &result, args.json);
-        if let Err(failure) = result {
-            match interactive {
-                true => failure.print(),
-                false => failure.print_for_line(line_number),
+/// Runs the agent until somebody wants it to end.
+async fn daemon(seat: &mut Seat) -> Result<u8, Failure> {
+    seat.run_agent()?;
+    let _news = seat.front().await?;
+    let host = seat.host().ok_or_else(|| Failure::new("internal", "there is no agent"))?;
+    let directory = super::text::path(host.agent().data_dir());
+    seat.screen().say(&format!("the agent is up on {directory}"));
+    host.asked_to_quit().await;
+    Ok(0)
+}
+
+/// Has one command done.
+async fn one_shot(
+    seat: &mut Seat,
+    as_json: bool,
+    command: ClientCommand,
+    words: Vec<String>,
+) -> Result<u8, Failure> {
+    match command {
+        ClientCommand::Quit => return quit(seat, as_json).await,
+        ClientCommand::Events { .. } => loop {
+            seat.front().await?.ended().await;
+        },
+        ClientCommand::Downloads { watch: true } => loop {
+            let request = seat.plan().request_words(words.clone());
+            let reply = seat.ask(&command, request, None).await?;
+            if !as_json && std::io::stdout().is_terminal() {
+                // Over what was there.
+                seat.screen().print("\x1b[H\x1b[2J");
             }
-            if first_failure == 0 {
-                first_failure = failure.status;
+            let status = reply.tell(seat.screen(), as_json, "");
+            if status != 0 {
+                return Ok(status);
             }
-            if !args.keep_going && !interactive {
-                return first_failure;
+            tokio::time::sleep(WATCH).await;
+        },
+        _ => {}
+    }
+    match command {
+        ClientCommand::Share { .. } => seat.screen().show(|item| item["state"] == "hashing"),
+        ClientCommand::Get { wait: false, .. } => {
+            seat.screen().show(|item| item["state"] == "checking");
+        }
+        _ => seat.screen().show(|item| item["state"] != "hashing"),
+    }
+    let terminal = std::io::stdin().is_terminal();
+    let request = seat.plan().request_words(words);
+    let reply = seat.ask(&command, request, terminal.then_some(secret::ask)).await?;
+    let status = reply.tell(seat.screen(), as_json, "");
+    if status != 0 || seat.is_lasting() {
+        return Ok(status);
+    }
+    match command {
+        ClientCommand::Share { .. } => {
+            seat.screen().set_news(News::All);
+            seat.screen()
+                .say("sharing until interrupted (mtq client daemon does it in the background)");
+            loop {
+                seat.front().await?.ended().await;
             }
         }
-    }
-    let rows = agent.downloads();
-    let held = rows.len();
-    let seeding = rows.iter().filter(|row| row.state == EntryState::Seeding).count();
-    if args.stay {
-        eprintln!("no more commands; {held} files are shared or downloaded until Ctrl-C");
-        std::future::pending::<()>().await;
-    } else if seeding > 0 && !interactive {
-        eprintln!("no more commands; sharing ends with this client (--stay keeps it on)");
-    }
-    ended(agent, first_failure, interactive)
-}
-
-/// The status to end with. A script that leaves downloads unfinished did not succeed.
-fn ended(agent: &Agent, first_failure: u8, interactive: bool) -> u8 {
-    let rows = agent.downloads();
-    let unfinished = rows.iter().filter(|row| row.state.is_under_way()).count();
-    if unfinished > 0 {
-        eprintln!("{unfinished} downloads are not finished; the same get goes on with them later");
-        eprintln!("hint: wait, as the last command, waits for them");
-    }
-    match (interactive, first_failure, unfinished) {
-        (true, ..) | (_, 0, 0) => 0,
-        (_, 0, _) => status::FAILED,
-        (_, failure, _) => failure,
-    }
-}
-
-/// Reads standard input on a thread of its own, a line when one is wanted.
-fn read_lines(interactive: bool) -> (std::sync::mpsc::Sender<()>, Lines) {
-    let (wanted, wants) = std::sync::mpsc::channel::<()>();
-    let (sender, lines) = mpsc::channel(1);
-    std::thread::spawn(move || {
-        let mut input = std::io::stdin().lock();
-        while wants.recv().is_ok() {
-            if interactive {
-                eprint!("mtq> ");
-            }
-            let mut line = Vec::new();
-            let limit = MAX_LINE_LEN as u64 + 1;
-            let line = match input.by_ref().take(limit).read_until(b'\n', &mut line) {
-                Ok(0) => return,
-                Ok(len) if len > MAX_LINE_LEN && !line.ends_with(b"\n") => {
-                    if skip_line(&mut input).is_err() {
-                        return;
-                    }
-                    Err(Failure::usage(format!("a line is over the limit of {MAX_LINE_LEN} bytes")))
-                }
-                Ok(_) => {
-                    String::from_utf8(line).map_err(|_| Failure::usage("a line is not valid UTF-8"))
-                }
-                Err(error) => Err(Failure::new("disk", format!("standard input: {error}"))),
-            };
-            if sender.blocking_send(line).is_err() {
-                return;
-            }
+        ClientCommand::Get { wait: false, .. } => {
+            seat.screen().show(|item| item["state"] != "hashing");
+            let result = &reply.json["result"];
+            let word = |field: &str| result[field].as_str().unwrap_or("").to_owned();
+            let (group, file) = (word("group"), format!("id:{}", word("content_id")));
+            let words = vec!["wait".to_owned(), "--".to_owned(), group, file];
+            let wait = ClientCommand::Wait { group: None, file: None, timeout: None };
+            let request = seat.plan().request_words(words);
+            let reply = seat.ask(&wait, request, None).await?;
+            Ok(reply.tell(seat.screen(), as_json, ""))
         }
-    });
-    (wanted, lines)
+        _ => Ok(status),
+    }
 }
 
-/// Skips what is left of a line that was too long.
-fn skip_line(input: &mut std::io::StdinLock<'_>) -> std::io::Result<()> {
-    loop {
-        let buffer = input.fill_buf()?;
-        if buffer.is_empty() {
-            return Ok(());
+/// Ends the agent that runs on the data directory.
+async fn quit(seat: &mut Seat, as_json: bool) -> Result<u8, Failure> {
+    let Some(front) = seat.found().await? else {
+        let message = "no agent runs on the data directory";
+        return Err(Failure::new("no-agent", message).hint("mtq client daemon runs one"));
+    };
+    let request = seat.plan().request_words(vec!["quit".to_owned()]);
+    match front.ask(request).await {
+        Ok(reply) => {
+            let status = reply.tell(seat.screen(), as_json, "");
+            // Whoever starts another one next need not wait.
+            front.gone().await;
+            Ok(status)
         }
-        let (len, found) = match buffer.iter().position(|b| *b == b'\n') {
-            Some(at) => (at + 1, true),
-            None => (buffer.len(), false),
-        };
-        input.consume(len);
-        if found {
-            return Ok(());
+        Err(_) => Ok(0),
+    }
+}
+
+/// What asks this program to end.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+}
+
+impl Signals {
+    fn new() -> Result<Self, Failure> {
+        let failed = |error: std::io::Error| Failure::new("internal", error.to_string());
+        Ok(Self {
+            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
+            terminate: signal(SignalKind::terminate()).map_err(failed)?,
+        })
+    }
+
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.interrupt.recv() => {}
+            _ = self.terminate.recv() => {}
         }
     }
-}
-
-fn prompt(words: &str) -> Option<String> {
-    rpassword::prompt_password(words).ok()
-}
-
-fn no_ask(_words: &str) -> Option<String> {
-    None
 }

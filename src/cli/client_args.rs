@@ -2,7 +2,7 @@
 //! command line and control socket.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
@@ -41,9 +41,20 @@ pub struct ClientArgs {
     /// Receive at most so much a second.
     #[arg(long, value_name = "RATE", default_value = "none")]
     pub down: Rate,
-    /// Commands do not go here.
-    #[arg(hide = true, trailing_var_arg = true, allow_hyphen_values = true)]
-    pub command: Vec<String>,
+    /// What to do; without, commands come from the prompt or from standard input.
+    #[command(subcommand)]
+    pub verb: Option<ClientVerb>,
+}
+
+/// What comes behind `mtq client`.
+#[derive(Debug, Subcommand)]
+pub enum ClientVerb {
+    /// Run the agent alone, until a signal or quit; commands find it by its data directory.
+    Daemon,
+    /// A command for the agent that runs on the data directory, or for one that runs as long as it
+    /// takes.
+    #[command(flatten)]
+    Command(ClientCommand),
 }
 
 /// One line of a script or of the prompt.
@@ -62,7 +73,7 @@ pub struct Line {
 }
 
 /// What a user can say to a client.
-#[derive(Debug, Subcommand)]
+#[derive(Clone, Debug, Subcommand)]
 pub enum ClientCommand {
     /// Make an account. Without PASSWORD: MTQ_PASSWORD, or a prompt.
     #[command(alias = "create_user")]
@@ -204,8 +215,8 @@ pub enum ClientCommand {
     Share {
         /// The file.
         path: PathBuf,
-        /// The group.
-        group: GroupName,
+        /// The group; the configured default group when left out.
+        group: Option<GroupName>,
         /// List it under this name instead of its own.
         #[arg(long, value_parser = parse_file_name, allow_hyphen_values = true)]
         name: Option<FileName>,
@@ -234,17 +245,30 @@ pub enum ClientCommand {
     /// Download: get GROUP NAME DEST, or get FILE.mtorrent DEST. NAME may be USER/NAME or id:HEX.
     #[command(
         alias = "download_file",
-        override_usage = "get GROUP NAME DEST\n       get FILE.mtorrent DEST"
+        override_usage = "get GROUP NAME DEST [--wait]\n       get FILE.mtorrent DEST [--wait]"
     )]
     Get {
-        /// DEST is an existing directory, where the file keeps its name (or gets a number when it
-        /// is taken), or a new file path.
-        #[arg(value_name = "GROUP NAME DEST", num_args = 2..=3, required = true, allow_hyphen_values = true)]
-        args: Vec<String>,
+        /// The group, or a metafile, which takes the place of GROUP and NAME.
+        #[arg(value_name = "GROUP", allow_hyphen_values = true)]
+        source: String,
+        /// NAME, USER/NAME or id:HEX.
+        #[arg(value_name = "NAME", allow_hyphen_values = true)]
+        file: String,
+        /// An existing directory, where the file keeps its name (or gets a number when it is taken),
+        /// or a new file path.
+        #[arg(allow_hyphen_values = true)]
+        dest: Option<String>,
+        /// Wait until it is complete.
+        #[arg(long)]
+        wait: bool,
     },
     /// Downloads and shares, one row each.
     #[command(alias = "show_downloads", about = "What is being downloaded [D] and shared [S]")]
-    Downloads,
+    Downloads {
+        /// Show it anew every second until interrupted.
+        #[arg(long)]
+        watch: bool,
+    },
     /// Stop sharing a file.
     #[command(alias = "stop_share")]
     StopShare {
@@ -260,8 +284,14 @@ pub enum ClientCommand {
         #[arg(value_name = "FILE.mtorrent")]
         metafile: PathBuf,
     },
-    /// Wait until every download is complete or failed.
+    /// Wait until every download is complete, paused or failed, or until one is.
     Wait {
+        /// The group of the one download meant.
+        #[arg(requires = "file")]
+        group: Option<GroupName>,
+        /// NAME, USER/NAME or id:HEX.
+        #[arg(value_name = "NAME", allow_hyphen_values = true)]
+        file: Option<Selector>,
         /// Give up after this many seconds (or 10m, 2h).
         #[arg(long, value_parser = parse_time)]
         timeout: Option<Duration>,
@@ -292,7 +322,13 @@ pub enum ClientCommand {
     },
     /// How this client stands with its trackers, they with each other, and what it moves.
     Status,
-    /// End the client.
+    /// Say what happens, as it happens, until interrupted.
+    Events {
+        /// Also how far everything under way is, five times a second.
+        #[arg(long)]
+        progress: bool,
+    },
+    /// End the session; as mtq client quit, the agent that runs on the data directory.
     #[command(alias = "exit")]
     Quit,
 }
@@ -329,14 +365,95 @@ impl ClientCommand {
             Self::ListFiles { .. } => "list-files",
             Self::Search { .. } => "search",
             Self::Get { .. } => "get",
-            Self::Downloads => "downloads",
+            Self::Downloads { .. } => "downloads",
             Self::StopShare { .. } => "stop-share",
             Self::Remove { .. } => "remove",
             Self::Wait { .. } => "wait",
             Self::Limit { .. } => "limit",
             Self::Peers { .. } => "peers",
             Self::Status => "status",
+            Self::Events { .. } => "events",
             Self::Quit => "quit",
+        }
+    }
+
+    /// Paths in it that are relative start from `cwd`.
+    pub fn start_from(&mut self, cwd: &Path) {
+        let place = |path: &mut PathBuf| *path = cwd.join(&path);
+        match self {
+            Self::Share { path, mtorrent, .. } => {
+                place(path);
+                mtorrent.iter_mut().for_each(place);
+            }
+            Self::Remove { metafile } => place(metafile),
+            Self::Get { source, file, dest, .. } => {
+                let place = |path: &mut String| {
+                    if let Some(whole) = cwd.join(&path).to_str() {
+                        *path = whole.to_owned();
+                    }
+                };
+                match dest {
+                    Some(dest) => place(dest),
+                    None => {
+                        place(source);
+                        place(file);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether it carries a password.
+    pub fn has_password(&self) -> bool {
+        match self {
+            Self::CreateUser { password, .. } | Self::Login { password, .. } => password.is_some(),
+            Self::Passwd { old, new } => old.is_some() || new.is_some(),
+            _ => false,
+        }
+    }
+
+    /// Whether it may take long only because it waits for something.
+    pub fn waits(&self) -> bool {
+        matches!(self, Self::Wait { .. } | Self::Events { .. } | Self::Get { wait: true, .. })
+    }
+
+    /// Whether doing it twice is doing it once.
+    pub fn is_repeatable(&self) -> bool {
+        match self {
+            Self::Login { .. }
+            | Self::Whoami
+            | Self::Devices
+            | Self::ListGroups
+            | Self::ListRequests { .. }
+            | Self::ListMembers { .. }
+            | Self::Share { .. }
+            | Self::ListFiles { .. }
+            | Self::Search { .. }
+            | Self::Downloads { .. }
+            | Self::Wait { .. }
+            | Self::Peers { .. }
+            | Self::Status
+            | Self::Events { .. } => true,
+            Self::CreateUser { .. }
+            | Self::Logout
+            | Self::Passwd { .. }
+            | Self::RemoveDevice { .. }
+            | Self::CreateGroup { .. }
+            | Self::JoinGroup { .. }
+            | Self::LeaveGroup { .. }
+            | Self::AcceptRequest { .. }
+            | Self::RejectRequest { .. }
+            | Self::Kick { .. }
+            | Self::Nominate { .. }
+            | Self::TransferGroup { .. }
+            | Self::SetGroup { .. }
+            | Self::Unlist { .. }
+            | Self::Get { .. }
+            | Self::StopShare { .. }
+            | Self::Remove { .. }
+            | Self::Limit { .. }
+            | Self::Quit => false,
         }
     }
 }

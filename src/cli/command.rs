@@ -8,8 +8,8 @@ use serde_json::{Value, json};
 use super::client_args::ClientCommand;
 use super::exit::Failure;
 use super::output::Answer;
-use super::progress;
 use super::rate::Rate;
+use super::request::Request;
 use super::text::{self, or_none, table};
 use super::transfers;
 use crate::client::agent::Agent;
@@ -20,21 +20,26 @@ use crate::name::{GroupName, Selector};
 use crate::swarm::rates::RateLimits;
 use crate::tracker::message::{FileRow, Matching, Password, Standing, Written};
 
-/// Asks a person for a secret, without showing it.
-pub type Ask = fn(&str) -> Option<String>;
+/// The code of the failure of a command that needs a password and has none.
+pub const PASSWORD_NEEDED: &str = "password-needed";
 
-/// Runs `command`. `ask` gets a password from the terminal, where there is one.
+/// Runs `command`; `request` has what else was said with it.
 ///
 /// # Errors
 /// [`Failure`].
-pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answer, Failure> {
+pub async fn run(
+    agent: &Agent,
+    request: &Request,
+    command: ClientCommand,
+) -> Result<Answer, Failure> {
     match command {
         ClientCommand::CreateUser { user, password, invite } => {
-            let password = password_for(password, ask, true).await?;
+            let password = secret(password, &request.password)?;
             let written = agent.create_user(user.clone(), password, invite).await?;
-            let provisional = is_provisional(written, user.as_str());
+            let (provisional, warning) = provisional(written, user.as_str());
             let json = json!({"user": user, "provisional": provisional});
-            Ok(Answer::new(json, format!("user {user} created")))
+            let answer = Answer::new(json, format!("user {user} created"));
+            Ok(answer.warn_if(warning))
         }
         ClientCommand::Login { user, password } => {
             // A device that logged in before needs no password.
@@ -45,21 +50,15 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
             let user = match known {
                 Some(user) => user,
                 None => {
-                    let password = password_for(password, ask, false).await?;
+                    let password = secret(password, &request.password)?;
                     agent.login(user, password).await?
                 }
             };
             Ok(Answer::new(json!({"user": user}), format!("logged in as {user}")))
         }
         ClientCommand::Passwd { old, new } => {
-            let old = match old {
-                Some(old) => Password(old),
-                None => password_from("MTQ_PASSWORD", "old password: ", ask, false).await?,
-            };
-            let new = match new {
-                Some(new) => Password(new),
-                None => password_from("MTQ_NEW_PASSWORD", "new password: ", ask, true).await?,
-            };
+            let old = secret(old, &request.password)?;
+            let new = secret(new, &request.new_password)?;
             agent.change_password(old, new).await?;
             let text = "password changed; your other devices have to log in again";
             Ok(Answer::new(json!({}), text))
@@ -126,9 +125,10 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
         }
         ClientCommand::CreateGroup { group, hidden } => {
             let written = agent.create_group(group.clone(), hidden).await?;
-            let provisional = is_provisional(written, group.as_str());
+            let (provisional, warning) = provisional(written, group.as_str());
             let json = json!({"group": group, "provisional": provisional});
-            Ok(Answer::new(json, format!("group {group} created; you own it")))
+            let answer = Answer::new(json, format!("group {group} created; you own it"));
+            Ok(answer.warn_if(warning))
         }
         ClientCommand::ListGroups => {
             let rows = agent.list_groups().await?;
@@ -263,20 +263,11 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
             Ok(Answer::new(json, table(&lines)))
         }
         ClientCommand::Share { path, group, name, mtorrent } => {
-            let what = format!("hashing {}", text::path(&path));
-            let size = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
-            let bar = progress::bytes_bar(size, what);
-            let drawn = bar.clone();
-            let note = move |done, size| {
-                drawn.set_length(size);
-                drawn.set_position(done);
+            let group = match group {
+                Some(group) => group,
+                None => default_group(request)?,
             };
-            let shared = agent.share(&path, group, name, mtorrent, note).await;
-            bar.finish_and_clear();
-            let shared = shared?;
-            if let Some(warning) = &shared.warning {
-                eprintln!("warning: {}", text::printable(warning));
-            }
+            let shared = agent.share(&path, group, name, mtorrent, |_, _| {}).await?;
             let head = shared.manifest.head();
             let size = head.layout().size();
             let mut text =
@@ -291,7 +282,7 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
                 "pieces": head.layout().piece_count(), "mtorrent": shared.metafile.as_deref().map(text::lossy),
                 "warning": shared.warning,
             });
-            Ok(Answer::new(json, text))
+            Ok(Answer::new(json, text).warn_if(shared.warning))
         }
         ClientCommand::ListFiles { group } => {
             let rows = agent.list_files(group.clone()).await?;
@@ -313,8 +304,10 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
                 .collect();
             Ok(Answer::new(json!({"pattern": pattern, "files": json}), or_none(&lines, "files")))
         }
-        ClientCommand::Get { args } => get(agent, &args).await,
-        ClientCommand::Downloads => {
+        ClientCommand::Get { source, file, dest, wait } => {
+            get(agent, &source, &file, dest.as_deref(), wait).await
+        }
+        ClientCommand::Downloads { .. } => {
             agent.look_for_changes().await;
             Ok(transfers::downloads(agent))
         }
@@ -329,12 +322,13 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
             let json = json!({"group": group, "name": name, "mtorrent": text::lossy(&metafile)});
             Ok(Answer::new(json, text))
         }
-        ClientCommand::Wait { timeout } => wait(agent, timeout).await,
+        ClientCommand::Wait { group, file, timeout } => wait(agent, group.zip(file), timeout).await,
         ClientCommand::Limit { up, down, group, file } => limit(agent, group.zip(file), up, down),
         ClientCommand::Peers { group, file } => transfers::peers(agent, group.zip(file)),
         ClientCommand::Status => Ok(status(agent, &agent.status().await)),
-        // The session ends on it before it comes here.
-        ClientCommand::Quit => Ok(Answer::new(json!({}), "")),
+        // Both mean the connection on which they come, and what the agent runs in.
+        ClientCommand::Events { .. } => Ok(Answer::new(json!({}), "")),
+        ClientCommand::Quit => Ok(Answer::new(json!({}), "the agent ends")),
     }
 }
 
@@ -366,16 +360,16 @@ fn limits_text(limits: RateLimits) -> String {
     format!("up {}, down {}", words(limits.up), words(limits.down))
 }
 
-/// Whether a name may yet turn out to be taken; the person is told then.
-fn is_provisional(written: Option<Written>, name: &str) -> bool {
+/// Whether a name may yet turn out to be taken, and what the person is told then.
+fn provisional(written: Option<Written>, name: &str) -> (bool, Option<String>) {
     let provisional = written.is_some_and(|written| written.provisional);
-    if provisional {
-        eprintln!(
-            "warning: not all trackers could be asked for {name}: if one of them has given it \
-             away, the earlier keeps it and yours gets a mark"
-        );
-    }
-    provisional
+    let warning = provisional.then(|| {
+        format!(
+            "not all trackers could be asked for {name}: if one of them has given it away, the \
+             earlier keeps it and yours gets a mark"
+        )
+    });
+    (provisional, warning)
 }
 
 fn status(agent: &Agent, status: &Status) -> Answer {
@@ -439,38 +433,44 @@ fn tracker_line(TrackerStatus { line, sync }: &TrackerStatus) -> Vec<String> {
     vec![address, line.peer_id.short(), state, sync]
 }
 
-async fn get(agent: &Agent, args: &[String]) -> Result<Answer, Failure> {
-    let bar = progress::bytes_bar(0, "looking at what is there".to_owned());
-    let drawn = bar.clone();
-    let note = move |done, size| {
-        drawn.set_length(size);
-        drawn.set_position(done);
+async fn get(
+    agent: &Agent,
+    source: &str,
+    file: &str,
+    dest: Option<&str>,
+    wait: bool,
+) -> Result<Answer, Failure> {
+    let note = |_, _| {};
+    let started = match dest {
+        None if source.ends_with(".mtorrent") => {
+            agent.get_metafile(Path::new(source), Path::new(file), note).await?
+        }
+        None => {
+            return Err(Failure::usage("get takes GROUP NAME DEST, or FILE.mtorrent DEST"));
+        }
+        Some(dest) => {
+            let group: GroupName = source.parse().map_err(|e| bad_name(source, &e))?;
+            let file: Selector = file.parse().map_err(|e| bad_name(file, &e))?;
+            agent.get(group, file, Path::new(dest), note).await?
+        }
     };
-    let started = get_args(agent, args, note).await;
-    bar.finish_and_clear();
-    let started = started?;
-    if let Some(warning) = &started.warning {
-        eprintln!("warning: {warning}");
-    }
-    Ok(Answer::new(started_json(&started), started_text(&started)))
+    let warning = started.warning.clone();
+    let answer = match wait {
+        false => Answer::new(started_json(&started), started_text(&started)),
+        true => {
+            let which = (started.group, Selector::Id(started.content.into()));
+            self::wait(agent, Some(which), None).await?
+        }
+    };
+    Ok(answer.warn_if(warning))
 }
 
-async fn get_args(
-    agent: &Agent,
-    args: &[String],
-    note: impl Fn(u64, u64) + Send + Sync + 'static,
-) -> Result<Started, Failure> {
-    match args {
-        [metafile, dest] if metafile.ends_with(".mtorrent") => {
-            Ok(agent.get_metafile(Path::new(metafile), Path::new(dest), note).await?)
-        }
-        [_, _] => Err(Failure::usage("get takes GROUP NAME DEST, or FILE.mtorrent DEST")),
-        [group, file, dest] => {
-            let group: GroupName = group.parse().map_err(|e| bad_name(group, &e))?;
-            let file: Selector = file.parse().map_err(|e| bad_name(file, &e))?;
-            Ok(agent.get(group, file, Path::new(dest), note).await?)
-        }
-        _ => Err(Failure::usage("get takes GROUP NAME DEST, or FILE.mtorrent DEST")),
+/// The group of a share that names none.
+fn default_group(request: &Request) -> Result<GroupName, Failure> {
+    match &request.default_group {
+        Some(group) => group.parse().map_err(|e| bad_name(group, &e)),
+        None => Err(Failure::usage("share needs a group: there is no default group")
+            .hint("share PATH GROUP, or set default-group in the configuration")),
     }
 }
 
@@ -499,10 +499,14 @@ fn started_json(started: &Started) -> Value {
     })
 }
 
-async fn wait(agent: &Agent, timeout: Option<Duration>) -> Result<Answer, Failure> {
-    let rows = tokio::select! {
-        rows = agent.wait(timeout) => rows?,
-        () = progress::watch(agent) => Vec::new(),
+async fn wait(
+    agent: &Agent,
+    which: Option<(GroupName, Selector)>,
+    timeout: Option<Duration>,
+) -> Result<Answer, Failure> {
+    let rows = match &which {
+        None => agent.wait(timeout).await?,
+        Some((group, file)) => vec![agent.wait_for(group, file, timeout).await?],
     };
     Ok(Answer::new(transfers::rows_json(&rows), transfers::finished(&rows)))
 }
@@ -537,34 +541,12 @@ fn bad_name(text: &str, error: &dyn std::error::Error) -> Failure {
     Failure::usage(format!("{}: {error}", text::printable(text)))
 }
 
-async fn password_for(given: Option<String>, ask: Ask, new: bool) -> Result<Password, Failure> {
-    match given {
-        Some(password) => Ok(Password(password)),
-        None => password_from("MTQ_PASSWORD", "password: ", ask, new).await,
-    }
-}
-
-/// A password from the environment, or from a person: a new one twice.
-async fn password_from(
-    variable: &str,
-    words: &'static str,
-    ask: Ask,
-    new: bool,
-) -> Result<Password, Failure> {
-    if let Ok(password) = std::env::var(variable) {
-        return Ok(Password(password));
-    }
-    // A person takes time; everything else goes on meanwhile.
-    let asked = tokio::task::spawn_blocking(move || {
-        let password = ask(words)?;
-        let same = !new || ask("again: ").as_ref() == Some(&password);
-        Some((password, same))
-    });
-    match asked.await {
-        Ok(Some((password, true))) => Ok(Password(password)),
-        Ok(Some((_, false))) => Err(Failure::usage("the two passwords differ")),
-        _ => Err(Failure::usage(format!("a password is needed: as an argument, or in {variable}"))),
-    }
+/// A password, from the words of the command or said with it.
+fn secret(given: Option<String>, said: &Option<Password>) -> Result<Password, Failure> {
+    given.map(Password).or_else(|| said.clone()).ok_or_else(|| {
+        Failure::new(PASSWORD_NEEDED, "a password is needed")
+            .hint("it follows the user name, or comes from MTQ_PASSWORD")
+    })
 }
 
 /// Reads a small text file named on the command line.

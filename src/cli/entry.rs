@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, FromArgMatches as _};
 
 use super::args::{Cli, Verb};
 use super::exit::Failure;
@@ -10,7 +10,9 @@ use super::{certs, client, demo, operate, tracker};
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let result: Result<u8, Failure> = match Cli::parse().verb {
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let result: Result<u8, Failure> = match cli.verb {
         Verb::Demo(args) => demo::run(&args),
         Verb::Certs(args) => certs::run(&args).map(|()| 0),
         Verb::Tracker(args) => match (args.verb, args.run) {
@@ -19,7 +21,10 @@ pub fn main() -> ExitCode {
             (None, None) => Err(Failure::usage("a tracker needs --data-dir DIR")
                 .hint("mtq tracker --help lists options and commands")),
         },
-        Verb::Client(args) => client::run(&args),
+        Verb::Client(args) => match matches.subcommand() {
+            Some((_, matches)) => client::run(&args, matches),
+            None => Err(Failure::usage("nothing to do")),
+        },
     };
     ExitCode::from(result.unwrap_or_else(|failure| {
         failure.print();

@@ -1,5 +1,7 @@
 //! Failures as the command line sees them, and their exit statuses.
 
+use serde_json::{Value, json};
+
 use crate::client::error::AgentError;
 
 /// Exit statuses; README.md lists them.
@@ -51,26 +53,44 @@ impl Failure {
         Self { code: code.to_owned(), message: message.into(), hint: None, status: status_of(code) }
     }
 
+    /// Whoever asked for it does not want it any more.
+    pub fn interrupted() -> Self {
+        Self { status: status::INTERRUPTED, ..Self::new("interrupted", "interrupted") }
+    }
+
     /// The same with a next step.
     pub fn hint(self, hint: impl Into<String>) -> Self {
         Self { hint: Some(hint.into()), ..self }
     }
 
-    /// Says it on standard error, with the line of the script that failed.
-    pub fn print_for_line(&self, number: usize) {
-        self.print_after(&format!("error: line {number}: "));
+    /// The `error` of an answer.
+    pub fn json(&self) -> Value {
+        let mut error = json!({"code": self.code, "message": self.message});
+        if let Some(hint) = &self.hint {
+            error["hint"] = json!(hint);
+        }
+        error
+    }
+
+    /// What the `error` of an answer says.
+    pub fn of_json(error: &Value) -> Self {
+        let word = |field: &str| error[field].as_str();
+        let failure = Self::new(
+            word("code").unwrap_or("internal"),
+            super::text::printable(word("message").unwrap_or("")),
+        );
+        Self { hint: word("hint").map(super::text::printable), ..failure }
     }
 
     /// Says it on standard error.
     pub fn print(&self) {
-        self.print_after("error: ");
+        eprintln!("{}", self.words("error: "));
     }
 
-    fn print_after(&self, prefix: &str) {
-        eprintln!("{prefix}{}", self.message);
-        if let Some(hint) = &self.hint {
-            eprintln!("hint: {hint}");
-        }
+    /// It and its hint, as a person reads them.
+    pub fn words(&self, prefix: &str) -> String {
+        let hint = self.hint.as_ref().map_or(String::new(), |hint| format!("\nhint: {hint}"));
+        format!("{prefix}{}{hint}", self.message)
     }
 }
 
@@ -116,7 +136,7 @@ fn status_of(code: &str) -> u8 {
         | "not-in-roster"
         | "no-address"
         | "yourself" => status::REFUSED,
-        "usage" | "bad-name" | "bad-pattern" => status::USAGE,
+        "usage" | "bad-name" | "bad-pattern" | "password-needed" => status::USAGE,
         _ => status::FAILED,
     }
 }

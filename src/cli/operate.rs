@@ -18,10 +18,11 @@ use super::output::{self, Answer};
 use super::text;
 use super::tracker::disk_failure;
 use crate::client::data_dir;
+use crate::control_socket::SocketPath;
 use crate::limits::{MAX_CONTROL_ANSWER, MAX_INVITE_LIFE};
 use crate::tracker::control::{Fault, Order};
 use crate::tracker::disk::{Disk, FILE_NAME};
-use crate::tracker::operator::{SocketPath, backup_fault};
+use crate::tracker::operator::backup_fault;
 use crate::tracker::{census, store};
 
 /// A tracker that has not answered by then is stuck. Copies take what they take.

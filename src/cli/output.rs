@@ -13,12 +13,20 @@ pub struct Answer {
     pub json: Value,
     /// For people; may be several lines, without the last line end.
     pub text: String,
+    /// For people, on standard error: what to mind.
+    pub warnings: Vec<String>,
 }
 
 impl Answer {
     /// An answer.
     pub fn new(json: Value, text: impl Into<String>) -> Self {
-        Self { json, text: text.into() }
+        Self { json, text: text.into(), warnings: Vec::new() }
+    }
+
+    /// The same with a warning, if there is one.
+    pub fn warn_if(mut self, warning: Option<String>) -> Self {
+        self.warnings.extend(warning);
+        self
     }
 }
 
@@ -29,11 +37,7 @@ pub fn print(command: &str, result: &Result<Answer, Failure>, as_json: bool) {
         let line = match result {
             Ok(answer) => json!({"v": 1, "command": command, "ok": true, "result": answer.json}),
             Err(failure) => {
-                let mut error = json!({"code": failure.code, "message": failure.message});
-                if let Some(hint) = &failure.hint {
-                    error["hint"] = json!(hint);
-                }
-                json!({"v": 1, "command": command, "ok": false, "error": error})
+                json!({"v": 1, "command": command, "ok": false, "error": failure.json()})
             }
         };
         let _ = writeln!(out, "{line}");

@@ -1,11 +1,10 @@
-//! Progress bars on standard error; nothing at all when that is no terminal.
+//! Progress bars and what they say.
 
 use std::time::Duration;
 
-use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressStyle};
 
 use super::text;
-use crate::client::agent::Agent;
 use crate::client::library::EntryState;
 use crate::client::report::DownloadRow;
 
@@ -25,35 +24,9 @@ fn styled(len: u64, template: &str) -> ProgressBar {
     ProgressBar::new(len).with_style(style.progress_chars("=> "))
 }
 
-/// Shows a bar for every download under way until dropped futures end it.
-pub async fn watch(agent: &Agent) {
-    let all = MultiProgress::new();
-    let mut bars: Vec<(u64, ProgressBar)> = Vec::new();
-    loop {
-        for row in agent.downloads() {
-            show(&all, &mut bars, &row);
-        }
-        tokio::time::sleep(REDRAW).await;
-    }
-}
-
-fn show(all: &MultiProgress, bars: &mut Vec<(u64, ProgressBar)>, row: &DownloadRow) {
-    let known = bars.iter().find(|(number, _)| *number == row.number).map(|(_, bar)| bar.clone());
-    let bar = match known {
-        Some(bar) => bar,
-        None if row.state.is_under_way() => {
-            let bar = all.add(styled(row.size, "{msg} [{bar:30}] {bytes}/{total_bytes} {prefix}"));
-            bar.set_message(row.name.to_string());
-            bars.push((row.number, bar.clone()));
-            bar
-        }
-        None => return,
-    };
-    bar.set_position(row.progress.stored_bytes);
-    bar.set_prefix(note(row));
-    if !row.state.is_under_way() && !bar.is_finished() {
-        bar.finish();
-    }
+/// A bar that counts bytes, with a note behind it.
+pub fn noted_bar() -> ProgressBar {
+    styled(0, "{msg} [{bar:30}] {bytes}/{total_bytes} {prefix}")
 }
 
 /// What a download is doing, in a few words.

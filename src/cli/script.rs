@@ -1,7 +1,8 @@
 //! Turns a line of text into a command: words split as a shell does, then the one grammar.
 
-use clap::Parser as _;
 use clap::error::ErrorKind;
+use clap::parser::ValueSource;
+use clap::{ArgMatches, CommandFactory as _, Parser as _};
 
 use super::client_args::{ClientCommand, Line};
 use super::exit::Failure;
@@ -26,9 +27,15 @@ pub fn parse(line: &str) -> Parsed {
         return Parsed::Nothing;
     }
     let first = line.split_whitespace().next().unwrap_or("").to_owned();
-    let Some(mut words) = shlex::split(line) else {
-        return Parsed::Wrong(first, Failure::usage("a quote is not closed"));
-    };
+    match shlex::split(line) {
+        Some(words) => parse_words(words),
+        None => Parsed::Wrong(first, Failure::usage("a quote is not closed")),
+    }
+}
+
+/// Parses the words of a line.
+pub fn parse_words(mut words: Vec<String>) -> Parsed {
+    let first = words.first().cloned().unwrap_or_default();
     // The seeds' two-word form.
     if words.len() >= 2 && words[0] == "show" && words[1] == "downloads" {
         words.splice(..2, ["downloads".to_owned()]);
@@ -48,6 +55,44 @@ pub fn parse(line: &str) -> Parsed {
             _ => Parsed::Wrong(first, failure(&error)),
         },
     }
+}
+
+/// The words of a command that was parsed as a part of a longer line: those which [`parse_words`]
+/// understands as the same. `matches` are those of the command.
+///
+/// # Errors
+/// [`Failure`] when one is not Unicode.
+pub fn words_of(name: &str, matches: &ArgMatches) -> Result<Vec<String>, Failure> {
+    let grammar = Line::command();
+    let command = grammar.find_subcommand(name).map(clap::Command::get_arguments);
+    let mut words = vec![name.to_owned()];
+    let mut positionals = vec!["--".to_owned()];
+    for arg in command.into_iter().flatten() {
+        let id = arg.get_id().as_str();
+        if matches.value_source(id) != Some(ValueSource::CommandLine) {
+            continue;
+        }
+        let mut values = Vec::new();
+        for value in matches.get_raw(id).into_iter().flatten() {
+            let value = value.to_str().ok_or_else(|| {
+                let value = super::text::printable(&value.to_string_lossy());
+                Failure::usage(format!("{value}: not Unicode"))
+                    .hint("rename it, or use a link with another name")
+            })?;
+            values.push(value.to_owned());
+        }
+        match arg.get_long() {
+            None => positionals.extend(values),
+            Some(long) if arg.get_action().takes_values() => {
+                words.extend(values.iter().map(|value| format!("--{long}={value}")));
+            }
+            Some(long) => words.push(format!("--{long}")),
+        }
+    }
+    if positionals.len() > 1 {
+        words.append(&mut positionals);
+    }
+    Ok(words)
 }
 
 /// A clap error as one line and a hint.
@@ -100,12 +145,15 @@ mod tests {
 
     #[test]
     fn quotes_and_dashes_as_in_a_shell() {
-        let ClientCommand::Get { args } = command(r#"get lab "a b.iso" '/tmp/x y'"#) else {
-            panic!("not a get");
+        let get = |line: &str| match command(line) {
+            ClientCommand::Get { source, file, dest, .. } => (source, file, dest),
+            other => panic!("not a get: {other:?}"),
         };
-        assert_eq!(args, ["lab", "a b.iso", "/tmp/x y"]);
-        let ClientCommand::Get { args } = command("get lab -rf .") else { panic!("not a get") };
-        assert_eq!(args, ["lab", "-rf", "."]);
+        let word = str::to_owned;
+        let expected = (word("lab"), word("a b.iso"), Some(word("/tmp/x y")));
+        assert_eq!(get(r#"get lab "a b.iso" '/tmp/x y'"#), expected);
+        assert_eq!(get("get lab -rf . --wait"), (word("lab"), word("-rf"), Some(word("."))));
+        assert_eq!(get("get x.mtorrent ."), (word("x.mtorrent"), word("."), None));
         let ClientCommand::Share { path, name, .. } = command("share ./-rf lab --name '-r f'")
         else {
             panic!("not a share");
@@ -141,11 +189,33 @@ mod tests {
     }
 
     #[test]
+    fn a_command_behind_the_program_has_the_same_words() {
+        use super::super::args::Cli;
+        for (typed, words) in [
+            ("downloads", vec!["downloads"]),
+            ("share --name=-x a/b lab", vec!["share", "--name=-x", "--", "a/b", "lab"]),
+            ("get lab -rf . --wait", vec!["get", "--wait", "--", "lab", "-rf", "."]),
+            ("search --prefix -- --regex", vec!["search", "--prefix", "--", "--regex"]),
+            ("limit --up 2MiB", vec!["limit", "--up=2MiB"]),
+        ] {
+            let program = ["mtq", "client", "--trackers", "t", "--data-dir", "d"];
+            let matches = Cli::command()
+                .try_get_matches_from(program.into_iter().chain(typed.split(' ')))
+                .expect(typed);
+            let (_, client) = matches.subcommand().expect("client");
+            let (name, command) = client.subcommand().expect("a command");
+            let found = words_of(name, command).expect("Unicode");
+            assert_eq!(found, words);
+            assert!(matches!(parse_words(found), Parsed::Command(_)), "{typed}");
+        }
+    }
+
+    #[test]
     fn nonsense_gets_one_line_and_a_hint() {
         let failure = wrong("create-usr a b");
         assert_eq!(failure.code, "usage");
         assert_eq!(failure.message.lines().count(), 1);
-        assert_eq!(wrong("share onlypath").message, "missing <GROUP>");
+        assert_eq!(wrong("list-files").message, "missing <GROUP>");
         assert_eq!(wrong("share a 'b").message, "a quote is not closed");
         assert!(wrong("login 'no good'").message.contains("1 to 32"));
         assert!(wrong("wait --timeout soon").hint.is_some());

@@ -82,6 +82,17 @@ pub fn sums(rows: &[DownloadRow]) -> (String, Value) {
     (text, json)
 }
 
+/// Where a row is in its life, for scripts.
+pub fn state(row: &DownloadRow) -> &'static str {
+    match &row.state {
+        EntryState::Downloading => "downloading",
+        EntryState::Finishing => "finishing",
+        EntryState::Seeding if row.changed => "changed",
+        EntryState::Seeding => "seeding",
+        EntryState::Failed(_) => "failed",
+    }
+}
+
 /// `[D]` or `[S]`; `[F]` for what failed.
 fn mark(row: &DownloadRow) -> &'static str {
     match row.state {
@@ -169,14 +180,9 @@ fn totals(row: &DownloadRow) -> Option<String> {
 }
 
 fn row_json(row: &DownloadRow) -> Value {
-    let (state, error) = match &row.state {
-        EntryState::Downloading => ("downloading", Value::Null),
-        EntryState::Finishing => ("finishing", Value::Null),
-        EntryState::Seeding if row.changed => ("changed", Value::Null),
-        EntryState::Seeding => ("seeding", Value::Null),
-        EntryState::Failed(failure) => {
-            ("failed", json!({"code": failure.code, "message": failure.message}))
-        }
+    let error = match &row.state {
+        EntryState::Failed(failure) => json!({"code": failure.code, "message": failure.message}),
+        _ => Value::Null,
     };
     let hold = row.progress.hold.as_ref().filter(|_| row.state.is_under_way()).map(|hold| {
         let code = match hold {
@@ -200,7 +206,7 @@ fn row_json(row: &DownloadRow) -> Value {
     });
     let (received, wasted) = row.progress.received();
     json!({
-        "download": row.number, "state": state, "error": error, "hold": hold, "group": row.group,
+        "download": row.number, "state": state(row), "error": error, "hold": hold, "group": row.group,
         "name": row.name, "path": text::lossy(&row.path), "content_id": row.content, "size": row.size,
         "stored_bytes": row.progress.stored_bytes, "bytes_per_sec": row.progress.bytes_per_sec,
         "elapsed_ms": row.progress.elapsed.as_millis() as u64,

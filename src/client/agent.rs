@@ -9,7 +9,7 @@ use tokio::sync::broadcast;
 pub use super::core::AgentConfig;
 use super::core::Core;
 use super::error::AgentError;
-use super::library::Entry;
+use super::library::{Entry, EntryState};
 use super::report::{DownloadRow, Notice};
 use crate::id::RequestId;
 use crate::name::{GroupName, Selector, UserName};
@@ -283,6 +283,13 @@ impl Agent {
         entries.into_iter().map(|(key, entry)| self.row(key, entry)).collect()
     }
 
+    /// The downloads under way.
+    pub fn under_way(&self) -> Vec<DownloadRow> {
+        let entries = self.core.library().entries().into_iter();
+        let entries = entries.filter(|(_, entry)| entry.state.is_under_way());
+        entries.map(|(key, entry)| self.row(key, entry)).collect()
+    }
+
     /// The share or download that `file` means in a group.
     ///
     /// # Errors
@@ -322,30 +329,56 @@ impl Agent {
     /// [`AgentError::Timeout`], or [`AgentError::Download`] naming the first that failed since
     /// the last wait.
     pub async fn wait(&self, timeout: Option<Duration>) -> Result<Vec<DownloadRow>, AgentError> {
+        let rows = self.settled(timeout, || Ok(self.downloads())).await?;
+        match self.core.library().take_failure() {
+            Some((name, error)) => Err(AgentError::Download { name: name.to_string(), error }),
+            None => Ok(rows),
+        }
+    }
+
+    /// Waits until one download is not under way; returns its row.
+    ///
+    /// # Errors
+    /// [`AgentError::Timeout`], [`AgentError::Download`] when it failed, or that there is none.
+    pub async fn wait_for(
+        &self,
+        group: &GroupName,
+        file: &Selector,
+        timeout: Option<Duration>,
+    ) -> Result<DownloadRow, AgentError> {
+        let one = || self.download(group, file).map(|row| vec![row]);
+        let row = self.settled(timeout, one).await?.pop().ok_or_else(|| not_held(group, file))?;
+        match row.state {
+            EntryState::Failed(error) => {
+                Err(AgentError::Download { name: row.name.to_string(), error })
+            }
+            _ => Ok(row),
+        }
+    }
+
+    /// Waits until none of `rows` is under way; returns them.
+    async fn settled(
+        &self,
+        timeout: Option<Duration>,
+        rows: impl Fn() -> Result<Vec<DownloadRow>, AgentError>,
+    ) -> Result<Vec<DownloadRow>, AgentError> {
         let settled = async {
             loop {
                 let changed = self.core.changed.notified();
-                let rows = self.downloads();
+                let rows = rows()?;
                 if !rows.iter().any(|row| row.state.is_under_way()) {
-                    return rows;
+                    return Ok(rows);
                 }
                 changed.await;
             }
         };
-        let rows = match timeout {
-            None => settled.await,
-            Some(timeout) => match tokio::time::timeout(timeout, settled).await {
-                Ok(rows) => rows,
-                Err(_elapsed) => {
-                    let rows = self.downloads();
-                    let left = rows.iter().filter(|row| row.state.is_under_way()).count();
-                    return Err(AgentError::Timeout(left));
-                }
-            },
-        };
-        match self.core.library().take_failure() {
-            Some((name, error)) => Err(AgentError::Download { name: name.to_string(), error }),
-            None => Ok(rows),
+        let Some(timeout) = timeout else { return settled.await };
+        match tokio::time::timeout(timeout, settled).await {
+            Ok(rows) => rows,
+            Err(_elapsed) => {
+                let left = rows()?.iter().filter(|row| row.state.is_under_way()).count();
+                Err(AgentError::Timeout(left))
+            }
         }
     }
 

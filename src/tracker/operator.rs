@@ -3,17 +3,15 @@
 //! Who can open it may do everything here; what changes the state goes through the store like
 //! any other change, as an op whose actor is the tracker.
 
-use std::fs::{self, File, Permissions};
+use std::fs;
 use std::io;
-use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{UnixListener, UnixSocket, UnixStream};
+use tokio::io::{AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -30,91 +28,14 @@ use super::rosters::{Known, Rosters, RostersError};
 use super::session::{Shared, invite_id};
 use super::state::Registration;
 use super::status::Status;
+use crate::control_socket::{ControlSocket, Said, next_line};
 use crate::id::RequestId;
 use crate::limits;
 use crate::name::{GroupName, UserName};
 use crate::peer_id::PeerId;
 
-/// Name of the socket in a tracker's data directory.
-const SOCKET_NAME: &str = "control.sock";
-
-/// Name it has until nobody else can open it.
-const NEW_SOCKET_NAME: &str = "control.sock.new";
-
-/// Bytes of a path that every Unix lets a socket have.
-const SOCKET_PATH_LEN: usize = 100;
-
 /// Letters and digits of which none looks like another (Crockford's base 32).
 const ALPHABET: &[u8; 32] = b"0123456789ABCDEFGHJKMNPQRSTVWXYZ";
-
-/// A name by which a socket in a directory can be reached, however long the directory's own is.
-#[derive(Debug)]
-pub struct SocketPath {
-    path: PathBuf,
-    /// What a short name stands for must stay open.
-    _directory: Option<File>,
-}
-
-impl SocketPath {
-    /// Of the control socket in `directory`.
-    ///
-    /// # Errors
-    /// When the directory cannot be opened.
-    pub fn of(directory: &Path) -> io::Result<Self> {
-        Self::named(directory, SOCKET_NAME)
-    }
-
-    fn named(directory: &Path, name: &str) -> io::Result<Self> {
-        let path = directory.join(name);
-        if path.as_os_str().len() <= SOCKET_PATH_LEN {
-            return Ok(Self { path, _directory: None });
-        }
-        let directory = File::open(directory)?;
-        let path = PathBuf::from(format!("/proc/self/fd/{}/{name}", directory.as_raw_fd()));
-        Ok(Self { path, _directory: Some(directory) })
-    }
-
-    /// The path.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-}
-
-/// The socket, listening; its file goes when this does.
-#[derive(Debug)]
-pub struct ControlSocket {
-    listener: UnixListener,
-    path: PathBuf,
-}
-
-impl ControlSocket {
-    /// Makes the socket in `directory`, in place of one that a killed tracker left. To be called
-    /// by whoever holds the store there, in a tokio runtime.
-    ///
-    /// # Errors
-    /// When the system refuses.
-    pub fn bind(directory: &Path) -> io::Result<Self> {
-        let new = directory.join(NEW_SOCKET_NAME);
-        match fs::remove_file(&new) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            _ => {}
-        }
-        let socket = UnixSocket::new_stream()?;
-        socket.bind(SocketPath::named(directory, NEW_SOCKET_NAME)?.path())?;
-        // Nobody can connect before it listens, and by then nobody else may.
-        fs::set_permissions(&new, Permissions::from_mode(0o600))?;
-        let listener = socket.listen(limits::CONTROL_CONNECTIONS as u32)?;
-        let path = directory.join(SOCKET_NAME);
-        fs::rename(&new, &path)?;
-        Ok(Self { listener, path })
-    }
-}
-
-impl Drop for ControlSocket {
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.path);
-    }
-}
 
 /// Serves operators until `stop`.
 pub async fn serve(
@@ -128,14 +49,14 @@ pub async fn serve(
     loop {
         let accept = async {
             let place = places.clone().acquire_owned().await;
-            (place, socket.listener.accept().await)
+            (place, socket.accept().await)
         };
         let (place, accepted) = tokio::select! {
             () = operator.stop.cancelled() => return,
             accepted = accept => accepted,
         };
         match accepted {
-            Ok((stream, _)) => {
+            Ok(stream) => {
                 let operator = operator.clone();
                 tasks.spawn(async move {
                     operator.converse(stream).await;
@@ -163,26 +84,20 @@ impl Operator {
     async fn converse(&self, stream: UnixStream) {
         let (read, mut write) = stream.into_split();
         let mut read = BufReader::new(read);
-        let mut line = Vec::new();
-        let mut over = false;
-        while !over {
-            line.clear();
-            let limit = limits::MAX_CONTROL_LINE as u64 + 1;
-            let mut bounded = (&mut read).take(limit);
-            let next = bounded.read_until(b'\n', &mut line);
+        loop {
             let next = tokio::select! {
                 () = self.stop.cancelled() => return,
-                next = tokio::time::timeout(limits::CONTROL_IDLE, next) => next,
+                next = tokio::time::timeout(
+                    limits::CONTROL_IDLE,
+                    next_line(&mut read, limits::MAX_CONTROL_LINE),
+                ) => next,
             };
-            let Ok(Ok(1..)) = next else { return };
-            over = line.len() > limits::MAX_CONTROL_LINE && !line.ends_with(b"\n");
-            let answer = match over {
-                true => {
-                    let max = limits::MAX_CONTROL_LINE;
-                    let message = format!("a line is over the limit of {max} bytes");
-                    control::answer("", &Err(Fault::new("usage", message)))
+            let answer = match next {
+                Ok(Ok(Some(Said::Line(line)))) => self.answer(&line).await,
+                Ok(Ok(Some(said @ Said::TooLong(_)))) => {
+                    control::answer("", &Err(Fault::new("usage", said.to_string())))
                 }
-                false => self.answer(&line).await,
+                _ => return,
             };
             // It may hold a new password.
             let answer = Zeroizing::new(answer + "\n");
@@ -511,25 +426,5 @@ mod tests {
         assert_eq!(count(), 1, "the store alone");
         disk.backup(&target, false, &|| false).expect("copied");
         assert_eq!(count(), 2, "the store and the copy");
-    }
-
-    #[tokio::test]
-    async fn a_socket_has_its_name_only_when_it_is_private() {
-        let dir = tempfile::tempdir().expect("temp dir");
-        // Longer than any socket's name may be.
-        let deep = dir.path().join("d".repeat(150));
-        fs::create_dir(&deep).expect("made");
-        for directory in [dir.path(), &deep] {
-            fs::write(directory.join(SOCKET_NAME), "stale").expect("written");
-            fs::write(directory.join(NEW_SOCKET_NAME), "stale").expect("written");
-            let socket = ControlSocket::bind(directory).expect("bound");
-            let mode = fs::metadata(&socket.path).expect("there").permissions().mode() & 0o777;
-            assert_eq!(mode, 0o600);
-            assert!(!directory.join(NEW_SOCKET_NAME).exists());
-            let path = SocketPath::of(directory).expect("a path");
-            UnixStream::connect(path.path()).await.expect("connected");
-            drop(socket);
-            assert!(!directory.join(SOCKET_NAME).exists());
-        }
     }
 }

@@ -1,0 +1,292 @@
+//! One's own end of a connection to an agent: asks, and hears what the agent says unasked.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use tokio::io::{AsyncWriteExt as _, BufReader};
+use tokio::net::UnixStream;
+use tokio::net::unix::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::sync::{mpsc, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+use zeroize::Zeroizing;
+
+use super::exit::Failure;
+use super::output::Answer;
+use super::request::{self, Request, RequestId};
+use super::screen::Screen;
+use super::text;
+use crate::control_socket::{Said, SocketPath, next_line};
+use crate::limits;
+
+/// An agent greets at once.
+const GREETING: Duration = Duration::from_secs(10);
+
+/// What an agent answered.
+#[derive(Clone, Debug)]
+pub struct Reply {
+    /// The command's name.
+    pub command: String,
+    /// The answer as scripts get it.
+    pub json: Value,
+    /// Words for people, or what went wrong.
+    pub result: Result<String, Failure>,
+    /// What to mind.
+    pub warnings: Vec<String>,
+}
+
+impl Reply {
+    /// An answer for which no agent was asked.
+    pub fn here(command: &str, result: Result<Answer, Failure>) -> Self {
+        let json = request::answer(None, command, &result, true);
+        Self::of(serde_json::from_str(&json).unwrap_or_default())
+    }
+
+    /// The answer to a call for help.
+    pub fn help(words: String) -> Self {
+        Self::here("help", Ok(Answer::new(json!({"text": words}), words)))
+    }
+
+    /// Says it, an error behind `place`; returns the command's exit status.
+    pub fn tell(&self, screen: &Screen, as_json: bool, place: &str) -> u8 {
+        for warning in &self.warnings {
+            screen.say(&format!("warning: {warning}"));
+        }
+        match (&self.result, as_json) {
+            (_, true) => screen.print(&self.json.to_string()),
+            (Ok(words), false) => screen.print(words),
+            (Err(_), false) => {}
+        }
+        match &self.result {
+            Ok(_) => 0,
+            Err(failure) => {
+                screen.say(&failure.words(&format!("error: {place}")));
+                failure.status
+            }
+        }
+    }
+
+    /// The answer to a request for words.
+    fn of(mut json: Value) -> Self {
+        let mut take = |field: &str| json.as_object_mut().and_then(|object| object.remove(field));
+        take("id");
+        let words = match take("text") {
+            Some(Value::String(words)) => words,
+            _ => String::new(),
+        };
+        let warnings = match take("warnings") {
+            Some(Value::Array(warnings)) => warnings,
+            _ => Vec::new(),
+        };
+        let warnings = warnings.iter().filter_map(Value::as_str).map(text::printable).collect();
+        let result = match json["ok"] == true {
+            true => Ok(words),
+            false => Err(Failure::of_json(&json["error"])),
+        };
+        let command = json["command"].as_str().unwrap_or("").to_owned();
+        Self { command, json, result, warnings }
+    }
+}
+
+/// The agent ended, or went away, before it answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AgentEnded {
+    /// Whether it may have heard what was asked.
+    pub said: bool,
+    /// Whether it told before that it would end.
+    pub in_order: bool,
+}
+
+/// Who is told what an agent says unasked.
+pub type Hear = Box<dyn Fn(&Value) + Send + Sync>;
+
+/// A connection to an agent.
+#[derive(Debug)]
+pub struct Front {
+    shared: Arc<Shared>,
+    lines: mpsc::Sender<Zeroizing<String>>,
+    hello: Value,
+    _tasks: TaskTracker,
+    _stop: DropGuard,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Value>>>,
+    next_id: AtomicU64,
+    ending: CancellationToken,
+    over: CancellationToken,
+}
+
+impl Shared {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Value>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Front {
+    /// Connects to the agent that runs on a data directory, if one does.
+    ///
+    /// # Errors
+    /// [`Failure`] when there is one and it cannot be used.
+    pub async fn find(directory: &Path, hear: Hear) -> Result<Option<Self>, Failure> {
+        let connected = match SocketPath::of(directory) {
+            Ok(path) => UnixStream::connect(path.path()).await,
+            Err(error) => Err(error),
+        };
+        let stream = match connected {
+            Ok(stream) => stream,
+            Err(error) => {
+                return match error.kind() {
+                    // Refused: a killed agent left its socket.
+                    io::ErrorKind::NotFound
+                    | io::ErrorKind::NotADirectory
+                    | io::ErrorKind::ConnectionRefused => Ok(None),
+                    io::ErrorKind::PermissionDenied => {
+                        let message =
+                            format!("the agent on {} is not yours to use", text::path(directory));
+                        Err(Failure::new("permission-denied", message)
+                            .hint("use a data directory of your own: --data-dir DIR"))
+                    }
+                    _ => Err(Failure::new("disk", format!("{}: {error}", text::path(directory)))),
+                };
+            }
+        };
+        // One that is just ending says nothing any more.
+        Ok(Self::over(stream, hear).await.ok())
+    }
+
+    /// Talks over `stream`, in a tokio runtime.
+    ///
+    /// # Errors
+    /// [`AgentEnded`] when nobody greets.
+    pub async fn over(stream: UnixStream, hear: Hear) -> Result<Self, AgentEnded> {
+        let (read, write) = stream.into_split();
+        let mut read = BufReader::new(read);
+        let said = tokio::time::timeout(GREETING, next_line(&mut read, limits::MAX_REPLY_LINE));
+        let Ok(Ok(Some(Said::Line(line)))) = said.await else {
+            return Err(AgentEnded { said: false, in_order: true });
+        };
+        let hello: Value = serde_json::from_slice(&line).unwrap_or_default();
+        let (lines, queue) = mpsc::channel(limits::CONTROL_LINES);
+        let shared = Arc::new(Shared::default());
+        let stop = CancellationToken::new();
+        let tasks = TaskTracker::new();
+        tasks.spawn(converse(shared.clone(), read, write, queue, hear, stop.clone()));
+        Ok(Self { shared, lines, hello, _tasks: tasks, _stop: stop.drop_guard() })
+    }
+
+    /// Whether the agent goes on without this connection.
+    pub fn lasts(&self) -> bool {
+        self.hello["lasts"] == true
+    }
+
+    /// Whether the agent can no longer be asked.
+    pub fn is_over(&self) -> bool {
+        self.shared.over.is_cancelled() || self.shared.ending.is_cancelled()
+    }
+
+    /// Returns when the agent is gone.
+    pub async fn gone(&self) {
+        self.shared.over.cancelled().await;
+    }
+
+    /// Returns when the agent can no longer be asked.
+    pub async fn ended(&self) {
+        tokio::select! {
+            () = self.shared.over.cancelled() => {}
+            () = self.shared.ending.cancelled() => {}
+        }
+    }
+
+    /// Asks for something. Dropping the future gives it up.
+    ///
+    /// # Errors
+    /// [`AgentEnded`].
+    pub async fn ask(&self, mut request: Request) -> Result<Reply, AgentEnded> {
+        let id = self.shared.next_id.fetch_add(1, Ordering::Relaxed);
+        (request.id, request.text) = (Some(RequestId::Number(id)), true);
+        let unsaid = AgentEnded { said: false, in_order: true };
+        let line = request.line().map_err(|_| unsaid)?;
+        let (sender, answer) = oneshot::channel();
+        self.shared.waiting().insert(id, sender);
+        let asked = Asked { front: self, id };
+        if self.shared.over.is_cancelled() {
+            return Err(unsaid);
+        }
+        let line = Zeroizing::new(line + "\n");
+        self.lines.send(line).await.map_err(|_| unsaid)?;
+        // At the end those who still wait are forgotten.
+        let answer = answer.await.ok();
+        drop(asked);
+        let in_order = self.shared.ending.is_cancelled();
+        answer.map(Reply::of).ok_or(AgentEnded { said: true, in_order })
+    }
+}
+
+/// A request that is given up when this goes before its answer.
+struct Asked<'a> {
+    front: &'a Front,
+    id: u64,
+}
+
+impl Drop for Asked<'_> {
+    fn drop(&mut self) {
+        if self.front.shared.waiting().remove(&self.id).is_some() {
+            let cancel = Some(RequestId::Number(self.id));
+            let request = Request { cancel, ..Request::default() };
+            if let Ok(line) = request.line() {
+                // An agent that takes nothing more does not do it for long.
+                let _ = self.front.lines.try_send(Zeroizing::new(line + "\n"));
+            }
+        }
+    }
+}
+
+/// Writes what is asked and reads what comes, until either side ends.
+async fn converse(
+    shared: Arc<Shared>,
+    mut read: BufReader<OwnedReadHalf>,
+    mut write: OwnedWriteHalf,
+    mut queue: mpsc::Receiver<Zeroizing<String>>,
+    hear: Hear,
+    stop: CancellationToken,
+) {
+    let writing = async {
+        while let Some(line) = queue.recv().await {
+            if write.write_all(line.as_bytes()).await.is_err() {
+                break;
+            }
+        }
+        // What is still to be read is read.
+        std::future::pending::<()>().await;
+    };
+    let reading = async {
+        while let Ok(Some(said)) = next_line(&mut read, limits::MAX_REPLY_LINE).await {
+            let Said::Line(line) = said else { continue };
+            let Ok(json) = serde_json::from_slice::<Value>(&line) else { continue };
+            match (json["event"].as_str(), json["id"].as_u64()) {
+                (Some("ending"), _) => shared.ending.cancel(),
+                (Some(_), _) => hear(&json),
+                (None, Some(id)) => {
+                    let waiting = shared.waiting().remove(&id);
+                    // Whoever asked may have given it up.
+                    let _ = waiting.map(|waiting| waiting.send(json));
+                }
+                (None, None) => {}
+            }
+        }
+    };
+    tokio::select! {
+        () = stop.cancelled() => {}
+        () = reading => {}
+        () = writing => {}
+    }
+    shared.over.cancel();
+    shared.waiting().clear();
+}

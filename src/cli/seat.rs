@@ -1,0 +1,239 @@
+//! A place at an agent: the one that runs on the data directory, or else one run here.
+//!
+//! Several may want one at the same time where none runs: one of them runs it, the others use it, and
+//! when the first has what it wanted another takes over.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::client_args::ClientCommand;
+use super::command::PASSWORD_NEEDED;
+use super::exit::Failure;
+use super::front::{Front, Reply};
+use super::host::Host;
+use super::plan::Plan;
+use super::request::Request;
+use super::screen::Screen;
+use crate::client::agent::Agent;
+use crate::clock;
+use crate::control_socket::ControlSocket;
+use crate::limits::{DRAIN, MAX_LINE_LEN};
+use crate::tracker::message::Password;
+
+/// An agent that is just beginning or ending is waited for so long: one that ends answers what it was
+/// asked, then ends its transfers.
+const HANDOVER: Duration = Duration::from_secs(4 * DRAIN.as_secs());
+
+/// How often it is tried anew meanwhile.
+const TRY_AGAIN: Duration = Duration::from_millis(50);
+
+/// Asks a person for a secret; blocks. Nothing when they do not want to.
+pub type Ask = fn(&str) -> Option<String>;
+
+/// A place at an agent.
+#[derive(Debug)]
+pub struct Seat {
+    plan: Plan,
+    screen: Arc<Screen>,
+    /// Whether an agent that is run here goes on by itself.
+    lasts: bool,
+    front: Option<Arc<Front>>,
+    host: Option<Host>,
+    warned: bool,
+}
+
+impl Seat {
+    /// A place that is taken when it is needed.
+    pub fn new(plan: Plan, screen: Arc<Screen>, lasts: bool) -> Self {
+        Self { plan, screen, lasts, front: None, host: None, warned: false }
+    }
+
+    /// Where results and words go.
+    pub fn screen(&self) -> &Arc<Screen> {
+        &self.screen
+    }
+
+    /// The agent that is run here, if one is.
+    pub fn host(&self) -> Option<&Host> {
+        self.host.as_ref()
+    }
+
+    /// Runs the agent here.
+    ///
+    /// # Errors
+    /// [`Failure`], also when one runs on the data directory already.
+    pub fn run_agent(&mut self) -> Result<&Host, Failure> {
+        let agent = Agent::start(self.plan.agent_config()?)?;
+        let socket = ControlSocket::bind(agent.data_dir()).map_err(|error| {
+            let directory = super::text::path(agent.data_dir());
+            Failure::new("disk", format!("the control socket in {directory}: {error}"))
+        })?;
+        Ok(self.host.insert(Host::start(agent, self.lasts, socket)))
+    }
+
+    /// The connection to the agent; makes one, and an agent, where there is none.
+    ///
+    /// # Errors
+    /// [`Failure`].
+    pub async fn front(&mut self) -> Result<Arc<Front>, Failure> {
+        if let Some(front) = self.front.as_ref().filter(|front| !front.is_over()) {
+            return Ok(front.clone());
+        }
+        let begun = clock::monotonic();
+        let front = loop {
+            if let Some(front) = self.connect().await? {
+                break Arc::new(front);
+            }
+            match self.run_agent() {
+                Ok(_) => {}
+                Err(failure) if failure.code == "locked" && begun.elapsed() < HANDOVER => {
+                    tokio::time::sleep(TRY_AGAIN).await;
+                }
+                Err(failure) => return Err(failure),
+            }
+        };
+        let mut words = vec!["events".to_owned()];
+        if self.screen.has_bars() {
+            words.push("--progress".to_owned());
+        }
+        // One that just ended is noticed by whoever asks next.
+        let _ = front.ask(Request { args: Some(words), ..Request::default() }).await;
+        if self.host.is_none() && !std::mem::replace(&mut self.warned, true) {
+            for option in self.plan.unused_options() {
+                let message = format!("the agent runs already: {option} changes nothing");
+                self.screen.say(&format!("warning: {message}"));
+            }
+        }
+        self.front = Some(front.clone());
+        Ok(front)
+    }
+
+    /// Connects to the agent, wherever it runs, if one does.
+    async fn connect(&self) -> Result<Option<Front>, Failure> {
+        let screen = self.screen.clone();
+        let hear = Box::new(move |event: &serde_json::Value| screen.hear(event));
+        match &self.host {
+            None => Front::find(self.plan.data_dir(), hear).await,
+            Some(host) => {
+                let failed = |why: &dyn std::fmt::Display| {
+                    Failure::new("internal", format!("the agent does not listen: {why}"))
+                };
+                let stream = host.connect().map_err(|error| failed(&error))?;
+                let front = Front::over(stream, hear).await;
+                Ok(Some(front.map_err(|_| failed(&"it ends"))?))
+            }
+        }
+    }
+
+    /// Whether an agent that was found, or is to be, goes on without this program.
+    pub fn is_lasting(&self) -> bool {
+        self.lasts || self.front.as_ref().is_some_and(|front| front.lasts())
+    }
+
+    /// What goes with every request.
+    pub fn plan(&self) -> &Plan {
+        &self.plan
+    }
+
+    /// The agent that runs on the data directory, if one does.
+    ///
+    /// # Errors
+    /// [`Failure`] when it cannot be used.
+    pub async fn found(&self) -> Result<Option<Front>, Failure> {
+        self.connect().await
+    }
+
+    /// Has a command done, as `request` says it. `ask` gets passwords from a person, where there is one.
+    ///
+    /// # Errors
+    /// [`Failure`] when there is no agent to do it; what went wrong with the command itself is in the
+    /// answer.
+    pub async fn ask(
+        &mut self,
+        command: &ClientCommand,
+        mut request: Request,
+        ask: Option<Ask>,
+    ) -> Result<Reply, Failure> {
+        if request.args.iter().flatten().map(String::len).sum::<usize>() > MAX_LINE_LEN {
+            let message = format!("a command is over the limit of {MAX_LINE_LEN} bytes");
+            return Err(Failure::usage(message));
+        }
+        loop {
+            let front = self.front().await?;
+            match front.ask(request.clone()).await {
+                Ok(reply) => match &reply.result {
+                    Err(failure)
+                        if failure.code == PASSWORD_NEEDED && request.password.is_none() =>
+                    {
+                        let Some(said) = secrets(command, ask).await? else { return Ok(reply) };
+                        (request.password, request.new_password) = said;
+                    }
+                    _ => return Ok(reply),
+                },
+                // Nothing was done yet, or what was can be done again: another agent will.
+                Err(ended) if !ended.said => {}
+                Err(ended) if ended.in_order && !front.lasts() && command.is_repeatable() => {}
+                Err(_) => {
+                    let message = "the agent ended before it answered; it may have been done";
+                    return Err(Failure::new("agent-ended", message)
+                        .hint("mtq client status shows how things stand"));
+                }
+            }
+        }
+    }
+
+    /// Ends the agent, if it is run here.
+    pub async fn end(&mut self) {
+        self.front = None;
+        if let Some(host) = &self.host {
+            host.end().await;
+        }
+    }
+}
+
+/// A password, and a new one where there are two.
+type Secrets = (Option<Password>, Option<Password>);
+
+/// The passwords a command needs: from the environment, or from a person, a new one twice.
+async fn secrets(command: &ClientCommand, ask: Option<Ask>) -> Result<Option<Secrets>, Failure> {
+    let (first_is_new, has_second) = match command {
+        ClientCommand::CreateUser { .. } => (true, false),
+        ClientCommand::Passwd { .. } => (false, true),
+        _ => (false, false),
+    };
+    let words = if has_second { "old password: " } else { "password: " };
+    let Some(first) = secret("MTQ_PASSWORD", words, first_is_new, ask).await? else {
+        return Ok(None);
+    };
+    let second = match has_second {
+        false => None,
+        true => match secret("MTQ_NEW_PASSWORD", "new password: ", true, ask).await? {
+            Some(second) => Some(second),
+            None => return Ok(None),
+        },
+    };
+    Ok(Some((Some(first), second)))
+}
+
+async fn secret(
+    variable: &str,
+    words: &'static str,
+    is_new: bool,
+    ask: Option<Ask>,
+) -> Result<Option<Password>, Failure> {
+    if let Ok(password) = std::env::var(variable) {
+        return Ok(Some(Password(password)));
+    }
+    let Some(ask) = ask else { return Ok(None) };
+    // A person takes time; everything else goes on meanwhile.
+    let asked = tokio::task::spawn_blocking(move || {
+        let password = ask(words).map(Password)?;
+        let same = !is_new || ask("again: ").map(Password).as_ref() == Some(&password);
+        Some((password, same))
+    });
+    match asked.await {
+        Ok(Some((password, true))) => Ok(Some(password)),
+        Ok(Some((_, false))) => Err(Failure::usage("the two passwords differ")),
+        Ok(None) | Err(_) => Err(Failure::interrupted()),
+    }
+}

@@ -22,6 +22,7 @@ pub use super::part::PART_DIR;
 use super::part::{Left, Part};
 use super::running_sha1::{RunningSha1, Source};
 use super::stamp::Stamp;
+use super::storage_error::is_gone;
 pub use super::storage_error::{ReadError, StorageError, WriteError};
 use crate::bitfield::Bitfield;
 use crate::manifest::Manifest;
@@ -635,9 +636,4 @@ impl State {
         }
         self.unreadable.remove(&piece);
     }
-}
-
-/// Whether the system says that there is no such file, rather than nothing of it.
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }

@@ -11,6 +11,7 @@ pub mod rescue;
 pub mod room;
 pub mod scheduler;
 mod asking;
+mod overdue;
 pub mod budget;
 pub mod hold;
 pub mod meter;

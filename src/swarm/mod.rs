@@ -46,6 +46,7 @@ pub mod upload;
 pub mod fetch;
 pub mod depot;
 pub mod link;
+pub mod untold;
 pub mod download;
 pub mod hub;
 

@@ -20,6 +20,8 @@ pub mod roster;
 pub mod ticket;
 pub mod metainfo;
 pub mod error_code;
+#[cfg(test)]
+mod seeds;
 
 pub mod transport;
 pub mod tracker;

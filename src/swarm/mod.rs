@@ -25,6 +25,7 @@ pub mod part;
 pub mod claims;
 pub mod filling;
 pub mod storage;
+mod finishing;
 pub mod trust;
 pub mod session;
 pub mod rate;

@@ -21,6 +21,8 @@ pub mod ticket;
 pub mod metainfo;
 pub mod error_code;
 pub mod control_socket;
+#[cfg(test)]
+mod seeds;
 
 pub mod transport;
 pub mod tracker;

@@ -432,7 +432,7 @@ pub const MAX_WAITING: usize = 8 * MAX_WAITING_PER_USER;
 /// Piece requests a second taken from one session, and at once: 4,000 whole pieces are 2 GB/s,
 /// twice what a link of 10 Gbit/s carries, and of small files they are as many files. Others wait
 /// in their streams, of which there are `PEER_STREAMS`.
-pub const SESSION_REQUESTS: (u32, u32) = (4_000, 8_000);
+pub const SESSION_REQUESTS: (u64, u64) = (4_000, 8_000);
 
 /// Bytes a second of costly control frames taken from one session, and at once: the bitfields of
 /// 10,000 small files, which may all come when a connection is made, are 3 MiB, and a dozen of the

@@ -62,8 +62,11 @@ pub fn sums(rows: &[DownloadRow]) -> (String, Value) {
     // A content that is wanted in several groups comes once.
     let once: BTreeMap<_, _> = rows.iter().map(|row| (row.content, &row.progress)).collect();
     let rate: u64 = once.values().map(|progress| progress.bytes_per_sec).sum();
-    let received: u64 = once.values().map(|progress| progress.received().0).sum();
-    let wasted: u64 = once.values().map(|progress| progress.received().1.total()).sum();
+    let (mut received, mut wasted) = (0, 0);
+    for (bytes, waste) in once.values().map(|progress| progress.received()) {
+        received += bytes;
+        wasted += waste.total();
+    }
     let uploaded: u64 = rows.iter().map(|row| row.uploaded_bytes).sum();
     let mut text = format!("{downloading} downloading at {}, ", text::rate(rate));
     if held > 0 {

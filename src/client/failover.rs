@@ -386,7 +386,8 @@ impl Attempts {
     }
 
     /// Whether an answer may still come.
-    pub fn is_waiting(&self) -> bool {
+    #[cfg(test)]
+    fn is_waiting(&self) -> bool {
         self.tries.iter().any(|attempt| attempt.waiting)
     }
 

@@ -29,16 +29,14 @@ use super::scheduler::Scheduler;
 pub use super::session::Swarms;
 use super::session::{News, Session, SwarmKey};
 use super::storage::{PieceStore, Recovered};
+use super::untold::Untold;
 use crate::bitfield::Bitfield;
 use crate::clock;
 use crate::error_code::ErrorCode;
-use crate::limits::{DOWNLOAD_QUEUE, MAX_HAVE_BATCH, PIECE_LEN};
+use crate::limits::{DOWNLOAD_QUEUE, PIECE_LEN};
 use crate::name::{FileName, UserName};
 use crate::peer_id::PeerId;
 use crate::piece::{PieceIndex, PieceLayout};
-
-/// New pieces are told to others this long after the first of a batch.
-const TELL_DELAY: Duration = Duration::from_millis(20);
 
 /// A download without any source asks for peers again after this.
 const ASK_AGAIN_ALONE: Duration = Duration::from_secs(5);
@@ -102,9 +100,7 @@ struct Driver {
     /// What was last said of room, and when credit for more is to be had.
     room: (u64, Option<u64>),
     credit_at: Option<Instant>,
-    /// Stored and not yet told to others.
-    untold: Vec<u32>,
-    tell_at: Option<Instant>,
+    untold: Untold,
     /// When to ask for more peers.
     ask_at: Instant,
     pulse_at: Instant,
@@ -126,6 +122,7 @@ impl Download {
         let now = clock::monotonic();
         let (directory, name) = (self.directory.clone(), self.name.clone());
         let depot = Depot::new(self.store.clone(), directory, name, self.stop.clone());
+        let untold = Untold::new(self.registry.clone(), self.swarms.clone());
         let mut driver = Driver {
             seat: self.registry.budget().join(),
             download: self,
@@ -138,8 +135,7 @@ impl Download {
             depot,
             room: (0, Some(0)),
             credit_at: None,
-            untold: Vec::new(),
-            tell_at: None,
+            untold,
             // The first round is the caller's own.
             ask_at: now + ASK_AGAIN_ALONE,
             pulse_at: now + PULSE,
@@ -156,7 +152,7 @@ impl Driver {
         loop {
             self.make_room();
             if self.depot.begin_due(clock::monotonic(), self.scheduler.is_complete()) {
-                self.tell();
+                self.untold.tell();
                 self.report(Report::Finishing);
             }
             let wake = tokio::time::Instant::from_std(self.wake());
@@ -192,7 +188,7 @@ impl Driver {
         let pulse = (!self.peers.is_empty() || self.watch.is_held()).then_some(self.pulse_at);
         let all = [
             tick,
-            self.tell_at,
+            self.untold.tell_at(),
             pulse,
             self.depot.wake(self.scheduler.is_complete()),
             self.credit_at,
@@ -213,9 +209,7 @@ impl Driver {
         if tick {
             self.step(Event::Tick);
         }
-        if self.tell_at.is_some_and(|at| at <= now) {
-            self.tell();
-        }
+        self.untold.tell_due(now);
         if self.ask_at <= now {
             let wait = if self.peers.is_empty() { ASK_AGAIN_ALONE } else { ASK_AGAIN };
             self.ask_at = now + wait;
@@ -287,19 +281,18 @@ impl Driver {
     }
 
     fn cancel(&mut self, key: PeerKey, piece: PieceIndex, cause: Cause) {
-        let stopped = self.peers.get_mut(&key).and_then(|peer| peer.stop(piece));
-        if let Some(ended) = stopped {
-            self.give_back(key, ended);
+        let Some(peer) = self.peers.get_mut(&key) else { return };
+        let swarm = peer.swarm;
+        if let Some(ended) = peer.stop(piece) {
+            self.give_back(swarm, ended);
             self.count(key, |source| source.stopped(cause, ended.came));
         }
     }
 
     /// What was asked for and did not come does not count against the limits.
-    fn give_back(&self, key: PeerKey, ended: Ended) {
-        if let Some(peer) = self.peers.get(&key) {
-            let now = clock::monotonic();
-            self.download.registry.rates().give_back_down(peer.swarm, ended.left, now);
-        }
+    fn give_back(&self, swarm: SwarmKey, ended: Ended) {
+        let now = clock::monotonic();
+        self.download.registry.rates().give_back_down(swarm, ended.left, now);
     }
 
     fn fetched(&mut self, key: PeerKey, piece: PieceIndex, number: u64, fetched: Fetched) {
@@ -307,10 +300,11 @@ impl Driver {
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let Some(ended) = peer.ended(piece, number) else { return };
         let bytes = ended.came;
+        let (from, swarm) = (peer.remote(), peer.swarm);
         let (session, user) = (peer.session.clone(), peer.user.clone());
         let late = self.scheduler.is_stored(piece);
-        self.give_back(key, ended);
-        self.count(key, |source| {
+        self.give_back(swarm, ended);
+        self.count_of(from, |source| {
             source.received_bytes += bytes;
             match &fetched {
                 Fetched::Bytes(_) if late => source.wasted.late += bytes,
@@ -331,7 +325,6 @@ impl Driver {
                 let rtt = session.connection.rtt();
                 self.step(Event::Received { peer: key, piece, rtt });
                 if !late {
-                    let from = session.connection.remote();
                     self.depot.take(Parcel { peer: key, from, user, piece, bytes });
                 }
             }
@@ -341,7 +334,7 @@ impl Driver {
                 self.step(Event::NotServed { peer: key, piece, reason });
             }
             Fetched::Misbehaved => {
-                tracing::warn!(peer = %session.connection.remote().short(), %piece, "misbehaved");
+                tracing::warn!(peer = %from.short(), %piece, "misbehaved");
                 self.step(Event::Bad { peer: key, user, piece, received: false });
                 session.connection.close(ErrorCode::Protocol);
             }
@@ -389,7 +382,7 @@ impl Driver {
                     let bytes = self.bytes_of(&found);
                     self.download.meter.change(|progress| progress.stored_bytes += bytes);
                     self.step(Event::Found { pieces: found });
-                    self.tell_again();
+                    self.untold.tell_again();
                 }
                 self.step(Event::Resume);
                 self.look_for_hold(clock::monotonic());
@@ -397,7 +390,6 @@ impl Driver {
             Outcome::Incomplete => {
                 let have = self.download.store.bitfield();
                 let lost = self.layout.pieces().filter(|piece| !have.contains(*piece)).collect();
-                self.take_lost();
                 self.lose(lost);
                 self.report(Report::Downloading);
             }
@@ -418,19 +410,11 @@ impl Driver {
             source.pieces += 1;
             source.bytes += len;
         });
-        self.untold.push(piece.get());
-        self.tell_at.get_or_insert_with(|| clock::monotonic() + TELL_DELAY);
-        if self.untold.len() >= MAX_HAVE_BATCH {
-            self.tell();
-        }
+        self.untold.add(piece);
         self.step(Event::Stored { user, piece });
     }
 
     /// Pieces that were here went bad: they are fetched again, and nobody believes that they are here.
-    fn take_lost(&mut self) {
-        self.lose(self.download.store.take_lost());
-    }
-
     fn lose(&mut self, mut lost: Vec<PieceIndex>) {
         lost.retain(|piece| self.scheduler.is_stored(*piece));
         if lost.is_empty() {
@@ -439,20 +423,13 @@ impl Driver {
         tracing::warn!(count = lost.len(), "pieces were lost on the disk");
         let bytes = self.bytes_of(&lost);
         self.download.meter.change(|progress| progress.stored_bytes -= bytes);
-        self.untold.retain(|index| lost.iter().all(|piece| piece.get() != *index));
+        self.untold.forget(&lost);
         self.step(Event::Lost { pieces: lost });
-        self.tell_again();
+        self.untold.tell_again();
     }
 
     fn bytes_of(&self, pieces: &[PieceIndex]) -> u64 {
         pieces.iter().map(|piece| u64::from(self.layout.len(*piece))).sum()
-    }
-
-    /// Tells everybody from scratch what is here.
-    fn tell_again(&self) {
-        for key in self.download.swarms.all() {
-            self.download.registry.tell_again(key);
-        }
     }
 
     fn heard(&mut self, swarm: SwarmKey, news: News) {
@@ -508,7 +485,7 @@ impl Driver {
     /// A peer closed a swarm; it may have another one open.
     fn closed(&mut self, key: PeerKey, swarm: SwarmKey, code: Option<ErrorCode>) {
         let Some(peer) = self.peers.get_mut(&key) else { return };
-        tracing::debug!(peer = %peer.session.connection.remote().short(), reason = ?code, "closed");
+        tracing::debug!(peer = %peer.remote().short(), reason = ?code, "closed");
         if peer.swarm != swarm {
             peer.others.remove(&swarm);
             return;
@@ -546,8 +523,7 @@ impl Driver {
             self.ask_at = self.ask_at.min(clock::monotonic() + ASK_AGAIN_ALONE);
         }
         let ((ended, undone), remote) = (peer.stop_all(), peer.remote());
-        let (rates, now) = (self.download.registry.rates(), clock::monotonic());
-        rates.give_back_down(peer.swarm, ended.left, now);
+        self.give_back(peer.swarm, ended);
         // A newer session with the same device may have taken its place.
         let replaced = self.peers.values().any(|other| other.remote() == remote);
         self.count_of(remote, |source| {
@@ -557,19 +533,6 @@ impl Driver {
             source.wasted.broken += ended.came;
             source.requests.undone += undone;
         });
-    }
-
-    /// Tells the peers of this download which pieces came.
-    fn tell(&mut self) {
-        self.tell_at = None;
-        let swarms = self.download.swarms.all();
-        for batch in self.untold.chunks(MAX_HAVE_BATCH) {
-            // All sessions, not only our sources: who asks us may have nothing for us yet.
-            for session in self.download.registry.sessions() {
-                swarms.iter().for_each(|swarm| session.tell_pieces(*swarm, batch));
-            }
-        }
-        self.untold.clear();
     }
 
     /// Lets go of swarms that this side has left: nobody says that they are closed.
@@ -594,18 +557,18 @@ impl Driver {
         for (peer, rtt) in alive {
             self.step(Event::Alive { peer, rtt });
         }
-        self.take_lost();
+        self.lose(self.download.store.take_lost());
         let scheduler = &self.scheduler;
         let peers = &self.peers;
         self.download.meter.change(|progress| {
             for (key, peer) in peers {
-                let connection = &peer.session.connection;
-                let source = progress.sources.get_mut(&connection.remote());
+                let source = progress.sources.get_mut(&peer.remote());
                 let (Some(source), Some((has, asked, rate))) = (source, scheduler.pulse(*key))
                 else {
                     continue;
                 };
-                (source.has, source.asked, source.rtt) = (has, asked as u32, connection.rtt());
+                let rtt = peer.session.connection.rtt();
+                (source.has, source.asked, source.rtt) = (has, asked as u32, rtt);
                 source.bytes_per_sec = if asked == 0 { 0 } else { rate.unwrap_or(0.0) as u64 };
             }
         });
@@ -629,7 +592,7 @@ impl Driver {
 
     fn count(&self, key: PeerKey, count: impl FnOnce(&mut Source)) {
         if let Some(peer) = self.peers.get(&key) {
-            self.count_of(peer.session.connection.remote(), count);
+            self.count_of(peer.remote(), count);
         }
     }
 

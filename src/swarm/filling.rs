@@ -99,9 +99,7 @@ impl Filling {
             return Ok(Vec::new());
         }
         // One is bad for good: better all at once than a pause for each.
-        let all: Vec<_> = have.iter().collect();
-        let right = self.part.check(&self.manifest, &all, &|_| {})?;
-        Ok(all.into_iter().filter(|piece| !right.contains(*piece)).collect())
+        self.wrong(have.iter().collect())
     }
 
     /// Opens or makes the part file that belongs where this one was, and copies into it what this
@@ -159,9 +157,7 @@ impl Filling {
         if !self.part.has_holes(layout) {
             return Ok(Vec::new());
         }
-        let all: Vec<_> = layout.pieces().collect();
-        let right = self.part.check(&self.manifest, &all, &|_| {})?;
-        Ok(all.into_iter().filter(|piece| !right.contains(*piece)).collect())
+        self.wrong(layout.pieces().collect())
     }
 
     /// Before the first write after a clean stop: the record is made to say so, and the room
@@ -175,6 +171,13 @@ impl Filling {
         self.part.reserve(self.manifest.layout())?;
         self.asleep.store(false, Ordering::Release);
         Ok(())
+    }
+
+    /// Those of `pieces` that are not in the file, or not right.
+    fn wrong(&self, mut pieces: Vec<PieceIndex>) -> Result<Vec<PieceIndex>, StorageError> {
+        let right = self.part.check(&self.manifest, &pieces, &|_| {})?;
+        pieces.retain(|piece| !right.contains(*piece));
+        Ok(pieces)
     }
 
     fn reads(&self, piece: PieceIndex, buffer: &mut Vec<u8>) -> bool {

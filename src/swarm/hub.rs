@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
@@ -224,6 +225,32 @@ async fn dial(shared: Arc<Shared>, dialling: Dialling, addresses: Vec<SocketAddr
     }
 }
 
+/// How fast one thing is taken from a session.
+struct Pace {
+    bucket: Bucket,
+    begun: Instant,
+}
+
+impl Pace {
+    /// So much a second, and so much at once.
+    fn new((rate, burst): (u64, u64)) -> Self {
+        Self { bucket: Bucket::with_burst(Some(rate), burst), begun: clock::monotonic() }
+    }
+
+    /// Something was taken, on credit if need be.
+    fn take(&mut self, cost: u64) {
+        self.bucket.take(self.begun.elapsed(), cost);
+    }
+
+    /// Waits until more may be taken.
+    async fn ready(&self) {
+        let wait = self.bucket.wait(self.begun.elapsed());
+        if !wait.is_zero() {
+            tokio::time::sleep(wait).await;
+        }
+    }
+}
+
 /// Where a connection was begun.
 enum Begun {
     Here(Dialling),
@@ -287,31 +314,24 @@ async fn run_session(shared: Arc<Shared>, connection: Connection, begun: Begun) 
         ErrorCode::Done
     };
     let read = async {
-        let (rate, burst) = limits::SESSION_CONTROL;
-        let mut pace = Bucket::with_burst(Some(rate), burst);
-        let begun = clock::monotonic();
+        let mut pace = Pace::new(limits::SESSION_CONTROL);
         loop {
             let message = match read_frame(&mut reader, limits::MAX_FRAME_LEN).await {
                 Ok(message) => message,
                 Err(error) => break error.code(),
             };
             // Those that cost too much wait on their stream, and what follows them.
-            pace.take(begun.elapsed(), control::cost(&message));
+            pace.take(control::cost(&message));
             if let Err(code) = control::handle(&shared.registry, &session, message).await {
                 break code;
             }
-            let wait = pace.wait(begun.elapsed());
-            if !wait.is_zero() {
-                tokio::time::sleep(wait).await;
-            }
+            pace.ready().await;
         }
     };
     let requests = TaskTracker::new();
     let serve = async {
         let mut order = 0u32;
-        let (rate, burst) = limits::SESSION_REQUESTS;
-        let mut pace = Bucket::with_burst(Some(u64::from(rate)), u64::from(burst));
-        let begun = clock::monotonic();
+        let mut pace = Pace::new(limits::SESSION_REQUESTS);
         while let Ok(streams) = connection.accept_bi().await {
             order = order.wrapping_add(1);
             let served = upload::serve(shared.registry.clone(), session.clone(), streams, order);
@@ -322,11 +342,8 @@ async fn run_session(shared: Arc<Shared>, connection: Connection, begun: Begun) 
                 }
             });
             // Those that come too fast wait in their streams, of which there are few.
-            pace.take(begun.elapsed(), 1);
-            let wait = pace.wait(begun.elapsed());
-            if !wait.is_zero() {
-                tokio::time::sleep(wait).await;
-            }
+            pace.take(1);
+            pace.ready().await;
         }
         ErrorCode::Done
     };

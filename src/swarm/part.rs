@@ -13,7 +13,7 @@ use super::disk::{Disk, DiskFile};
 use super::hashing;
 use super::record::{CleanStop, Record};
 use super::stamp::Stamp;
-use super::storage_error::StorageError;
+use super::storage_error::{StorageError, is_gone};
 use crate::bitfield::Bitfield;
 use crate::hash;
 use crate::limits::PIECE_LEN;
@@ -195,14 +195,7 @@ impl Part {
         match self.disk.stamp(&self.path) {
             Ok(stamp) if stamp.inode == self.inode => Ok(()),
             Ok(_) => Err(StorageError::Gone(self.path.clone())),
-            Err(error)
-                if matches!(
-                    error.kind(),
-                    io::ErrorKind::NotFound | io::ErrorKind::NotADirectory
-                ) =>
-            {
-                Err(StorageError::Gone(self.path.clone()))
-            }
+            Err(error) if is_gone(&error) => Err(StorageError::Gone(self.path.clone())),
             Err(error) => Err(StorageError::io(&self.path, 0)(error)),
         }
     }

@@ -157,11 +157,6 @@ impl Pipe {
         }
     }
 
-    /// Whether somebody promised the bytes of a piece that is under way.
-    pub fn has_begun(&self, piece: PieceIndex) -> bool {
-        self.asked.iter().any(|asked| asked.piece == piece && asked.begun)
-    }
-
     /// When it is time to look whether promised bytes come: `span` after that was last done.
     pub fn stall_check(&self, span: Duration) -> Option<Duration> {
         self.promised.map(|(since, _)| since + span)

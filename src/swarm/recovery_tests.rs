@@ -7,16 +7,15 @@ use std::sync::Arc;
 use super::memory_disk::{Fault, MemoryDisk, Plan};
 use super::storage::{PART_DIR, PieceStore, ReadError, Recovered, StorageError};
 use super::storage_faults::{
-    CONTENT, MANIFEST, P, bytes_of, check, complete, dest, indices, manifest_offset, name, open,
-    part_path, piece, start_again, write,
+    CONTENT, MANIFEST, P, bytes_of, check, complete, dest, filled, indices, manifest_offset, name,
+    open, part_path, piece, start_again, write,
 };
 use crate::manifest::testing::manifest_of;
 
 #[test]
 fn a_full_disk_is_tried_with_a_whole_piece() {
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    write(&store, 0).expect("written");
+    let store = filled(&disk, [0]);
     disk.image().full = true;
     assert!(matches!(write(&store, 1), Err(StorageError::NoSpace { .. })));
     let error = store.recover().expect_err("no room for a piece");
@@ -48,10 +47,7 @@ fn a_file_that_another_process_finished_just_before_the_lock_is_left_alone() {
 fn a_rotten_piece_is_not_served_and_comes_again() {
     for seed in 0..20 {
         let disk = MemoryDisk::with(dest());
-        let store = open(&disk).expect("opened");
-        for index in [3, 1] {
-            write(&store, index).expect("written");
-        }
+        let store = filled(&disk, [3, 1]);
         store.checkpoint().expect("safe");
         disk.rot(&part_path(), P + 1);
         assert_eq!(store.read_piece(piece(3)).expect("right"), bytes_of(piece(3)));
@@ -70,10 +66,7 @@ fn a_rotten_piece_is_not_served_and_comes_again() {
 #[test]
 fn rot_found_at_the_end_blames_nobody() {
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    for index in 0..4 {
-        write(&store, index).expect("written");
-    }
+    let store = filled(&disk, 0..4);
     store.close().expect("stopped");
     drop(store);
     disk.rot(&part_path(), 5);
@@ -90,10 +83,7 @@ fn rot_found_at_the_end_blames_nobody() {
 #[test]
 fn a_sector_that_cannot_be_read_costs_its_piece_and_no_other() {
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    for index in [1, 2, 3] {
-        write(&store, index).expect("written");
-    }
+    let store = filled(&disk, [1, 2, 3]);
     store.checkpoint().expect("safe");
     disk.break_block(&part_path(), 2 * P + 4096);
     assert!(matches!(store.read_piece(piece(2)), Err(ReadError::Io(_))));
@@ -105,10 +95,7 @@ fn a_sector_that_cannot_be_read_costs_its_piece_and_no_other() {
     complete(&disk, &store);
     // Also when the SHA-1 has had the piece and would not read it again.
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    for index in 0..4 {
-        write(&store, index).expect("written");
-    }
+    let store = filled(&disk, 0..4);
     disk.break_block(&part_path(), 2 * P + 4096);
     assert!(matches!(store.read_piece(piece(2)), Err(ReadError::Io(_))));
     let error = store.finish(dest(), &name(), &|| true).expect_err("unreadable");
@@ -117,9 +104,7 @@ fn a_sector_that_cannot_be_read_costs_its_piece_and_no_other() {
     complete(&disk, &store);
     // Found when the file is opened, it is simply not there.
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    write(&store, 1).expect("written");
-    write(&store, 2).expect("written");
+    let store = filled(&disk, [1, 2]);
     drop(store);
     disk.break_block(&part_path(), P);
     assert_eq!(indices(&open(&disk).expect("opens").bitfield()), [2]);
@@ -160,9 +145,7 @@ fn writers_checkpoints_and_recoveries_at_the_same_time_lose_nothing() {
 #[test]
 fn a_directory_that_went_and_came_back_costs_no_piece() {
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    write(&store, 0).expect("written");
-    write(&store, 2).expect("written");
+    let store = filled(&disk, [0, 2]);
     store.checkpoint().expect("safe");
     disk.remove_tree(dest());
     assert!(matches!(store.checkpoint(), Err(StorageError::Gone(_))));
@@ -181,10 +164,7 @@ fn a_directory_that_went_and_came_back_costs_no_piece() {
 #[test]
 fn an_empty_mount_point_is_no_place_to_go_on() {
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    for index in [0, 1, 3] {
-        write(&store, index).expect("written");
-    }
+    let store = filled(&disk, [0, 1, 3]);
     store.checkpoint().expect("safe");
     // The drive drops: what is open gives nothing any more, and below it is an empty directory.
     let mounted = Path::new("/mounted");
@@ -208,10 +188,7 @@ fn an_empty_mount_point_is_no_place_to_go_on() {
 #[test]
 fn a_directory_that_goes_during_the_last_step_is_waited_for() {
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    for index in 0..4 {
-        write(&store, index).expect("written");
-    }
+    let store = filled(&disk, 0..4);
     disk.remove_tree(dest());
     let error = store.finish(dest(), &name(), &|| true).expect_err("gone");
     assert!(error.can_heal(), "{error}");
@@ -223,10 +200,7 @@ fn a_directory_that_goes_during_the_last_step_is_waited_for() {
 #[test]
 fn an_older_part_file_in_place_of_ours_is_used_and_filled_up() {
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    for index in [0, 2, 3] {
-        write(&store, index).expect("written");
-    }
+    let store = filled(&disk, [0, 2, 3]);
     // Another filesystem is mounted there; ours is below it, and bad in one place by now.
     disk.move_tree(&dest().join(PART_DIR), Path::new("/below"));
     disk.rot(&Path::new("/below").join(part_path().file_name().expect("named")), 3 * P);
@@ -248,10 +222,7 @@ fn an_older_part_file_in_place_of_ours_is_used_and_filled_up() {
 #[test]
 fn somebody_elses_file_at_our_path_is_neither_named_nor_removed() {
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    for index in 0..4 {
-        write(&store, index).expect("written");
-    }
+    let store = filled(&disk, 0..4);
     disk.put(&part_path(), b"mine");
     assert!(matches!(store.finish(dest(), &name(), &|| true), Err(StorageError::Gone(_))));
     store.discard();
@@ -261,8 +232,7 @@ fn somebody_elses_file_at_our_path_is_neither_named_nor_removed() {
 #[test]
 fn a_discarded_download_leaves_nothing_whatever_comes_late() {
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    write(&store, 0).expect("written");
+    let store = filled(&disk, [0]);
     store.checkpoint().expect("safe");
     store.discard();
     assert_eq!(disk.names(), [dest()]);
@@ -277,9 +247,7 @@ fn a_discarded_download_leaves_nothing_whatever_comes_late() {
 #[test]
 fn a_download_let_go_is_free_for_another_whoever_still_has_the_store() {
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    write(&store, 0).expect("written");
-    write(&store, 2).expect("written");
+    let store = filled(&disk, [0, 2]);
     assert!(matches!(open(&disk), Err(StorageError::InUse(_))));
     store.release();
     assert_eq!(store.path(), part_path());
@@ -300,16 +268,14 @@ fn a_download_let_go_is_free_for_another_whoever_still_has_the_store() {
     complete(&disk, &next);
     // Given up for good afterwards, what was left goes too.
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    write(&store, 0).expect("written");
+    let store = filled(&disk, [0]);
     store.release();
     assert!(disk.names().contains(&part_path()));
     store.discard();
     assert_eq!(disk.names(), [dest()]);
     // A disk that fails holds nobody up.
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    write(&store, 0).expect("written");
+    let store = filled(&disk, [0]);
     disk.plan(Plan { fail: Some((1, Fault::Eio)), for_good: true, cut_at: None });
     store.release();
     disk.plan(Plan::default());
@@ -320,10 +286,7 @@ fn a_download_let_go_is_free_for_another_whoever_still_has_the_store() {
 fn a_store_given_up_during_the_last_step_gets_no_name() {
     for give_up in [PieceStore::discard as fn(&PieceStore), PieceStore::release] {
         let disk = MemoryDisk::with(dest());
-        let store = open(&disk).expect("opened");
-        for index in 0..4 {
-            write(&store, index).expect("written");
-        }
+        let store = filled(&disk, 0..4);
         store.close().expect("stopped");
         drop(store);
         let store = open(&disk).expect("opened");
@@ -341,10 +304,7 @@ fn a_store_given_up_during_the_last_step_gets_no_name() {
 fn a_piece_that_comes_again_during_the_last_step_is_on_the_disk_under_the_name() {
     for seed in 0..20 {
         let disk = MemoryDisk::with(dest());
-        let store = open(&disk).expect("opened");
-        for index in 0..4 {
-            write(&store, index).expect("written");
-        }
+        let store = filled(&disk, 0..4);
         store.close().expect("stopped");
         drop(store);
         let store = open(&disk).expect("opened");

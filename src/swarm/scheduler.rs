@@ -22,19 +22,8 @@ use crate::limits::{DOWNLOAD_BYTES, PIECE_LEN};
 use crate::name::UserName;
 use crate::piece::{PieceIndex, PieceLayout};
 
-/// A peer that promised bytes and gives fewer than so many in such a time holds us up: a link of 64
-/// KiB/s that fifty share gives five times as many.
-const STALL: (Duration, u64) = (Duration::from_secs(30), 8 * 1024);
-
-/// With so much from all who promised, our own link is busy: then whoever gives a good part of an equal
-/// share does not hold us up, though it be less than that.
-const BUSY: (u64, u64) = (256 * 1024, 4);
-
 /// A user who failed on a piece that nobody else has is asked for it again after this.
 const RETRY: Duration = Duration::from_secs(10);
-
-/// When this long passed unnoticed we were asleep ourselves, and nobody else is to blame for it.
-const ASLEEP: Duration = Duration::from_secs(3);
 
 /// The scheduler of one download.
 #[derive(Debug)]
@@ -45,22 +34,22 @@ pub struct Scheduler {
     pub(super) flights: Flights,
     pub(super) blame: Blame,
     /// Whose ban was told.
-    pub(super) banned: BTreeSet<UserName>,
+    banned: BTreeSet<UserName>,
     pub(super) room: Room,
     /// Bytes wasted by second copies and takeovers, as far as is known; of pieces that are asked of two
     /// peers now, all.
     pub(super) wasted: u64,
     pub(super) paused: bool,
-    pub(super) complete: bool,
+    complete: bool,
     /// A peer could take more if there were room.
     pub(super) starved: bool,
     /// Who got room last, when there was too little for all.
     pub(super) turn: PeerKey,
-    pub(super) now: Duration,
+    now: Duration,
     /// Nothing depends on time before this.
     pub(super) wake: Option<Duration>,
     /// Events since every count was checked.
-    pub(super) unchecked: u32,
+    unchecked: u32,
 }
 
 /// Which peers an event may have made ready for more.
@@ -147,11 +136,6 @@ impl Scheduler {
         hopeless
             && !self.is_complete()
             && !self.peers.values().any(|peer| !peer.silent && could_give(peer))
-    }
-
-    /// Whether a peer was asked for something that is not here yet.
-    pub fn is_asked(&self, peer: PeerKey) -> bool {
-        self.peers.get(&peer).is_some_and(Peer::is_asked)
     }
 
     /// Pieces a peer has, pieces it is asked for, and bytes a second that it gives as far as is known.
@@ -256,9 +240,7 @@ impl Scheduler {
             Event::Progress { peer, piece, received } => {
                 if let Some(known) = self.peers.get_mut(&peer) {
                     known.pipe.progress(now, piece, received);
-                    if let Some(at) = known.pipe.stall_check(STALL.0) {
-                        self.wake_at(at);
-                    }
+                    self.watch_for_stall(peer);
                 }
                 if self.hear(now, peer) { Ready::One(peer) } else { Ready::Nobody }
             }
@@ -331,13 +313,18 @@ impl Scheduler {
         if self.is_stored(piece) {
             return;
         }
+        self.take_up(piece);
+        self.flights.drop_holder(piece, key);
+        self.flights.verify(piece);
+        self.room.verify(self.layout.len(piece));
+    }
+
+    /// A piece comes, perhaps one that nobody was asked for: it is not missing any more.
+    fn take_up(&mut self, piece: PieceIndex) {
         if self.picker.state(piece) == PieceState::Missing {
             self.picker.take(piece);
             self.count_useful(piece, false);
         }
-        self.flights.drop_holder(piece, key);
-        self.flights.verify(piece);
-        self.room.verify(self.layout.len(piece));
     }
 
     /// A copy of a piece is not being verified any more.
@@ -363,16 +350,12 @@ impl Scheduler {
 
     /// A piece is there: nobody need bring it.
     fn found(&mut self, piece: PieceIndex, actions: &mut Vec<Action>) {
-        if self.picker.state(piece) == PieceState::Missing {
-            self.picker.take(piece);
-            self.count_useful(piece, false);
-        }
+        self.take_up(piece);
         let flight = self.flights.remove(piece).unwrap_or_default();
         let mut spared = flight.doubled;
         self.room.verified(flight.verifying * self.layout.len(piece));
         for peer in flight.holders {
-            if let Some(asked) = self.peers.get_mut(&peer).and_then(|p| p.pipe.forget(piece)) {
-                self.room.unask(asked.len);
+            if let Some(asked) = self.drop_request(peer, piece) {
                 // A second copy that nobody began to send cost nothing; there is one at the most.
                 if spared && !asked.begun {
                     spared = false;
@@ -416,7 +399,7 @@ impl Scheduler {
     }
 
     /// A user failed on a piece: it is to blame, or the manifest is.
-    fn fail(
+    pub(super) fn fail(
         &mut self,
         now: Duration,
         user: &UserName,
@@ -449,87 +432,7 @@ impl Scheduler {
         theirs.into_iter().for_each(|key| self.remove(key));
     }
 
-    /// Something came from a peer; whether it had counted as dead.
-    fn hear(&mut self, now: Duration, key: PeerKey) -> bool {
-        let Some(peer) = self.peers.get_mut(&key) else { return false };
-        let was_silent = peer.hear(now);
-        if was_silent {
-            // It is listened for again, also if nothing more is asked of it.
-            let end = peer.silence_ends();
-            self.wake_at(end);
-        }
-        was_silent
-    }
-
-    /// What nobody noticed because we were asleep is not held against anybody.
-    fn forgive_sleep(&mut self, now: Duration) {
-        let Some(overdue) = self.wake.and_then(|at| now.checked_sub(at)) else { return };
-        if overdue > ASLEEP {
-            self.peers.values_mut().for_each(|peer| peer.shift(overdue));
-            self.wake = Some(now);
-        }
-    }
-
-    /// Does what time alone brings about, and finds out when that is due again.
-    fn pass_time(&mut self, now: Duration, actions: &mut Vec<Action>) {
-        self.wake = None;
-        let stall = (STALL.0, self.least());
-        let keys: Vec<_> = self.peers.keys().copied().collect();
-        for key in keys {
-            let Some(peer) = self.peers.get_mut(&key) else { continue };
-            if peer.rests_until.is_some_and(|until| until <= now) {
-                peer.rests_until = None;
-            }
-            let looks_again = Some(peer.looks_again).filter(|at| *at > now);
-            let mut due = vec![peer.rests_until, peer.suspect.filter(|at| *at > now), looks_again];
-            if peer.is_asked() && !peer.silent {
-                let end = peer.silence_ends();
-                if end <= now {
-                    self.fall_silent(key, actions);
-                } else if peer.pipe.is_stalled(now, stall) {
-                    self.stalled(now, key, actions);
-                } else {
-                    due.extend([Some(end), peer.pipe.stall_check(STALL.0)]);
-                }
-            }
-            due.into_iter().flatten().for_each(|at| self.wake_at(at));
-        }
-    }
-
-    /// Bytes that a peer which promised some must give, lest it hold us up.
-    fn least(&self) -> u64 {
-        let fed = self.peers.values().filter_map(|peer| peer.pipe.promised_and_fed());
-        let (count, sum) = fed.fold((0, 0), |(count, sum), fed| (count + 1, sum + fed));
-        if sum < BUSY.0 { STALL.1 } else { STALL.1.min(sum / count / BUSY.1) }
-    }
-
-    /// A peer counts as dead: what somebody else can give is taken from it. What nobody else has stays
-    /// with it, in case it comes back.
-    fn fall_silent(&mut self, key: PeerKey, actions: &mut Vec<Action>) {
-        let Some(peer) = self.peers.get_mut(&key) else { return };
-        peer.silent = true;
-        let asked: Vec<_> = peer.pipe.asked().iter().map(|asked| asked.piece).collect();
-        for piece in asked {
-            let mut others = self.peers.values().filter(|peer| !peer.silent);
-            if others.any(|peer| peer.pieces.contains(piece)) {
-                self.cancel(key, piece, Cause::Silent, actions);
-            }
-        }
-    }
-
-    /// A peer keeps us waiting for bytes that it promised.
-    fn stalled(&mut self, now: Duration, key: PeerKey, actions: &mut Vec<Action>) {
-        let Some(peer) = self.peers.get(&key) else { return };
-        let user = peer.user.clone();
-        let promised = peer.pipe.asked().iter().filter(|asked| asked.begun);
-        let promised: Vec<_> = promised.map(|asked| asked.piece).collect();
-        for piece in promised {
-            self.cancel(key, piece, Cause::Stalled, actions);
-            self.fail(now, &user, piece, actions);
-        }
-    }
-
-    fn cancel(
+    pub(super) fn cancel(
         &mut self,
         peer: PeerKey,
         piece: PieceIndex,

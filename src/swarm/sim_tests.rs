@@ -4,7 +4,6 @@
 //! `MTQ_SEED=n` runs one seed and tells what came of it, `MTQ_SEEDS=n` so many from there on.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::scheduler::Scheduler;
@@ -14,6 +13,7 @@ use super::testing::layout;
 use crate::bitfield::Bitfield;
 use crate::limits::PIECE_LEN;
 use crate::piece::PieceLayout;
+use crate::seeds;
 
 /// Seeds of an ordinary run.
 const SEEDS: u64 = 40;
@@ -214,34 +214,7 @@ fn run(seed: u64, trace: bool) -> Tally {
 
 #[test]
 fn everybody_honest_finishes_whatever_happens() {
-    let number = |name: &str| -> Option<u64> { std::env::var(name).ok()?.parse().ok() };
-    let (first, count) = match (number("MTQ_SEED"), number("MTQ_SEEDS")) {
-        (Some(seed), None) => (seed, 1),
-        (seed, count) => (seed.unwrap_or(0), count.unwrap_or(SEEDS)),
-    };
-    let next = AtomicU64::new(first);
-    let threads = std::thread::available_parallelism().map_or(2, usize::from);
-    let worker = || {
-        let mut tally = Tally::default();
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= first + count {
-                return tally;
-            }
-            let one = std::panic::catch_unwind(|| run(seed, count == 1));
-            let one = one.unwrap_or_else(|panic| {
-                println!("MTQ_SEED={seed} replays what failed");
-                std::panic::resume_unwind(panic)
-            });
-            tally = tally.and(one);
-        }
-    };
-    let tally = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
-        let done = workers.into_iter().map(|worker| worker.join().expect("no seed fails"));
-        done.fold(Tally::default(), Tally::and)
-    });
-    println!("{count} seeds: {tally:?}");
+    let (count, tally) = seeds::run(SEEDS, run, Tally::and);
     assert!(count < SEEDS || tally.is_worth(count as usize), "{tally:?}");
 }
 

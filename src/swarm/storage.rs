@@ -22,18 +22,19 @@ pub use super::part::PART_DIR;
 use super::part::{Left, Part};
 use super::running_sha1::{RunningSha1, Source};
 use super::stamp::Stamp;
+use super::storage_error::is_gone;
 pub use super::storage_error::{ReadError, StorageError, WriteError};
 use crate::bitfield::Bitfield;
 use crate::manifest::Manifest;
-use crate::name::FileName;
 use crate::piece::PieceIndex;
 
 /// Pieces that one write may read back for the whole file's SHA-1: about a millisecond's work. More
 /// than one, so that the SHA-1 gains on the pieces that wait for it.
 const CATCH_UP: usize = 4;
 
+/// Where the bytes of one content are.
 #[derive(Clone, Debug)]
-enum Place {
+pub(super) enum Place {
     Part(Arc<Filling>),
     Whole {
         path: PathBuf,
@@ -46,18 +47,19 @@ enum Place {
     Released(Left),
 }
 
+/// What changes of a content on this machine.
 #[derive(Debug)]
-struct State {
-    have: Bitfield,
-    place: Place,
+pub(super) struct State {
+    pub(super) have: Bitfield,
+    pub(super) place: Place,
     /// Pieces that went bad and nobody has been told of.
     lost: Vec<PieceIndex>,
     /// How often pieces went bad.
-    losses: u64,
+    pub(super) losses: u64,
     /// Pieces that could not be read, and may be readable when the disk is well again.
-    unreadable: BTreeSet<PieceIndex>,
+    pub(super) unreadable: BTreeSet<PieceIndex>,
     /// The directory in which the name of a finished file has not reached the disk.
-    unsynced_name: Option<PathBuf>,
+    pub(super) unsynced_name: Option<PathBuf>,
 }
 
 /// One content on this machine.
@@ -67,7 +69,7 @@ struct State {
 #[derive(Debug)]
 pub struct PieceStore {
     manifest: Arc<Manifest>,
-    disk: Arc<dyn Disk>,
+    pub(super) disk: Arc<dyn Disk>,
     /// Shared by those who write pieces; alone by who closes, names or replaces the part file.
     gate: RwLock<()>,
     sha1: Mutex<RunningSha1>,
@@ -385,145 +387,6 @@ impl PieceStore {
         Ok(())
     }
 
-    /// Gives a complete part file its name in `directory`: takes what is left of the whole file's
-    /// SHA-1, brings the file to the disk, renames without replacing. A taken name becomes
-    /// `name (1)`. It can be tried again after an error that can heal.
-    ///
-    /// # Errors
-    /// [`StorageError`]; the part file stays, but for a false manifest. `go_on` is asked about
-    /// once a piece.
-    pub fn finish(
-        &self,
-        directory: &Path,
-        name: &FileName,
-        go_on: &dyn Fn() -> bool,
-    ) -> Result<PathBuf, StorageError> {
-        let (place, losses) = {
-            let state = self.lock();
-            (state.place.clone(), state.losses)
-        };
-        if let Place::Released(left) = place {
-            return Err(left.error());
-        }
-        if let Place::Part(filling) = place {
-            self.clear_doubts(&filling)?;
-            self.complete(&filling)?;
-            for piece in filling.lost_in_holes()? {
-                self.lose(&filling, piece);
-            }
-            self.complete(&filling)?;
-            // Reading what is left and bringing all to the disk take about as long as each other.
-            let (sha1, synced) = std::thread::scope(|scope| {
-                let sync = scope.spawn(|| self.sync(&filling));
-                let sha1 = self.rest_of_sha1(&filling, go_on);
-                (sha1, sync.join().expect("invariant: a sync reports, it does not panic"))
-            });
-            if sha1? != self.manifest.head().sha1() {
-                // Every byte that was added was verified: the disk is not to blame.
-                self.discard();
-                return Err(StorageError::FalseManifest);
-            }
-            synced?;
-            self.give_name(&filling, losses, directory, name)?;
-        }
-        let unsynced = self.lock().unsynced_name.clone();
-        if let Some(directory) = unsynced {
-            self.disk.sync_dir(&directory).map_err(StorageError::io(&directory, 0))?;
-            self.lock().unsynced_name = None;
-        }
-        Ok(self.path())
-    }
-
-    fn give_name(
-        &self,
-        filling: &Arc<Filling>,
-        losses: u64,
-        directory: &Path,
-        name: &FileName,
-    ) -> Result<(), StorageError> {
-        let _gate = self.close_gate();
-        self.lock().still(filling)?;
-        self.clear_doubts(filling)?;
-        self.complete(filling)?;
-        if self.losses() != losses {
-            // What went bad meanwhile has come again, perhaps after the sync.
-            self.sync(filling)?;
-            self.complete(filling)?;
-        }
-        let stamp = filling.part().stamp()?;
-        let path = filling.part().rename(directory, name)?;
-        let mut state = self.lock();
-        state.place = Place::Whole { path, stamp };
-        state.unsynced_name = Some(directory.to_owned());
-        drop(state);
-        filling.part().clean_up();
-        Ok(())
-    }
-
-    /// Reads what could not be read before: it gets no name while nobody knows whether it is right.
-    fn clear_doubts(&self, filling: &Arc<Filling>) -> Result<(), StorageError> {
-        let doubtful: Vec<_> = self.lock().unreadable.iter().copied().collect();
-        let mut buffer = Vec::new();
-        for piece in doubtful {
-            match filling.part().read(&self.manifest, piece, &mut buffer) {
-                Ok(true) => _ = self.lock().unreadable.remove(&piece),
-                Ok(false) => self.lose(filling, piece),
-                Err(error) => return Err(StorageError::io(filling.part().path(), 0)(error)),
-            }
-        }
-        Ok(())
-    }
-
-    fn complete(&self, filling: &Filling) -> Result<(), StorageError> {
-        let layout = self.manifest.layout();
-        match layout.piece_count() - self.lock().have.count() {
-            0 => Ok(()),
-            count => {
-                Err(StorageError::Incomplete { path: filling.part().path().to_owned(), count })
-            }
-        }
-    }
-
-    fn sync(&self, filling: &Arc<Filling>) -> Result<(), StorageError> {
-        let have = self.bitfield();
-        self.with_claims(filling, |claims| {
-            claims.sync(filling.part(), &self.manifest, &have, Settling::Clean)
-        })
-    }
-
-    /// Feeds the running SHA-1 what it has not seen.
-    fn rest_of_sha1(
-        &self,
-        filling: &Arc<Filling>,
-        go_on: &dyn Fn() -> bool,
-    ) -> Result<crate::hash::Sha1Hash, StorageError> {
-        let mut sha1 = self.lock_sha1();
-        let layout = self.manifest.layout();
-        let rest = sha1.next().map_or(layout.piece_count(), PieceIndex::get);
-        let path = filling.part().path();
-        let mut buffer = Vec::new();
-        let mut count = 0;
-        for piece in (rest..).map_while(|index| layout.piece(index)) {
-            if !go_on() {
-                return Err(StorageError::io(path, 0)(io::Error::other("stopped")));
-            }
-            self.lock().still(filling)?;
-            match filling.part().read(&self.manifest, piece, &mut buffer) {
-                // After a bad piece the rest is still looked at, to find all that are.
-                Ok(true) => _ = sha1.feed(piece, &buffer, Source::Disk),
-                Ok(false) => {
-                    count += 1;
-                    self.lose(filling, piece);
-                }
-                Err(error) => {
-                    self.lock().unreadable.insert(piece);
-                    return Err(StorageError::io(path, 0)(error));
-                }
-            }
-        }
-        sha1.value().ok_or_else(|| StorageError::Incomplete { path: path.to_owned(), count })
-    }
-
     /// Removes the part file of a download nobody wants, and what is beside it, and lets it go as
     /// [`Self::release`] does. Waits for nobody.
     pub fn discard(&self) {
@@ -562,7 +425,7 @@ impl PieceStore {
     }
 
     /// Works on the claims, and drops the pieces that were found bad meanwhile.
-    fn with_claims<T>(
+    pub(super) fn with_claims<T>(
         &self,
         filling: &Arc<Filling>,
         work: impl FnOnce(&mut Claims) -> Result<T, StorageError>,
@@ -578,7 +441,7 @@ impl PieceStore {
     }
 
     /// A piece is not what it should be, or not any more.
-    fn lose(&self, filling: &Arc<Filling>, piece: PieceIndex) {
+    pub(super) fn lose(&self, filling: &Arc<Filling>, piece: PieceIndex) {
         let mut claims = filling.lock_claims();
         let mut state = self.lock();
         // What was read from a file that has been replaced says nothing of the new one.
@@ -594,11 +457,11 @@ impl PieceStore {
         ReadError::Changed
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn lock_sha1(&self) -> MutexGuard<'_, RunningSha1> {
+    pub(super) fn lock_sha1(&self) -> MutexGuard<'_, RunningSha1> {
         self.sha1.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -606,14 +469,14 @@ impl PieceStore {
         self.gate.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn close_gate(&self) -> RwLockWriteGuard<'_, ()> {
+    pub(super) fn close_gate(&self) -> RwLockWriteGuard<'_, ()> {
         self.gate.write().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl State {
     /// Checks that `filling` is still what is filled.
-    fn still(&self, filling: &Arc<Filling>) -> Result<(), StorageError> {
+    pub(super) fn still(&self, filling: &Arc<Filling>) -> Result<(), StorageError> {
         match &self.place {
             Place::Part(now) if Arc::ptr_eq(now, filling) => Ok(()),
             Place::Released(left) => Err(left.error()),
@@ -635,9 +498,4 @@ impl State {
         }
         self.unreadable.remove(&piece);
     }
-}
-
-/// Whether the system says that there is no such file, rather than nothing of it.
-fn is_gone(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
 }

@@ -82,6 +82,11 @@ impl StorageError {
     }
 }
 
+/// Whether the system says that there is no such file, rather than nothing of it.
+pub(super) fn is_gone(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
 /// Whether a name is refused for what it is, or for where it is, whenever it is tried.
 fn is_for_good(refusal: io::ErrorKind) -> bool {
     matches!(

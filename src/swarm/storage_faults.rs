@@ -53,6 +53,15 @@ pub(super) fn write(store: &PieceStore, index: u32) -> Result<(), StorageError> 
     }
 }
 
+/// A part file in which these pieces are.
+pub(super) fn filled(disk: &MemoryDisk, pieces: impl IntoIterator<Item = u32>) -> PieceStore {
+    let store = open(disk).expect("opened");
+    for index in pieces {
+        write(&store, index).expect("written");
+    }
+    store
+}
+
 pub(super) fn indices(pieces: &Bitfield) -> Vec<u32> {
     pieces.iter().map(PieceIndex::get).collect()
 }
@@ -331,10 +340,7 @@ fn what_comes_in_order_is_never_read_back() {
 #[test]
 fn what_came_early_is_read_back_once_while_the_rest_arrives() {
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    for index in [1, 2, 0] {
-        write(&store, index).expect("written");
-    }
+    let store = filled(&disk, [1, 2, 0]);
     assert_eq!(store.reread_bytes(), 2 * P as u64, "the first piece let the others in");
     complete(&disk, &store);
     assert_eq!(store.reread_bytes(), 2 * P as u64);
@@ -343,9 +349,7 @@ fn what_came_early_is_read_back_once_while_the_rest_arrives() {
 #[test]
 fn after_a_clean_stop_nothing_is_looked_at() {
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    write(&store, 1).expect("written");
-    write(&store, 3).expect("written");
+    let store = filled(&disk, [1, 3]);
     store.close().expect("stopped");
     drop(store);
     let disk = disk.after_power_cut(1);
@@ -364,8 +368,7 @@ fn a_write_after_a_clean_stop_makes_it_unclean_first() {
     let disk = MemoryDisk::with(dest());
     // The filesystem's clock is too coarse to tell that anything was written.
     disk.image().frozen = true;
-    let store = open(&disk).expect("opened");
-    write(&store, 1).expect("written");
+    let store = filled(&disk, [1]);
     store.close().expect("stopped");
     write(&store, 2).expect("written");
     drop(store);
@@ -388,8 +391,7 @@ fn a_clean_stop_that_failed_half_way_is_not_believed_later() {
     for at in 1.. {
         let disk = MemoryDisk::with(dest());
         disk.image().frozen = true;
-        let store = open(&disk).expect("opened");
-        write(&store, 1).expect("written");
+        let store = filled(&disk, [1]);
         disk.plan(Plan { fail: Some((at, Fault::Eio)), ..Plan::default() });
         let closed = store.close();
         let operations = disk.image().operations;
@@ -408,8 +410,7 @@ fn a_clean_stop_that_failed_half_way_is_not_believed_later() {
 #[test]
 fn what_is_here_is_not_written_again() {
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    write(&store, 0).expect("written");
+    let store = filled(&disk, [0]);
     let before = disk.image().operations;
     write(&store, 0).expect("a duplicate of the endgame");
     assert_eq!(disk.image().operations, before);
@@ -418,10 +419,7 @@ fn what_is_here_is_not_written_again() {
 #[test]
 fn a_file_written_after_a_clean_stop_is_looked_at_again() {
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    for index in 0..4 {
-        write(&store, index).expect("written");
-    }
+    let store = filled(&disk, 0..4);
     store.close().expect("stopped");
     drop(store);
     let mut old = disk.content(&part_path()).expect("there");
@@ -436,10 +434,7 @@ fn a_file_written_after_a_clean_stop_is_looked_at_again() {
 fn the_last_step_can_be_tried_again_whatever_failed_in_it() {
     for at in 1.. {
         let disk = MemoryDisk::with(dest());
-        let store = open(&disk).expect("opened");
-        for index in [1, 0, 3, 2] {
-            write(&store, index).expect("written");
-        }
+        let store = filled(&disk, [1, 0, 3, 2]);
         disk.plan(Plan { fail: Some((at, Fault::Eio)), ..Plan::default() });
         let first = store.finish(dest(), &name(), &|| true);
         let operations = disk.image().operations;
@@ -464,8 +459,7 @@ fn the_last_step_can_be_tried_again_whatever_failed_in_it() {
 #[test]
 fn a_record_that_a_crash_left_half_written_goes() {
     let disk = MemoryDisk::with(dest());
-    let store = open(&disk).expect("opened");
-    write(&store, 0).expect("written");
+    let store = filled(&disk, [0]);
     store.checkpoint().expect("safe");
     drop(store);
     disk.put(&part_path().with_extension("resume-new"), b"half");

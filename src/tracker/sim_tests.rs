@@ -5,15 +5,14 @@
 //! `MTQ_SEED=n` runs one seed and tells what happens, `MTQ_SEEDS=n` so many from there on.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
-
-use super::op::{Change, Op};
-use super::reservations::WantedName;
-use super::state::{PUBLIC, State};
-use crate::id::{EnrolmentId, GroupId, MembershipId, ShareId, UserId};
 
 use super::lattice::{RequestKey, Stamp};
+use super::op::{Change, Op};
+use super::reservations::WantedName;
 use super::sim_world::*;
+use super::state::{PUBLIC, State};
+use crate::id::{EnrolmentId, GroupId, MembershipId, ShareId, UserId};
+use crate::seeds;
 
 /// Seeds of an ordinary run.
 const SEEDS: u64 = 1_200;
@@ -217,32 +216,6 @@ fn run(seed: u64, trace: bool) -> Tally {
 
 #[test]
 fn trackers_agree_after_whatever_happened() {
-    let number = |name: &str| -> Option<u64> { std::env::var(name).ok()?.parse().ok() };
-    let (first, count) = match (number("MTQ_SEED"), number("MTQ_SEEDS")) {
-        (Some(seed), None) => (seed, 1),
-        (seed, count) => (seed.unwrap_or(0), count.unwrap_or(SEEDS)),
-    };
-    let next = AtomicU64::new(first);
-    let threads = std::thread::available_parallelism().map_or(2, usize::from);
-    let worker = || {
-        let mut tally = Tally::default();
-        loop {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= first + count {
-                return tally;
-            }
-            let one = std::panic::catch_unwind(|| run(seed, count == 1));
-            tally = tally.and(one.unwrap_or_else(|panic| {
-                println!("MTQ_SEED={seed} replays what failed");
-                std::panic::resume_unwind(panic)
-            }));
-        }
-    };
-    let tally = std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..threads).map(|_| scope.spawn(worker)).collect();
-        let done = workers.into_iter().map(|worker| worker.join().expect("no seed fails"));
-        done.fold(Tally::default(), Tally::and)
-    });
-    println!("{count} seeds: {tally:?}");
+    let (count, tally) = seeds::run(SEEDS, run, Tally::and);
     assert!(count < 100 || tally.is_worth(count), "{tally:?}");
 }

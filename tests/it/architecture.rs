@@ -62,6 +62,7 @@ const PURE: &[&str] = &[
     "swarm/record.rs",
     "swarm/running_sha1.rs",
     "swarm/asking.rs",
+    "swarm/overdue.rs",
     "swarm/sim_net.rs",
     "swarm/sim_report.rs",
     "swarm/sim_swarm.rs",

@@ -1,0 +1,158 @@
+//! The last step of a part file: all of it is checked and brought to the disk, and it gets its name.
+//!
+//! Nothing gets a name that is not whole, right, and on the disk. When it fails, the part file stays where
+//! it was, unless the manifest is false, and it can be tried again once the cause is gone.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::claims::Settling;
+use super::filling::Filling;
+use super::running_sha1::Source;
+use super::storage::{PieceStore, Place};
+use super::storage_error::StorageError;
+use crate::hash::Sha1Hash;
+use crate::name::FileName;
+use crate::piece::PieceIndex;
+
+impl PieceStore {
+    /// Gives a complete part file its name in `directory`: takes what is left of the whole file's
+    /// SHA-1, brings the file to the disk, renames without replacing. A taken name becomes
+    /// `name (1)`. It can be tried again after an error that can heal.
+    ///
+    /// # Errors
+    /// [`StorageError`]; the part file stays, but for a false manifest. `go_on` is asked about
+    /// once a piece.
+    pub fn finish(
+        &self,
+        directory: &Path,
+        name: &FileName,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<PathBuf, StorageError> {
+        let (place, losses) = {
+            let state = self.lock();
+            (state.place.clone(), state.losses)
+        };
+        if let Place::Released(left) = place {
+            return Err(left.error());
+        }
+        if let Place::Part(filling) = place {
+            self.clear_doubts(&filling)?;
+            self.complete(&filling)?;
+            for piece in filling.lost_in_holes()? {
+                self.lose(&filling, piece);
+            }
+            self.complete(&filling)?;
+            // Reading what is left and bringing all to the disk take about as long as each other.
+            let (sha1, synced) = std::thread::scope(|scope| {
+                let sync = scope.spawn(|| self.sync(&filling));
+                let sha1 = self.rest_of_sha1(&filling, go_on);
+                (sha1, sync.join().expect("invariant: a sync reports, it does not panic"))
+            });
+            if sha1? != self.manifest().head().sha1() {
+                // Every byte that was added was verified: the disk is not to blame.
+                self.discard();
+                return Err(StorageError::FalseManifest);
+            }
+            synced?;
+            self.give_name(&filling, losses, directory, name)?;
+        }
+        let unsynced = self.lock().unsynced_name.clone();
+        if let Some(directory) = unsynced {
+            self.disk.sync_dir(&directory).map_err(StorageError::io(&directory, 0))?;
+            self.lock().unsynced_name = None;
+        }
+        Ok(self.path())
+    }
+
+    fn give_name(
+        &self,
+        filling: &Arc<Filling>,
+        losses: u64,
+        directory: &Path,
+        name: &FileName,
+    ) -> Result<(), StorageError> {
+        let _gate = self.close_gate();
+        self.lock().still(filling)?;
+        self.clear_doubts(filling)?;
+        self.complete(filling)?;
+        if self.losses() != losses {
+            // What went bad meanwhile has come again, perhaps after the sync.
+            self.sync(filling)?;
+            self.complete(filling)?;
+        }
+        let stamp = filling.part().stamp()?;
+        let path = filling.part().rename(directory, name)?;
+        let mut state = self.lock();
+        state.place = Place::Whole { path, stamp };
+        state.unsynced_name = Some(directory.to_owned());
+        drop(state);
+        filling.part().clean_up();
+        Ok(())
+    }
+
+    /// Reads what could not be read before: it gets no name while nobody knows whether it is right.
+    fn clear_doubts(&self, filling: &Arc<Filling>) -> Result<(), StorageError> {
+        let doubtful: Vec<_> = self.lock().unreadable.iter().copied().collect();
+        let mut buffer = Vec::new();
+        for piece in doubtful {
+            match filling.part().read(self.manifest(), piece, &mut buffer) {
+                Ok(true) => _ = self.lock().unreadable.remove(&piece),
+                Ok(false) => self.lose(filling, piece),
+                Err(error) => return Err(StorageError::io(filling.part().path(), 0)(error)),
+            }
+        }
+        Ok(())
+    }
+
+    fn complete(&self, filling: &Filling) -> Result<(), StorageError> {
+        let layout = self.manifest().layout();
+        match layout.piece_count() - self.lock().have.count() {
+            0 => Ok(()),
+            count => {
+                Err(StorageError::Incomplete { path: filling.part().path().to_owned(), count })
+            }
+        }
+    }
+
+    fn sync(&self, filling: &Arc<Filling>) -> Result<(), StorageError> {
+        let have = self.bitfield();
+        self.with_claims(filling, |claims| {
+            claims.sync(filling.part(), self.manifest(), &have, Settling::Clean)
+        })
+    }
+
+    /// Feeds the running SHA-1 what it has not seen.
+    fn rest_of_sha1(
+        &self,
+        filling: &Arc<Filling>,
+        go_on: &dyn Fn() -> bool,
+    ) -> Result<Sha1Hash, StorageError> {
+        let mut sha1 = self.lock_sha1();
+        let layout = self.manifest().layout();
+        let rest = sha1.next().map_or(layout.piece_count(), PieceIndex::get);
+        let path = filling.part().path();
+        let mut buffer = Vec::new();
+        let mut count = 0;
+        for piece in (rest..).map_while(|index| layout.piece(index)) {
+            if !go_on() {
+                return Err(StorageError::io(path, 0)(io::Error::other("stopped")));
+            }
+            self.lock().still(filling)?;
+            match filling.part().read(self.manifest(), piece, &mut buffer) {
+                // After a bad piece the rest is still looked at, to find all that are.
+                Ok(true) => _ = sha1.feed(piece, &buffer, Source::Disk),
+                Ok(false) => {
+                    count += 1;
+                    self.lose(filling, piece);
+                }
+                Err(error) => {
+                    self.lock().unreadable.insert(piece);
+                    return Err(StorageError::io(path, 0)(error));
+                }
+            }
+        }
+        sha1.value().ok_or_else(|| StorageError::Incomplete { path: path.to_owned(), count })
+    }
+}

@@ -9,12 +9,11 @@ use super::client_args::{ClientArgs, ClientCommand};
 use super::exit::{Failure, status};
 use super::operator_args::LogFormat;
 use super::script::{self, Parsed};
-use super::{command, logging, output, text};
+use super::{command, config, logging, output, text};
 use crate::client::agent::{Agent, AgentConfig};
 use crate::client::library::EntryState;
 use crate::client::report::Notice;
 use crate::limits::MAX_LINE_LEN;
-use crate::swarm::rates::RateLimits;
 
 /// Runs the client; returns the exit status.
 ///
@@ -26,17 +25,15 @@ pub fn run(args: &ClientArgs) -> Result<u8, Failure> {
         return Err(Failure::usage(message)
             .hint("commands go to standard input, one a line: echo list-groups | mtq client ..."));
     }
-    logging::start(args.log_file.as_deref(), "warn", LogFormat::Human)?;
-    let trackers = super::tracker::load_trackers(&args.trackers)?;
-    let limits = RateLimits { up: args.up.0, down: args.down.0 };
-    let data_dir = args.data_dir.clone();
-    let config = AgentConfig { data_dir, trackers, listen: args.listen, limits };
+    let settings = config::load(&args.options)?;
+    logging::start(settings.log_file.value.as_deref(), "warn", LogFormat::Human)?;
+    let config = config::agent(&settings)?;
     // One thread moves all bytes; hashing and disk work go to the blocking pool.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new("internal", error.to_string()))?;
-    let result = runtime.block_on(session(config, args));
+    let result = runtime.block_on(session(config, args, settings.json.value));
     // A blocking read of standard input must not hold up the end.
     runtime.shutdown_background();
     result
@@ -45,14 +42,16 @@ pub fn run(args: &ClientArgs) -> Result<u8, Failure> {
 /// A line, or why there is none.
 type Lines = mpsc::Receiver<Result<String, Failure>>;
 
-async fn session(config: AgentConfig, args: &ClientArgs) -> Result<u8, Failure> {
+async fn session(config: AgentConfig, args: &ClientArgs, json: bool) -> Result<u8, Failure> {
     let failed = |error: std::io::Error| Failure::new("internal", error.to_string());
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+    let trackers = config.trackers.clone();
     let agent = Agent::start(config)?;
+    config::remember(agent.data_dir(), &trackers);
     let interactive = std::io::stdin().is_terminal();
     let ended = tokio::select! {
-        ended = obey(&agent, args, interactive) => Some(ended),
+        ended = obey(&agent, args, json, interactive) => Some(ended),
         () = tell_news(agent.notices(), interactive || args.stay) => None,
         _ = interrupt.recv() => None,
         _ = terminate.recv() => None,
@@ -85,7 +84,7 @@ async fn tell_news(mut notices: broadcast::Receiver<Notice>, all: bool) {
 }
 
 /// Runs commands until they end; returns the first failure's status.
-async fn obey(agent: &Agent, args: &ClientArgs, interactive: bool) -> u8 {
+async fn obey(agent: &Agent, args: &ClientArgs, json: bool, interactive: bool) -> u8 {
     let (wanted, mut lines) = read_lines(interactive);
     let mut first_failure = 0;
     let mut line_number = 0;
@@ -103,7 +102,7 @@ async fn obey(agent: &Agent, args: &ClientArgs, interactive: bool) -> u8 {
                 }
                 Parsed::Command(ClientCommand::Quit) => {
                     let answer = output::Answer::new(serde_json::json!({}), "");
-                    output::print("quit", &Ok(answer), args.json);
+                    output::print("quit", &Ok(answer), json);
                     return ended(agent, first_failure, interactive);
                 }
                 Parsed::Command(parsed) => {
@@ -115,7 +114,7 @@ async fn obey(agent: &Agent, args: &ClientArgs, interactive: bool) -> u8 {
             },
             Err(failure) => (String::new(), Err(failure)),
         };
-        output::print(&name, &result, args.json);
+        output::print(&name, &result, json);
         if let Err(failure) = result {
             match interactive {
                 true => failure.print(),

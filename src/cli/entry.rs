@@ -6,7 +6,7 @@ use clap::Parser as _;
 
 use super::args::{Cli, Verb};
 use super::exit::Failure;
-use super::{certs, client, demo, operate, tracker};
+use super::{certs, client, config, demo, operate, tracker};
 
 /// Runs the program.
 pub fn main() -> ExitCode {
@@ -20,6 +20,7 @@ pub fn main() -> ExitCode {
                 .hint("mtq tracker --help lists options and commands")),
         },
         Verb::Client(args) => client::run(&args),
+        Verb::Config(args) => config::run(&args.verb).map(|()| 0),
     };
     ExitCode::from(result.unwrap_or_else(|failure| {
         failure.print();

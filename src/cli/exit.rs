@@ -116,7 +116,7 @@ fn status_of(code: &str) -> u8 {
         | "not-in-roster"
         | "no-address"
         | "yourself" => status::REFUSED,
-        "usage" | "bad-name" | "bad-pattern" => status::USAGE,
+        "usage" | "bad-name" | "bad-pattern" | "bad-config" | "no-trackers" => status::USAGE,
         _ => status::FAILED,
     }
 }

@@ -212,8 +212,9 @@ impl Settings {
     /// [`Failure`] when there is neither.
     pub fn group_or_default(&self, named: Option<GroupName>) -> Result<GroupName, Failure> {
         named.or_else(|| self.default_group.value.clone()).ok_or_else(|| {
-            Failure::usage("missing <GROUP>")
-                .hint("name a group, or set default-group once, as mtq config show explains")
+            Failure::usage("missing <GROUP>").hint(
+                "name a group, or set default-group in config.toml (mtq config path says where)",
+            )
         })
     }
 }
@@ -375,5 +376,371 @@ fn wrong(key: &Key, value: &OsStr, origin: &Origin, cause: &str) -> Failure {
             .hint(format!("for example {name}={}", key.example)),
         _ => Failure::usage(format!("{} {shown}: {cause}", key.flag))
             .hint(format!("for example {} {}", key.flag, key.example)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::{CommandFactory as _, Parser};
+    use std::collections::HashMap;
+    use std::os::unix::ffi::OsStringExt as _;
+
+    use crate::cli::args::Cli;
+    use crate::cli::config_file::KEYS;
+    use crate::peer_id::PeerId;
+
+    #[derive(Parser)]
+    struct Words {
+        #[command(flatten)]
+        options: ClientOptions,
+    }
+
+    /// A user whose home is /home/me.
+    fn at_home() -> Places {
+        Places {
+            home: Some("/home/me".into()),
+            config: Some("/home/me/.config".into()),
+            data: Some("/home/me/.local/share".into()),
+            state: Some("/home/me/.local/state".into()),
+        }
+    }
+
+    fn resolve_at(
+        places: &Places,
+        flags: &[&str],
+        variables: &[(&str, &str)],
+        file: Option<&str>,
+    ) -> Result<Settings, Failure> {
+        let options = Words::try_parse_from([&["mtq"], flags].concat()).expect("flags").options;
+        let variables: HashMap<_, _> = variables.iter().copied().collect();
+        let variable = |name: &str| variables.get(name).map(OsString::from);
+        Settings::resolve(&options, Surroundings { variable: &variable, places }, file)
+    }
+
+    fn resolve(
+        flags: &[&str],
+        variables: &[(&str, &str)],
+        file: Option<&str>,
+    ) -> Result<Settings, Failure> {
+        resolve_at(&at_home(), flags, variables, file)
+    }
+
+    /// A setting as text, and where it came from.
+    fn shown(settings: &Settings, key: &Key) -> (String, Origin) {
+        fn told<T: fmt::Debug>(setting: &Setting<T>) -> (String, Origin) {
+            (format!("{:?}", setting.value), setting.origin.clone())
+        }
+        match key.name {
+            "trackers" => told(&settings.trackers),
+            "data-dir" => told(&settings.data_dir),
+            "listen" => told(&settings.listen),
+            "log-file" => told(&settings.log_file),
+            "up" => told(&settings.up),
+            "down" => told(&settings.down),
+            "default-group" => told(&settings.default_group),
+            "mtorrent-dir" => told(&settings.mtorrent_dir),
+            "on-event" => told(&settings.on_event),
+            "json" => told(&settings.json),
+            "history" => told(&settings.history),
+            other => panic!("{other} is in no table"),
+        }
+    }
+
+    fn link(id: u8) -> String {
+        format!("mtq://example.org:4000#{}", PeerId([id; 32]))
+    }
+
+    /// Where the file is, for someone at home.
+    fn config_toml() -> PathBuf {
+        "/home/me/.config/mtq/config.toml".into()
+    }
+
+    #[test]
+    fn a_flag_beats_a_variable_beats_the_file_beats_the_default() {
+        // For each setting: three values, and how each reads; then the default.
+        let path = |text: &str| format!("Some({text:?})");
+        let table = [
+            (
+                "trackers",
+                ["f", "v", "/c"],
+                ["Some(File(\"f\"))", "Some(File(\"v\"))", "Some(File(\"/c\"))"].map(str::to_owned),
+                "None",
+            ),
+            (
+                "data-dir",
+                ["f", "/v", "/c"],
+                ["\"f\"", "\"/v\"", "\"/c\""].map(str::to_owned),
+                "\"/home/me/.local/share/mtq\"",
+            ),
+            (
+                "listen",
+                ["127.0.0.1:1", "[::1]:2", "0.0.0.0:0"],
+                ["Some(127.0.0.1:1)", "Some([::1]:2)", "Some(0.0.0.0:0)"].map(str::to_owned),
+                "None",
+            ),
+            ("log-file", ["f", "v", "/c"], ["f", "v", "/c"].map(path), "None"),
+            (
+                "up",
+                ["1MB", "none", "3000000"],
+                ["Rate(Some(1000000))", "Rate(None)", "Rate(Some(3000000))"].map(str::to_owned),
+                "Rate(None)",
+            ),
+            (
+                "down",
+                ["1MB", "2MB", "0"],
+                ["Rate(Some(1000000))", "Rate(Some(2000000))", "Rate(None)"].map(str::to_owned),
+                "Rate(None)",
+            ),
+            (
+                "default-group",
+                ["F", "v", "c"],
+                ["f", "v", "c"]
+                    .map(|name| format!("{:?}", Some(name.parse::<GroupName>().expect("a name")))),
+                "None",
+            ),
+            ("mtorrent-dir", ["f", "v", "/c"], ["f", "v", "/c"].map(path), "None"),
+            ("on-event", ["f x", "v", "~/c"], ["f x", "v", "~/c"].map(path), "None"),
+            (
+                "history",
+                ["f", "v", "/c"],
+                ["\"f\"", "\"v\"", "\"/c\""].map(str::to_owned),
+                "\"/home/me/.local/state/mtq/history\"",
+            ),
+        ];
+        for (name, given, read, default) in table {
+            let key = KEYS.into_iter().find(|key| key.name == name).expect("a setting");
+            let [flag, variable, file] = given;
+            let (flags, variables) = ([key.flag, flag], [(key.variable, variable)]);
+            let file = format!("\n{name} = '{file}'\n");
+            let origins = [
+                Origin::Flag(key.flag),
+                Origin::Variable(key.variable),
+                Origin::File(config_toml(), 2),
+            ];
+            for bits in 0..8 {
+                let flags = if bits & 1 > 0 { &flags[..] } else { &[] };
+                let variables = if bits & 2 > 0 { &variables[..] } else { &[] };
+                let file = (bits & 4 > 0).then_some(file.as_str());
+                let settings = resolve(flags, variables, file).expect(name);
+                let best = (0..3).find(|i| bits & (1 << i) > 0);
+                let expected = match best {
+                    Some(i) => (read[i].clone(), origins[i].clone()),
+                    None => (default.to_owned(), Origin::Default),
+                };
+                assert_eq!(shown(&settings, key), expected, "{name} of {bits:03b}");
+                for other in KEYS.into_iter().filter(|other| other.name != name) {
+                    let (_, origin) = shown(&settings, other);
+                    assert_eq!(origin, Origin::Default, "{} is let alone", other.name);
+                }
+            }
+        }
+        // The one flag that has no value.
+        let file = Some("json = true");
+        for (flags, variable, file, value, origin) in [
+            (&["--json"][..], Some("false"), None, true, Origin::Flag("--json")),
+            (&[], Some("0"), file, false, Origin::Variable("MTQ_JSON")),
+            (&[], Some("1"), None, true, Origin::Variable("MTQ_JSON")),
+            (&[], None, file, true, Origin::File(config_toml(), 1)),
+            (&[], None, None, false, Origin::Default),
+        ] {
+            let variables: Vec<_> = variable.map(|value| ("MTQ_JSON", value)).into_iter().collect();
+            let settings = resolve(flags, &variables, file).expect("valid");
+            assert_eq!(settings.json, Setting { value, origin });
+        }
+    }
+
+    #[test]
+    fn every_setting_is_a_flag_and_help_names_its_variable() {
+        let mut cli = Cli::command();
+        cli.build();
+        let client = cli.find_subcommand("client").expect("a verb");
+        for key in KEYS {
+            let flag = client.get_arguments().find(|arg| arg.get_long() == Some(&key.flag[2..]));
+            let help = flag.expect(key.flag).get_help().expect(key.flag).to_string();
+            assert!(help.contains(&format!("[env: {}", key.variable)), "{help}");
+        }
+        let global: Vec<_> = client
+            .get_arguments()
+            .filter(|arg| arg.is_global_set())
+            .filter_map(|arg| arg.get_long())
+            .collect();
+        assert_eq!(global, ["trackers", "data-dir", "config", "log-file", "json"]);
+    }
+
+    #[test]
+    fn an_empty_variable_is_none() {
+        let settings = resolve(&[], &[("MTQ_UP", ""), ("MTQ_CONFIG", "")], Some("up = 50000"));
+        let settings = settings.expect("valid");
+        assert_eq!(settings.up.origin, Origin::File(config_toml(), 1));
+    }
+
+    #[test]
+    fn paths_in_the_file_stand_beside_it_and_a_tilde_is_home() {
+        let file = "trackers = 'net/t.txt'\nlog-file = '~/mtq.log'\nmtorrent-dir = '/srv'\n";
+        let settings = resolve(&["--config", "conf/c.toml"], &[], Some(file)).expect("valid");
+        assert_eq!(settings.trackers.value, Some(Trackers::File("conf/net/t.txt".into())));
+        assert_eq!(settings.log_file.value, Some("/home/me/mtq.log".into()));
+        assert_eq!(settings.mtorrent_dir.value, Some("/srv".into()));
+        let config = settings.config.expect("named");
+        assert_eq!((config.value, config.origin), ("conf/c.toml".into(), Origin::Flag("--config")));
+
+        let settings =
+            resolve(&["--data-dir", "~/d"], &[("MTQ_CONFIG", "c.toml")], Some("trackers='t'"))
+                .expect("valid");
+        assert_eq!(settings.data_dir.value, Path::new("/home/me/d"));
+        assert_eq!(settings.trackers.value, Some(Trackers::File("t".into())), "beside c.toml");
+        assert_eq!(settings.history.value, Path::new("/home/me/d/history"));
+        // Its default by another way is still the default.
+        let settings = resolve(&[], &[("MTQ_DATA_DIR", "~/.local/share/mtq")], None);
+        let history = settings.expect("valid").history;
+        assert_eq!(history, Setting::default("/home/me/.local/state/mtq/history".into()));
+        let odd = resolve(&["--data-dir", "~bob/d"], &[], None).expect("valid");
+        assert_eq!(
+            odd.data_dir.value,
+            Path::new("~bob/d"),
+            "somebody else's is a name like another"
+        );
+    }
+
+    #[test]
+    fn trackers_are_a_path_a_link_or_links() {
+        let one: TrackerInfo = link(1).parse().expect("a link");
+        for settings in [
+            resolve(&["--trackers", &link(1)], &[], None),
+            resolve(&[], &[("MTQ_TRACKERS", &link(1))], None),
+            resolve(&[], &[], Some(&format!("trackers = '{}'", link(1)))),
+            resolve(&[], &[], Some(&format!("trackers = ['{}']", link(1)))),
+        ] {
+            let trackers = settings.expect("valid").trackers.value;
+            assert_eq!(trackers, Some(Trackers::Links(one.clone())));
+        }
+        let file = format!("trackers = ['{}']", link(2));
+        let settings = resolve(&[], &[("MTQ_TRACKERS", "t")], Some(&file)).expect("valid");
+        assert_eq!(settings.trackers.value, Some(Trackers::File("t".into())));
+        let settings = resolve(&["--trackers", "f"], &[], Some(&file)).expect("valid");
+        assert_eq!(settings.trackers.value, Some(Trackers::File("f".into())));
+    }
+
+    #[test]
+    fn wrong_values_get_one_line_that_says_where_they_stand() {
+        let file = "/home/me/.config/mtq/config.toml: line 1: ";
+        for (flags, variables, text, message, hint) in [
+            (
+                &[][..],
+                &[("MTQ_UP", "100")][..],
+                "",
+                "MTQ_UP=100: a rate is at least 16.0 KiB",
+                "MTQ_UP=2MiB",
+            ),
+            (
+                &[],
+                &[],
+                "up = 100",
+                &format!("{file}up = 100: a rate is at least 16.0 KiB"),
+                "up = \"2MiB\"",
+            ),
+            (
+                &[],
+                &[("MTQ_DOWN", "fast")],
+                "",
+                "MTQ_DOWN=fast: a rate is bytes a second",
+                "MTQ_DOWN=500KB",
+            ),
+            (
+                &[],
+                &[("MTQ_LISTEN", "4433")],
+                "",
+                "MTQ_LISTEN=4433: an address is IP:PORT",
+                "0.0.0.0:4434",
+            ),
+            (
+                &[],
+                &[],
+                "listen = 'a b'",
+                &format!("{file}listen = a b: an address"),
+                "for example listen",
+            ),
+            (&[], &[("MTQ_JSON", "yes")], "", "MTQ_JSON=yes: it is true or false", "MTQ_JSON=true"),
+            (
+                &[],
+                &[("MTQ_DEFAULT_GROUP", "a b")],
+                "",
+                "MTQ_DEFAULT_GROUP=a b: a name is 1 to 32",
+                "=lab",
+            ),
+            (
+                &[],
+                &[("MTQ_TRACKERS", "mtq://x")],
+                "",
+                "MTQ_TRACKERS=mtq://x: a tracker link ends",
+                "tracker_info",
+            ),
+            (
+                &["--trackers", "mtq://x"],
+                &[],
+                "",
+                "--trackers mtq://x: a tracker link ends",
+                "tracker_info",
+            ),
+            (
+                &[],
+                &[],
+                "trackers = 'mtq://x'",
+                &format!("{file}trackers = mtq://x: a tracker"),
+                "tracker_info",
+            ),
+            (&[], &[("MTQ_UP", "a\x1b[2J\nb")], "", "MTQ_UP=a\\u{1b}[2J\\nb: a rate is", "MTQ_UP"),
+        ] {
+            let failure = resolve(flags, variables, Some(text)).expect_err(message);
+            assert_eq!(failure.status, 2, "{failure:?}");
+            assert!(failure.message.starts_with(message), "{failure:?}");
+            assert!(!failure.message.contains(char::is_control), "{failure:?}");
+            assert!(failure.hint.as_ref().is_some_and(|given| given.contains(hint)), "{failure:?}");
+        }
+        // What a stronger value hides does not matter.
+        assert!(resolve(&["--up", "1MB"], &[("MTQ_UP", "fast")], Some("up = 'x'")).is_ok());
+        let bytes = OsString::from_vec(vec![b'a', 0xff]);
+        let variable = |name: &str| (name == "MTQ_ON_EVENT").then(|| bytes.clone());
+        let around = Surroundings { variable: &variable, places: &at_home() };
+        let failure = Settings::resolve(&ClientOptions::default(), around, None);
+        let failure = failure.expect_err("not text");
+        assert!(failure.message.ends_with("it is not valid UTF-8"), "{failure:?}");
+        // A path may be any bytes.
+        let variable = |name: &str| (name == "MTQ_DATA_DIR").then(|| bytes.clone());
+        let around = Surroundings { variable: &variable, places: &at_home() };
+        let settings = Settings::resolve(&ClientOptions::default(), around, None);
+        assert_eq!(settings.expect("valid").data_dir.value, PathBuf::from(bytes.clone()));
+    }
+
+    #[test]
+    fn without_a_home_only_what_needs_one_fails() {
+        let nowhere = Places::default();
+        let failure = resolve_at(&nowhere, &[], &[], None).expect_err("no data directory");
+        assert_eq!(failure.status, 2);
+        assert!(failure.hint.is_some_and(|hint| hint.contains("--data-dir")));
+        let settings = resolve_at(&nowhere, &["--data-dir", "d"], &[], None).expect("enough");
+        assert_eq!(settings.config, None);
+        assert_eq!(settings.history, Setting::default("d/history".into()));
+        let failure = resolve_at(&nowhere, &["--data-dir", "~/d"], &[], None).expect_err("no home");
+        assert!(failure.message.starts_with("--data-dir ~/d: "), "{failure:?}");
+        let failure = resolve_at(&nowhere, &["--config", "~/c"], &[], None).expect_err("no home");
+        assert!(failure.message.starts_with("--config: ~/c "), "{failure:?}");
+        // XDG_DATA_HOME alone is enough.
+        let data = Places { data: Some("/data".into()), ..Places::default() };
+        let settings = resolve_at(&data, &[], &[], None).expect("enough");
+        assert_eq!(settings.data_dir.value, Path::new("/data/mtq"));
+        assert_eq!(settings.history.value, Path::new("/data/mtq/history"));
+    }
+
+    #[test]
+    fn a_share_that_names_no_group_needs_a_default() {
+        let group = |name: &str| name.parse::<GroupName>().expect("a name");
+        let with = resolve(&["--default-group", "lab"], &[], None).expect("valid");
+        assert_eq!(with.group_or_default(None), Ok(group("lab")));
+        assert_eq!(with.group_or_default(Some(group("art"))), Ok(group("art")));
+        let without = resolve(&[], &[], None).expect("valid");
+        let failure = without.group_or_default(None).expect_err("no group");
+        assert_eq!((failure.code.as_str(), failure.status), ("usage", 2));
     }
 }

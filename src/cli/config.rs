@@ -104,7 +104,7 @@ pub fn remember(data_dir: &Path, trackers: &TrackerInfo) {
     }
 }
 
-/// Where metafiles go besides beside the file shared.
+/// Where metafiles go; beside the file shared when there is none.
 ///
 /// # Errors
 /// [`Failure`] when that is no directory.

@@ -1,8 +1,8 @@
 //! The settings of a client: a flag, otherwise a variable, otherwise the file, otherwise a default.
 //!
-//! Each value says where it came from. A wrong one is one line that names the place, even when a stronger
-//! value is right only for another setting; a wrong one that a stronger value hides is not looked at.
-//! Nothing is read here: the environment and the text of the file are arguments.
+//! Each value says where it came from. A wrong one is an error of one line that names the place; one that a
+//! stronger source hides is not looked at. Nothing is read here: the environment and the text of the file
+//! are arguments.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;

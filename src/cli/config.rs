@@ -18,6 +18,7 @@ use super::tracker::load_trackers;
 use crate::client::agent::AgentConfig;
 use crate::client::data_dir;
 use crate::client::error::AgentError;
+use crate::client::metafile;
 use crate::limits::MAX_CONFIG_LEN;
 use crate::swarm::rates::RateLimits;
 use crate::tracker_link::TrackerInfo;
@@ -104,17 +105,19 @@ pub fn remember(data_dir: &Path, trackers: &TrackerInfo) {
     }
 }
 
-/// Where metafiles go; beside the file shared when there is none.
+/// Where the metafile of a shared file goes; nothing where no directory is set: beside it.
 ///
 /// # Errors
-/// [`Failure`] when that is no directory.
-pub fn mtorrent_dir(settings: &Settings) -> Result<Option<&Path>, Failure> {
-    let Setting { value: Some(path), origin } = &settings.mtorrent_dir else { return Ok(None) };
-    if path.is_dir() {
-        return Ok(Some(path));
+/// [`Failure`] when what is set is no directory.
+pub fn metafile(settings: &Settings, shared: &Path) -> Result<Option<PathBuf>, Failure> {
+    let Setting { value: Some(directory), origin } = &settings.mtorrent_dir else {
+        return Ok(None);
+    };
+    if !directory.is_dir() {
+        let message = format!("{origin}: {} is no directory", text::path(directory));
+        return Err(Failure::new("no-destination", message).hint("create it first"));
     }
-    let message = format!("{origin}: {} is no directory", text::path(path));
-    Err(Failure::new("no-destination", message).hint("create it first"))
+    Ok(metafile::beside(shared).file_name().map(|name| directory.join(name)))
 }
 
 /// Where things of this user belong. What is relative would be elsewhere every time.
@@ -272,4 +275,46 @@ fn show(settings: &Settings) -> Answer {
     lines.extend(rows.iter().flat_map(Row::lines));
     let rows: Value = rows.iter().map(Row::json).collect();
     Answer::new(json!({"config": config, "settings": rows}), text::table(&lines))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metafiles_go_to_a_directory_that_is_there() {
+        let home = tempfile::tempdir().expect("temp dir");
+        let nothing = |_: &str| None;
+        let places = Places { data: Some(home.path().to_owned()), ..Places::default() };
+        let around = Surroundings { variable: &nothing, places: &places };
+        let settings = |mtorrent_dir: Option<PathBuf>| {
+            let options = ClientOptions { mtorrent_dir, ..ClientOptions::default() };
+            Settings::resolve(&options, around, None).expect("valid")
+        };
+        let shared = Path::new("/srv/a b.iso");
+        assert_eq!(metafile(&settings(None), shared), Ok(None));
+        let set = settings(Some(home.path().to_owned()));
+        assert_eq!(metafile(&set, shared), Ok(Some(home.path().join("a b.iso.mtorrent"))));
+        let missing = settings(Some(home.path().join("gone")));
+        let failure = metafile(&missing, shared).expect_err("no directory");
+        assert_eq!((failure.code.as_str(), failure.status), ("no-destination", 4));
+        assert!(failure.message.starts_with("--mtorrent-dir: "), "{failure:?}");
+    }
+
+    #[test]
+    fn every_setting_is_shown_in_order() {
+        let places = Places { data: Some("/data".into()), ..Places::default() };
+        let around = Surroundings { variable: &|_| None, places: &places };
+        let file = "up = 50000\n";
+        let options = ClientOptions { config: Some("c.toml".into()), ..ClientOptions::default() };
+        let settings = Settings::resolve(&options, around, Some(file)).expect("valid");
+        let answer = show(&settings);
+        let rows = answer.json["settings"].as_array().expect("rows");
+        let names: Vec<_> = rows.iter().filter_map(|row| row["setting"].as_str()).collect();
+        let keys: Vec<_> = config_file::KEYS.iter().map(|key| key.name).collect();
+        assert_eq!(names, keys);
+        assert_eq!(answer.text.lines().count(), 1 + keys.len());
+        assert!(answer.text.contains("50000 B/s"), "{}", answer.text);
+        assert!(answer.text.contains("c.toml: line 1"), "{}", answer.text);
+    }
 }

@@ -33,6 +33,9 @@ pub const MAX_METAFILE_LEN: u64 = 448 * 1024 * 1024;
 /// Bytes of a `tracker_info.txt`: a few hundred links.
 pub const MAX_TRACKER_INFO_LEN: u64 = 64 * 1024;
 
+/// Bytes of a `config.toml`: eleven settings, and as many comments as anybody writes.
+pub const MAX_CONFIG_LEN: u64 = 64 * 1024;
+
 /// Trackers in one network. Every one syncs with every other.
 pub const MAX_TRACKERS: usize = 16;
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use bytesize::ByteSize;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use super::client_args::ClientArgs;
+use super::client_args::{ClientArgs, ConfigArgs};
 use super::operator_args::TrackerArgs;
 
 /// Move large files inside a group, over encrypted QUIC, with every member a source.
@@ -28,7 +28,9 @@ pub enum Verb {
     /// Run a tracker, or see to one that runs.
     Tracker(Box<TrackerArgs>),
     /// Run a client; commands come from standard input, one a line ("help" lists them).
-    Client(ClientArgs),
+    Client(Box<ClientArgs>),
+    /// Show the settings of a client, and where they come from.
+    Config(ConfigArgs),
 }
 
 /// `mtq demo`.

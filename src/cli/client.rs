@@ -14,7 +14,7 @@ use super::plan::Plan;
 use super::screen::{News, Screen};
 use super::seat::Seat;
 use super::stdin::Manner;
-use super::{logging, script, secret, stdin};
+use super::{config, logging, script, secret, stdin};
 
 /// How often `downloads --watch` looks.
 const WATCH: Duration = Duration::from_secs(1);
@@ -45,23 +45,25 @@ pub fn run(args: &ClientArgs, matches: &ArgMatches) -> Result<u8, Failure> {
         _ if std::io::stdin().is_terminal() => Work::Prompt,
         _ => Work::Script,
     };
-    logging::start(args.log_file.as_deref(), "warn", LogFormat::Human)?;
-    let plan = Plan::new(args)?;
+    let settings = config::load(&args.options)?;
+    logging::start(settings.log_file.value.as_deref(), "warn", LogFormat::Human)?;
+    let manner = Manner { json: settings.json.value, keep_going: args.keep_going, stay: args.stay };
+    let plan = Plan::new(settings)?;
     // One thread moves all bytes; hashing and disk work go to the blocking pool.
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Failure::new("internal", error.to_string()))?;
-    let result = runtime.block_on(session(plan, args, work));
+    let result = runtime.block_on(session(plan, manner, work));
     // A blocking read of standard input must not hold up the end.
     runtime.shutdown_background();
     result
 }
 
-async fn session(plan: Plan, args: &ClientArgs, work: Work) -> Result<u8, Failure> {
+async fn session(plan: Plan, manner: Manner, work: Work) -> Result<u8, Failure> {
     let mut signals = Signals::new()?;
-    let stays = args.stay || matches!(work, Work::Daemon | Work::Prompt);
-    let news = match (&work, args.json) {
+    let stays = manner.stay || matches!(work, Work::Daemon | Work::Prompt);
+    let news = match (&work, manner.json) {
         (Work::Daemon | Work::Command(ClientCommand::Events { .. }, _), true) => News::Json,
         (Work::Command(ClientCommand::Events { .. }, _), false) => News::All,
         _ if stays => News::All,
@@ -70,7 +72,7 @@ async fn session(plan: Plan, args: &ClientArgs, work: Work) -> Result<u8, Failur
     let screen = Arc::new(Screen::new(news));
     let mut seat = Seat::new(plan, screen.clone(), stays);
     let result = tokio::select! {
-        result = carry_out(&mut seat, args, work) => Some(result),
+        result = carry_out(&mut seat, manner, work) => Some(result),
         () = signals.next() => None,
     };
     screen.hide();
@@ -85,14 +87,11 @@ async fn session(plan: Plan, args: &ClientArgs, work: Work) -> Result<u8, Failur
     result.unwrap_or(Ok(status::INTERRUPTED))
 }
 
-async fn carry_out(seat: &mut Seat, args: &ClientArgs, work: Work) -> Result<u8, Failure> {
+async fn carry_out(seat: &mut Seat, manner: Manner, work: Work) -> Result<u8, Failure> {
     match work {
         Work::Daemon => daemon(seat).await,
-        Work::Command(command, words) => one_shot(seat, args.json, command, words).await,
-        Work::Script | Work::Prompt => {
-            let manner = Manner { json: args.json, keep_going: args.keep_going, stay: args.stay };
-            stdin::run(seat, manner).await
-        }
+        Work::Command(command, words) => one_shot(seat, manner.json, command, words).await,
+        Work::Script | Work::Prompt => stdin::run(seat, manner).await,
     }
 }
 

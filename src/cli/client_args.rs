@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::{Args, Parser, Subcommand};
 
 use super::rate::Rate;
@@ -14,33 +15,15 @@ use crate::name::{FileName, GroupName, Selector, UserName};
 /// `mtq client`.
 #[derive(Debug, Args)]
 pub struct ClientArgs {
-    /// tracker_info.txt, as the operator of the trackers hands it out.
-    #[arg(long, value_name = "FILE")]
-    pub trackers: PathBuf,
-    /// Directory for this client's identity; one running client at a time.
-    #[arg(long, value_name = "DIR")]
-    pub data_dir: PathBuf,
-    /// UDP address for everything; all addresses and a free port by default.
-    #[arg(long, value_name = "ADDR")]
-    pub listen: Option<SocketAddr>,
-    /// Append the log to this file instead of standard error.
-    #[arg(long, value_name = "FILE")]
-    pub log_file: Option<PathBuf>,
-    /// Print one JSON object a command (JSON.md lists the shapes).
-    #[arg(long)]
-    pub json: bool,
+    /// Its settings.
+    #[command(flatten)]
+    pub options: ClientOptions,
     /// Go on after a command that failed; the exit status is still the first failure's.
     #[arg(long)]
     pub keep_going: bool,
     /// After the last command go on sharing and downloading until interrupted.
     #[arg(long)]
     pub stay: bool,
-    /// Send at most so much a second, for example 2MiB or 500KB; none or 0 is no limit.
-    #[arg(long, value_name = "RATE", default_value = "none")]
-    pub up: Rate,
-    /// Receive at most so much a second.
-    #[arg(long, value_name = "RATE", default_value = "none")]
-    pub down: Rate,
     /// What to do; without, commands come from the prompt or from standard input.
     #[command(subcommand)]
     pub verb: Option<ClientVerb>,
@@ -55,6 +38,75 @@ pub enum ClientVerb {
     /// takes.
     #[command(flatten)]
     Command(ClientCommand),
+}
+
+/// Settings of a client as flags. What is not given here comes from the variable in brackets, then
+/// from config.toml, then from a default.
+#[derive(Clone, Debug, Default, Args)]
+pub struct ClientOptions {
+    /// tracker_info.txt, as the operator of the trackers hands it out, or one link; remembered, so
+    /// it is needed once [env: MTQ_TRACKERS].
+    #[arg(long, value_name = "FILE", global = true)]
+    pub trackers: Option<PathBuf>,
+    /// Directory for this client's identity, one running client at a time [env: MTQ_DATA_DIR;
+    /// default: $XDG_DATA_HOME/mtq].
+    #[arg(long, value_name = "DIR", global = true)]
+    pub data_dir: Option<PathBuf>,
+    /// Settings [env: MTQ_CONFIG; default: $XDG_CONFIG_HOME/mtq/config.toml].
+    #[arg(long, value_name = "FILE", global = true)]
+    pub config: Option<PathBuf>,
+    /// UDP address for everything [env: MTQ_LISTEN; default: all addresses and a free port].
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Append the log to this file instead of standard error [env: MTQ_LOG_FILE].
+    #[arg(long, value_name = "FILE", global = true)]
+    pub log_file: Option<PathBuf>,
+    /// Print one JSON object a command; JSON.md lists the shapes [env: MTQ_JSON].
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Send at most so much a second, for example 2MiB or 500KB; none or 0 is no limit [env: MTQ_UP].
+    #[arg(long, value_name = "RATE")]
+    pub up: Option<Rate>,
+    /// Receive at most so much a second [env: MTQ_DOWN].
+    #[arg(long, value_name = "RATE")]
+    pub down: Option<Rate>,
+    /// The group of a share that names none [env: MTQ_DEFAULT_GROUP].
+    #[arg(long, value_name = "GROUP")]
+    pub default_group: Option<GroupName>,
+    /// Where metafiles go instead of beside the file shared [env: MTQ_MTORRENT_DIR].
+    #[arg(long, value_name = "DIR")]
+    pub mtorrent_dir: Option<PathBuf>,
+    /// Run this for every event, which stands as JSON on its standard input [env: MTQ_ON_EVENT].
+    #[arg(long, value_name = "COMMAND", value_parser = NonEmptyStringValueParser::new())]
+    pub on_event: Option<String>,
+    /// Keep what is typed at the prompt here [env: MTQ_HISTORY; default: $XDG_STATE_HOME/mtq/history,
+    /// or history in the directory of --data-dir].
+    #[arg(long, value_name = "FILE")]
+    pub history: Option<PathBuf>,
+}
+
+/// `mtq config`.
+#[derive(Debug, Args)]
+pub struct ConfigArgs {
+    /// What is asked.
+    #[command(subcommand)]
+    pub verb: ConfigVerb,
+}
+
+/// Questions about the settings.
+#[derive(Debug, Subcommand)]
+pub enum ConfigVerb {
+    /// The settings a client with the same options would have, and where each comes from.
+    Show(Box<ClientOptions>),
+    /// Where config.toml is looked for.
+    Path {
+        /// Settings [env: MTQ_CONFIG].
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Print one JSON object.
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// One line of a script or of the prompt.

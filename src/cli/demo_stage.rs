@@ -16,6 +16,7 @@ use serde_json::Value;
 use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
+use super::config_file::KEYS;
 use super::exit::Failure;
 use super::progress::{REDRAW, bytes_bar};
 use super::text::{self, table};
@@ -201,7 +202,8 @@ impl ClientProcess {
         fs::create_dir(&dir).map_err(|error| failed(&text::path(&dir), &error))?;
         let log = dir.join("client.log");
         let mut child = program()?
-            .args(["client", "--json", "--listen", "127.0.0.1:0", "--trackers"])
+            .args(["client", "--json", "--config", "/dev/null", "--listen", "127.0.0.1:0"])
+            .arg("--trackers")
             .arg(home.join("certs/tracker_info.txt"))
             .arg("--data-dir")
             .arg(dir.join("data"))
@@ -465,11 +467,14 @@ impl TrackerProcess {
     }
 }
 
-/// This very program, ended when we end.
+/// This very program, ended when we end. The settings of whoever looks on are not its own.
 fn program() -> Result<Command, Failure> {
     let path = std::env::current_exe().map_err(|error| failed("cannot find mtq", &error))?;
     let mut command = Command::new(path);
     command.kill_on_drop(true);
+    for key in KEYS {
+        command.env_remove(key.variable);
+    }
     Ok(command)
 }
 

@@ -6,7 +6,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 
 use super::args::{Cli, Verb};
 use super::exit::Failure;
-use super::{certs, client, demo, operate, tracker};
+use super::{certs, client, config, demo, operate, tracker};
 
 /// Runs the program.
 pub fn main() -> ExitCode {
@@ -25,6 +25,7 @@ pub fn main() -> ExitCode {
             Some((_, matches)) => client::run(&args, matches),
             None => Err(Failure::usage("nothing to do")),
         },
+        Verb::Config(args) => config::run(&args.verb).map(|()| 0),
     };
     ExitCode::from(result.unwrap_or_else(|failure| {
         failure.print();

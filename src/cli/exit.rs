@@ -136,7 +136,9 @@ fn status_of(code: &str) -> u8 {
         | "not-in-roster"
         | "no-address"
         | "yourself" => status::REFUSED,
-        "usage" | "bad-name" | "bad-pattern" | "password-needed" => status::USAGE,
+        "usage" | "bad-name" | "bad-pattern" | "bad-config" | "no-trackers" | "password-needed" => {
+            status::USAGE
+        }
         _ => status::FAILED,
     }
 }

@@ -1,60 +1,54 @@
-//! What an agent is run with, and what goes with every request to one: the settings at work.
+//! What an agent is run with, and what goes with every request to one: the settings at work, here.
 
 use std::path::{Path, PathBuf};
 
-use super::client_args::ClientArgs;
+use super::config;
 use super::exit::Failure;
 use super::request::Request;
-use crate::client::agent::AgentConfig;
-use crate::swarm::rates::RateLimits;
+use super::settings::{Origin, Settings};
+use crate::client::agent::{Agent, AgentConfig};
 
 /// The settings at work.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    data_dir: PathBuf,
-    trackers: PathBuf,
-    listen: Option<std::net::SocketAddr>,
-    limits: RateLimits,
-    cwd: String,
+    settings: Settings,
+    cwd: PathBuf,
 }
 
 impl Plan {
-    /// By these options.
+    /// By these settings, in the current directory.
     ///
     /// # Errors
-    /// [`Failure`] when there is no current directory, or its path is not Unicode.
-    pub fn new(args: &ClientArgs) -> Result<Self, Failure> {
+    /// [`Failure`] when there is none, or its path is not Unicode.
+    pub fn new(settings: Settings) -> Result<Self, Failure> {
         let cwd = std::env::current_dir()
             .map_err(|error| Failure::new("disk", format!("the current directory: {error}")))?;
-        let cwd = cwd
-            .into_os_string()
-            .into_string()
-            .map_err(|_| Failure::usage("the current directory's path is not Unicode"))?;
-        Ok(Self {
-            data_dir: args.data_dir.clone(),
-            trackers: args.trackers.clone(),
-            listen: args.listen,
-            limits: RateLimits { up: args.up.0, down: args.down.0 },
-            cwd,
-        })
+        if cwd.to_str().is_none() {
+            return Err(Failure::usage("the current directory's path is not Unicode"));
+        }
+        Ok(Self { settings, cwd })
+    }
+
+    /// The settings.
+    pub fn settings(&self) -> &Settings {
+        &self.settings
     }
 
     /// The agent's data directory.
     pub fn data_dir(&self) -> &Path {
-        &self.data_dir
+        &self.settings.data_dir.value
     }
 
-    /// What an agent is run with.
+    /// Runs an agent, in a tokio runtime.
     ///
     /// # Errors
-    /// [`Failure`] when the trackers are not known.
-    pub fn agent_config(&self) -> Result<AgentConfig, Failure> {
-        Ok(AgentConfig {
-            data_dir: self.data_dir.clone(),
-            trackers: super::tracker::load_trackers(&self.trackers)?,
-            listen: self.listen,
-            limits: self.limits,
-        })
+    /// [`Failure`].
+    pub fn agent(&self) -> Result<Agent, Failure> {
+        let config: AgentConfig = config::agent(&self.settings)?;
+        let trackers = config.trackers.clone();
+        let agent = Agent::start(config)?;
+        config::remember(agent.data_dir(), &trackers);
+        Ok(agent)
     }
 
     /// A request for what these words say.
@@ -68,18 +62,23 @@ impl Plan {
     }
 
     fn request(&self) -> Request {
-        Request { cwd: Some(self.cwd.clone().into()), ..Request::default() }
+        let Settings { default_group, mtorrent_dir, .. } = &self.settings;
+        Request {
+            cwd: Some(self.cwd.clone()),
+            default_group: default_group.value.as_ref().map(ToString::to_string),
+            mtorrent_dir: mtorrent_dir.value.as_ref().map(|directory| self.cwd.join(directory)),
+            ..Request::default()
+        }
     }
 
-    /// Options that mean the agent itself, and nothing to one that runs already.
-    pub fn unused_options(&self) -> Vec<&'static str> {
-        [
-            ("--listen", self.listen.is_some()),
-            ("--up", self.limits.up.is_some()),
-            ("--down", self.limits.down.is_some()),
-        ]
-        .into_iter()
-        .filter_map(|(option, is_given)| is_given.then_some(option))
-        .collect()
+    /// Flags that mean the agent itself, and nothing to one that runs already.
+    pub fn unused_flags(&self) -> Vec<&'static str> {
+        let Settings { listen, up, down, on_event, .. } = &self.settings;
+        let origins = [&listen.origin, &up.origin, &down.origin, &on_event.origin];
+        let flags = origins.into_iter().filter_map(|origin| match origin {
+            Origin::Flag(flag) => Some(*flag),
+            _ => None,
+        });
+        flags.collect()
     }
 }

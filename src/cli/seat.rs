@@ -14,7 +14,6 @@ use super::host::Host;
 use super::plan::Plan;
 use super::request::Request;
 use super::screen::Screen;
-use crate::client::agent::Agent;
 use crate::clock;
 use crate::control_socket::ControlSocket;
 use crate::limits::{DRAIN, MAX_LINE_LEN};
@@ -63,7 +62,7 @@ impl Seat {
     /// # Errors
     /// [`Failure`], also when one runs on the data directory already.
     pub fn run_agent(&mut self) -> Result<&Host, Failure> {
-        let agent = Agent::start(self.plan.agent_config()?)?;
+        let agent = self.plan.agent()?;
         let socket = ControlSocket::bind(agent.data_dir()).map_err(|error| {
             let directory = super::text::path(agent.data_dir());
             Failure::new("disk", format!("the control socket in {directory}: {error}"))
@@ -99,8 +98,8 @@ impl Seat {
         // One that just ended is noticed by whoever asks next.
         let _ = front.ask(Request { args: Some(words), ..Request::default() }).await;
         if self.host.is_none() && !std::mem::replace(&mut self.warned, true) {
-            for option in self.plan.unused_options() {
-                let message = format!("the agent runs already: {option} changes nothing");
+            for flag in self.plan.unused_flags() {
+                let message = format!("the agent runs already: {flag} changes nothing");
                 self.screen.say(&format!("warning: {message}"));
             }
         }

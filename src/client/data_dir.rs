@@ -3,10 +3,11 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::error::AgentError;
 use crate::name::UserName;
+use crate::tracker_link::TrackerInfo;
 
 /// Makes the directory if needed, for its owner only, and locks it as long as the file lives.
 ///
@@ -102,6 +103,27 @@ pub fn roster(path: &Path) -> Result<Option<Vec<u8>>, AgentError> {
 /// [`AgentError::File`].
 pub fn keep_roster(path: &Path, bytes: &[u8]) -> Result<(), AgentError> {
     replace(path, ROSTER_FILE, bytes)
+}
+
+/// The trackers that were given last.
+const TRACKERS_FILE: &str = "trackers.txt";
+
+/// Where the trackers that were given last are kept.
+pub fn trackers_path(path: &Path) -> PathBuf {
+    path.join(TRACKERS_FILE)
+}
+
+/// Keeps the trackers that were given, for when none are. Nothing is written when they are kept
+/// already.
+///
+/// # Errors
+/// [`AgentError::File`].
+pub fn keep_trackers(path: &Path, trackers: &TrackerInfo) -> Result<(), AgentError> {
+    let text = trackers.to_string();
+    match fs::read(trackers_path(path)) {
+        Ok(kept) if kept == text.as_bytes() => Ok(()),
+        _ => replace(path, TRACKERS_FILE, text.as_bytes()),
+    }
 }
 
 /// Puts a file in the place of another: whoever reads it finds the one or the other, whole.

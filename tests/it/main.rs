@@ -17,6 +17,7 @@ mod flood;
 mod listings;
 mod demo;
 mod operator;
+mod settings;
 mod fake_tracker;
 mod failover;
 mod cluster;

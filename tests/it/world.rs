@@ -19,10 +19,19 @@ use tempfile::TempDir;
 /// How long anything may take before the test fails. Generous: it only bounds a hang.
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
-/// The program under test.
+/// Where the program under test finds itself at home: nowhere.
+const NO_HOME: &str = "/nonexistent/mtq-tests";
+
+/// The program under test. It finds nothing of whoever runs the tests: no variables, no files.
 pub fn mtq() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mtq"));
-    command.env_remove("MTQ_PASSWORD").env_remove("MTQ_LOG");
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        if text.starts_with("MTQ_") || text.starts_with("XDG_") {
+            command.env_remove(&name);
+        }
+    }
+    command.env("HOME", NO_HOME);
     command
 }
 

@@ -552,6 +552,9 @@ pub const CONTROL_REQUESTS: usize = 64;
 /// it asked for.
 pub const CONTROL_LINES: usize = 64;
 
+/// A program that a user has run for an event is killed after so long: the next event waits for it.
+pub const HOOK_PATIENCE: Duration = Duration::from_secs(60);
+
 /// An invitation is good for this long, unless the operator says otherwise.
 pub const INVITE_LIFE: Duration = Duration::from_secs(7 * 24 * 3600);
 

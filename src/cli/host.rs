@@ -23,7 +23,7 @@ use super::exit::Failure;
 use super::output::Answer;
 use super::request::{self, Request, RequestId};
 use super::script::{self, Parsed};
-use super::{command, events};
+use super::{command, events, hook};
 use crate::client::agent::Agent;
 use crate::clock;
 use crate::control_socket::{ControlSocket, Said, next_line};
@@ -57,9 +57,9 @@ struct Shared {
 }
 
 impl Host {
-    /// Serves `socket` for `agent`; `lasts` says whether the agent goes on by itself. In a tokio
-    /// runtime.
-    pub fn start(agent: Agent, lasts: bool, socket: ControlSocket) -> Self {
+    /// Serves `socket` for `agent`; `lasts` says whether the agent goes on by itself, `hook` is run for
+    /// every event. In a tokio runtime.
+    pub fn start(agent: Agent, lasts: bool, socket: ControlSocket, hook: Option<String>) -> Self {
         let shared = Arc::new(Shared {
             agent,
             lasts,
@@ -70,6 +70,10 @@ impl Host {
             places: Arc::new(Semaphore::new(limits::CONTROL_CLIENTS)),
         });
         shared.tasks.spawn(accept(shared.clone(), socket));
+        if let Some(hook) = hook {
+            let work = hook::run(hook, shared.agent.notices(), shared.draining.clone());
+            shared.tasks.spawn(shared.stop.clone().run_until_cancelled_owned(work));
+        }
         Self { shared }
     }
 

@@ -18,6 +18,7 @@ pub mod screen;
 pub mod command;
 pub mod script;
 pub mod events;
+pub mod hook;
 pub mod host;
 pub mod front;
 pub mod tracker;

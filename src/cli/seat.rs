@@ -67,7 +67,8 @@ impl Seat {
             let directory = super::text::path(agent.data_dir());
             Failure::new("disk", format!("the control socket in {directory}: {error}"))
         })?;
-        Ok(self.host.insert(Host::start(agent, self.lasts, socket)))
+        let hook = self.plan.settings().on_event.value.clone();
+        Ok(self.host.insert(Host::start(agent, self.lasts, socket, hook)))
     }
 
     /// The connection to the agent; makes one, and an agent, where there is none.

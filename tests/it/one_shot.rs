@@ -1,0 +1,394 @@
+//! One command a process: with an agent that runs, with none, ten at once, and on the bare socket.
+
+use std::fs;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, Command, Output, Stdio};
+use std::thread;
+
+use serde_json::{Value, json};
+
+use crate::world::{DEADLINE, World, content, mtq, run, terminate, wait_for};
+
+/// The command line of one command of a user.
+fn command(world: &World, user: &str, words: &[&str]) -> Command {
+    let mut command = mtq();
+    command
+        .arg("client")
+        .args(words)
+        .arg("--trackers")
+        .arg(world.trackers())
+        .arg("--data-dir")
+        .arg(world.path(format!("{user}.data")))
+        .env("MTQ_LISTEN", "127.0.0.1:0")
+        .env("MTQ_PASSWORD", format!("{user}-secret"))
+        .current_dir(world.dir.path());
+    command
+}
+
+/// Runs one command; what it printed, and its exit status.
+fn one(world: &World, user: &str, words: &[&str]) -> (String, String, i32) {
+    told(&run(&mut command(world, user, words)))
+}
+
+fn told(output: &Output) -> (String, String, i32) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    (text(&output.stdout), text(&output.stderr), output.status.code().expect("no signal killed it"))
+}
+
+/// Runs one command that must succeed; its result.
+fn ok(world: &World, user: &str, words: &[&str]) -> Value {
+    let (stdout, stderr, status) = one(world, user, &[words, &["--json"]].concat());
+    assert_eq!(status, 0, "{words:?}: {stdout}{stderr}");
+    let answer: Value = serde_json::from_str(stdout.lines().last().expect("a line")).expect("JSON");
+    assert_eq!(answer["ok"], true, "{words:?}: {answer}");
+    answer["result"].clone()
+}
+
+/// A process that ends with its test.
+struct Running(Child);
+
+impl Running {
+    /// Starts one command, and returns when it says `words` on standard error.
+    fn start(mut command: Command, words: &str) -> Self {
+        let mut child = command
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("mtq runs");
+        let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
+        let said = lines.by_ref().map_while(Result::ok).find(|line| line.contains(words));
+        assert!(said.is_some(), "it ended without {words}");
+        // What else it says is read, or it would wait for a reader.
+        thread::spawn(move || lines.for_each(drop));
+        Self(child)
+    }
+
+    fn daemon(world: &World, user: &str) -> Self {
+        Self::start(command(world, user, &["daemon"]), "the agent is up")
+    }
+
+    fn end(mut self) -> i32 {
+        terminate(&self.0);
+        self.0.wait().expect("reaped").code().expect("no signal killed it")
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Alice, who owns `lab`, and bob, who is in it; neither has an agent.
+fn lab() -> World {
+    let world = World::new();
+    for user in ["alice", "bob"] {
+        ok(&world, user, &["create-user", user]);
+        ok(&world, user, &["login", user]);
+    }
+    ok(&world, "alice", &["create-group", "lab"]);
+    ok(&world, "bob", &["join-group", "lab"]);
+    ok(&world, "alice", &["accept-request", "lab", "bob"]);
+    world
+}
+
+#[test]
+fn without_an_agent_each_command_runs_one_for_as_long_as_it_takes() {
+    let world = lab();
+    let bytes = content(3_000_000, 1);
+    world.write("a b.bin", &bytes);
+    let share =
+        Running::start(command(&world, "alice", &["share", "a b.bin", "lab"]), "sharing until");
+    wait_for("the seeder", || {
+        let files = ok(&world, "bob", &["list-files", "lab"]);
+        (files["files"][0]["seeders"] == 1).then_some(())
+    });
+    world.make_dir("in");
+    let (stdout, stderr, status) = one(&world, "bob", &["get", "lab", "a b.bin", "in"]);
+    assert_eq!(status, 0, "{stderr}");
+    assert!(stdout.contains("downloading a b.bin") && stdout.contains("complete"), "{stdout}");
+    assert_eq!(fs::read(world.path("in/a b.bin")).expect("there"), bytes);
+    assert_eq!(share.end(), 130);
+    wait_for("its end", || {
+        let files = ok(&world, "bob", &["list-files", "lab"]);
+        (files["files"][0]["seeders"] == 0).then_some(())
+    });
+}
+
+#[test]
+fn ten_processes_at_once_with_an_agent_and_without() {
+    let world = lab();
+    for with_agent in [true, false] {
+        let agent = with_agent.then(|| Running::daemon(&world, "alice"));
+        for number in 0..4 {
+            let name = format!("{with_agent}{number}.bin");
+            world.write(&name, &content(700_000 + number, number as u64));
+        }
+        let names: Vec<_> = (0..4).map(|number| format!("{with_agent}{number}.bin")).collect();
+        let mut lines: Vec<Vec<&str>> = vec![
+            vec!["list-files", "lab"],
+            vec!["list-groups"],
+            vec!["whoami"],
+            vec!["status"],
+            vec!["list-members", "lab"],
+            vec!["downloads"],
+        ];
+        if with_agent {
+            lines.extend(names.iter().map(|name| vec!["share", name.as_str(), "lab"]));
+        } else {
+            lines.extend([vec!["search", "true"], vec!["devices"], vec!["limit"], vec!["peers"]]);
+        }
+        let children: Vec<_> = lines
+            .iter()
+            .map(|words| {
+                let mut command = command(&world, "alice", words);
+                let child = command.stdin(Stdio::null()).stdout(Stdio::piped());
+                child.stderr(Stdio::piped()).spawn().expect("mtq runs")
+            })
+            .collect();
+        for (child, words) in children.into_iter().zip(&lines) {
+            let (stdout, stderr, status) = told(&child.wait_with_output().expect("reaped"));
+            assert_eq!(status, 0, "{words:?}: {stdout}{stderr}");
+        }
+        if let Some(agent) = agent {
+            let rows = ok(&world, "alice", &["downloads"]);
+            assert_eq!(rows["downloads"].as_array().expect("rows").len(), 4);
+            assert_eq!(one(&world, "alice", &["quit"]).2, 0);
+            drop(agent);
+        }
+    }
+}
+
+#[test]
+fn a_data_directory_has_one_agent_and_everybody_finds_it() {
+    let world = lab();
+    let daemon = Running::daemon(&world, "alice");
+    let (_, stderr, status) = one(&world, "alice", &["daemon"]);
+    assert_eq!(status, 7, "{stderr}");
+    assert!(stderr.contains(&format!("is in use by process {}", daemon.0.id())), "{stderr}");
+    // A script asks the agent that is there, from its own directory.
+    let elsewhere = world.make_dir("elsewhere");
+    fs::write(elsewhere.join("f.bin"), content(10, 1)).expect("written");
+    let script = world.write("script", b"share f.bin lab\nwhoami\n");
+    let output = command(&world, "alice", &["--json"])
+        .current_dir(&elsewhere)
+        .stdin(fs::File::open(script).expect("there"))
+        .output()
+        .expect("mtq runs");
+    let (stdout, stderr, status) = told(&output);
+    assert_eq!(status, 0, "{stdout}{stderr}");
+    let path = elsewhere.canonicalize().expect("there").join("f.bin");
+    assert_eq!(ok(&world, "alice", &["downloads"])["downloads"][0]["path"], json!(path));
+    // Killed, it leaves its socket; the next command does not mind.
+    let mut daemon = daemon;
+    daemon.0.kill().expect("killed");
+    daemon.0.wait().expect("reaped");
+    assert!(world.path("alice.data/control.sock").exists());
+    ok(&world, "alice", &["whoami"]);
+    let (stdout, stderr, status) = one(&world, "alice", &["quit", "--json"]);
+    assert_eq!(status, 1, "{stdout}{stderr}");
+    assert!(stderr.contains("no agent runs"), "{stderr}");
+}
+
+#[test]
+fn passwords_come_from_whoever_asks_and_never_from_the_command_line() {
+    let world = World::new();
+    let daemon = Running::daemon(&world, "alice");
+    ok(&world, "alice", &["create-user", "alice"]);
+    let mut wrong = command(&world, "alice", &["login", "alice"]);
+    let (_, stderr, status) = told(&run(wrong.env("MTQ_PASSWORD", "another")));
+    assert_eq!(status, 3, "{stderr}");
+    let (_, stderr, status) =
+        told(&run(command(&world, "alice", &["login", "alice"]).env_remove("MTQ_PASSWORD")));
+    assert_eq!(status, 2, "{stderr}");
+    assert!(stderr.contains("MTQ_PASSWORD"), "{stderr}");
+    ok(&world, "alice", &["login", "alice"]);
+    for words in [&["login", "alice", "alice-secret"][..], &["passwd", "a", "b"]] {
+        let (_, stderr, status) = one(&world, "alice", words);
+        assert_eq!(status, 2, "{stderr}");
+        assert!(!stderr.contains("secret"), "{stderr}");
+    }
+    assert_eq!(daemon.end(), 130);
+}
+
+#[test]
+fn each_kind_of_failure_has_its_exit_status() {
+    let mut world = lab();
+    let daemon = Running::daemon(&world, "alice");
+    world.write("f.bin", &content(100, 1));
+    world.write("junk.mtorrent", b"junk");
+    let full = "/proc/none/f.bin";
+    for (words, expected) in [
+        (&["whoami"][..], 0),
+        (&["wait", "lab", "nothing"], 4),
+        (&["cancel-everything"], 2),
+        (&["share", "f.bin"], 2),
+        (&["get", "lab", "x"], 2),
+        (&["kick", "lab", "alice"], 3),
+        (&["list-files", "nowhere"], 4),
+        (&["share", "none.bin", "lab"], 4),
+        (&["get", "junk.mtorrent", "."], 6),
+        (&["share", ".", "lab"], 1),
+        (&["share", "f.bin", "lab", "--mtorrent", full], 4),
+    ] {
+        let (stdout, stderr, status) = one(&world, "alice", words);
+        assert_eq!(status, expected, "{words:?}: {stdout}{stderr}");
+        let errors = stderr.lines().filter(|line| line.starts_with("error: ")).count();
+        assert_eq!(errors, usize::from(expected != 0), "{words:?}: {stderr}");
+    }
+    ok(&world, "alice", &["logout"]);
+    assert_eq!(one(&world, "alice", &["list-files", "lab"]).2, 3);
+    drop(daemon);
+    world.stop_tracker();
+    let (_, stderr, status) = one(&world, "alice", &["list-groups"]);
+    assert_eq!(status, 5, "{stderr}");
+    let waits = command(&world, "alice", &["events"]);
+    let mut waits = Running::start(waits, "");
+    terminate(&waits.0);
+    assert_eq!(waits.0.wait().expect("reaped").code(), Some(130));
+}
+
+/// A connection to an agent's socket, as any program may have one.
+struct Socket {
+    write: UnixStream,
+    read: BufReader<UnixStream>,
+}
+
+impl Socket {
+    fn connect(world: &World, user: &str) -> Self {
+        let path = world.path(format!("{user}.data/control.sock"));
+        let write = UnixStream::connect(path).expect("connected");
+        write.set_read_timeout(Some(DEADLINE)).expect("set");
+        let read = BufReader::new(write.try_clone().expect("cloned"));
+        let mut socket = Self { write, read };
+        let hello = socket.next();
+        assert_eq!((&hello["event"], &hello["lasts"]), (&json!("hello"), &json!(true)));
+        socket
+    }
+
+    fn say(&mut self, line: &str) {
+        writeln!(self.write, "{line}").expect("written");
+    }
+
+    fn next(&mut self) -> Value {
+        let mut line = String::new();
+        self.read.read_line(&mut line).expect("read");
+        serde_json::from_str(&line).unwrap_or_else(|error| panic!("{error}: {line:?}"))
+    }
+
+    fn ask(&mut self, line: &str) -> Value {
+        self.say(line);
+        self.next()
+    }
+}
+
+#[test]
+fn the_socket_takes_any_line_and_goes_on() {
+    let world = lab();
+    let _daemon = Running::daemon(&world, "alice");
+    let mut socket = Socket::connect(&world, "alice");
+    use std::os::unix::fs::PermissionsExt as _;
+    let mode = fs::metadata(world.path("alice.data/control.sock")).expect("there").permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+    for (line, id) in [
+        ("hello".to_owned(), Value::Null),
+        ("{}".to_owned(), Value::Null),
+        ("\u{0}\u{1}".to_owned(), Value::Null),
+        (r#"{"id":7,"args":[]}"#.to_owned(), json!(7)),
+        (r#"{"id":"x","args":["dance"]}"#.to_owned(), json!("x")),
+        (r#"{"id":8,"args":["get","lab"]}"#.to_owned(), json!(8)),
+        (r#"{"id":9,"line":"list-files 'lab"}"#.to_owned(), json!(9)),
+        (r#"{"id":10,"v":9,"line":"whoami"}"#.to_owned(), json!(10)),
+        (r#"{"id":11,"word":"whoami"}"#.to_owned(), json!(11)),
+        ("x".repeat(2_000_000), Value::Null),
+        (r#"{"id":12,"args":["login","bob"]}"#.to_owned(), json!(12)),
+    ] {
+        let answer = socket.ask(&line);
+        assert_eq!((&answer["ok"], &answer["id"]), (&json!(false), &id), "{answer}");
+        assert!(answer["error"]["message"].as_str().is_some_and(|m| !m.contains('\n')), "{answer}");
+    }
+    let answer = socket.ask(r#"{"id":1,"line":"list-groups","text":true}"#);
+    assert!(answer["text"].as_str().expect("words").contains("lab"), "{answer}");
+    let help = socket.ask(r#"{"args":["help"]}"#);
+    assert!(help["result"]["text"].as_str().expect("words").contains("list-files"), "{help}");
+    // Whoever asks and closes their end is answered all the same.
+    socket.say(r#"{"id":2,"args":["list-members","lab"]}"#);
+    socket.write.shutdown(Shutdown::Write).expect("closed");
+    let answer = socket.next();
+    assert_eq!((&answer["ok"], &answer["id"]), (&json!(true), &json!(2)), "{answer}");
+}
+
+#[test]
+fn requests_run_side_by_side_and_can_be_given_up() {
+    let world = lab();
+    let _daemon = Running::daemon(&world, "alice");
+    let mut socket = Socket::connect(&world, "alice");
+    world.make_dir("in");
+    // Bob lists a file and goes: a download of it waits.
+    let slow = world.write("slow.bin", &content(2_000_000, 3));
+    ok(&world, "alice", &["logout"]);
+    ok(&world, "alice", &["login", "alice"]);
+    {
+        let share = command(&world, "bob", &["share", slow.to_str().expect("UTF-8"), "lab"]);
+        Running::start(share, "sharing until").end();
+    }
+    let dest = world.path("in");
+    let get = json!({"id": 1, "args": ["get", "lab", "slow.bin", dest]});
+    assert_eq!(socket.ask(&get.to_string())["ok"], true);
+    socket.say(r#"{"id":2,"args":["wait"]}"#);
+    let answer = socket.ask(r#"{"id":2,"args":["whoami"]}"#);
+    assert_eq!((&answer["ok"], &answer["id"]), (&json!(false), &json!(2)), "in use: {answer}");
+    let answer = socket.ask(r#"{"id":3,"args":["whoami"]}"#);
+    assert_eq!((&answer["ok"], &answer["id"]), (&json!(true), &json!(3)), "{answer}");
+    socket.say(r#"{"id":4,"cancel":2}"#);
+    let mut answers = [socket.next(), socket.next()];
+    answers.sort_by_key(|answer| answer["id"].as_u64());
+    assert_eq!(answers[0]["error"]["code"], "cancelled", "{answers:?}");
+    assert_eq!(answers[1]["result"]["found"], true, "{answers:?}");
+    assert_eq!(socket.ask(r#"{"id":5,"cancel":2}"#)["result"]["found"], false);
+    // One who hears events hears of bob.
+    assert_eq!(socket.ask(r#"{"id":6,"args":["events"]}"#)["ok"], true);
+    world.write("new.bin", &content(10, 4));
+    let share = command(&world, "bob", &["share", "new.bin", "lab"]);
+    let _share = Running::start(share, "sharing until");
+    let listed = loop {
+        let event = socket.next();
+        if event["event"] == "file-listed" {
+            break event;
+        }
+    };
+    assert_eq!((&listed["name"], &listed["user"]), (&json!("new.bin"), &json!("bob")));
+    assert!(listed["message"].is_string() && listed["at"].is_string(), "{listed}");
+}
+
+#[test]
+fn a_program_is_run_for_every_event() {
+    let world = lab();
+    let told = world.path("told");
+    let mut daemon = command(&world, "alice", &["daemon"]);
+    daemon.env("MTQ_ON_EVENT", format!("cat >> '{}'", told.display()));
+    let daemon = Running::start(daemon, "the agent is up");
+    world.write("f.bin", &content(1_000_000, 5));
+    world.make_dir("in");
+    ok(&world, "alice", &["share", "f.bin", "lab"]);
+    ok(&world, "alice", &["stop-share", "lab", "f.bin"]);
+    world.write("g.bin", &content(1_000_000, 6));
+    let share = command(&world, "bob", &["share", "g.bin", "lab"]);
+    let _share = Running::start(share, "sharing until");
+    ok(&world, "alice", &["get", "lab", "g.bin", "in", "--wait"]);
+    assert_eq!(daemon.end(), 130);
+    let events = read_events(&told);
+    for expected in ["shared", "stopped", "file-listed", "started", "downloaded"] {
+        assert!(events.iter().any(|event| event["event"] == expected), "{expected}: {events:?}");
+    }
+}
+
+fn read_events(path: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(path).expect("written");
+    text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
+}

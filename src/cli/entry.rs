@@ -6,7 +6,7 @@ use clap::Parser as _;
 
 use super::args::{Cli, Verb};
 use super::exit::Failure;
-use super::{certs, client, demo, operate, tracker};
+use super::{certs, client, demo, inspect, manual, operate, tracker, verify};
 
 /// Runs the program.
 pub fn main() -> ExitCode {
@@ -20,6 +20,10 @@ pub fn main() -> ExitCode {
                 .hint("mtq tracker --help lists options and commands")),
         },
         Verb::Client(args) => client::run(&args),
+        Verb::Inspect(args) => inspect::run(&args).map(|()| 0),
+        Verb::Verify(args) => verify::run(&args),
+        Verb::Completions(args) => manual::completions(&args).map(|()| 0),
+        Verb::Man(args) => manual::man(&args).map(|()| 0),
     };
     ExitCode::from(result.unwrap_or_else(|failure| {
         failure.print();

@@ -6,6 +6,7 @@ mod net;
 mod raw_peer;
 mod transfer;
 mod errors;
+mod offline;
 mod crash;
 mod durable;
 mod evil;

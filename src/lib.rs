@@ -19,6 +19,7 @@ pub mod tracker_link;
 pub mod roster;
 pub mod ticket;
 pub mod metainfo;
+pub mod torrent;
 pub mod error_code;
 pub mod control_socket;
 #[cfg(test)]

@@ -30,6 +30,10 @@ pub const MIN_PASSWORD_LEN: usize = 4;
 /// Bytes of a metafile we read: the largest file's hashes in hex (104 B a piece) and some room.
 pub const MAX_METAFILE_LEN: u64 = 448 * 1024 * 1024;
 
+/// Bytes of a metafile that are no hex digits: its keys, its names and 64 KiB of links take a third of
+/// it. Parsing them takes a hundred times as much memory, so that some other large text would take all.
+pub const MAX_METAFILE_WORDS: usize = 256 * 1024;
+
 /// Bytes of a `tracker_info.txt`: a few hundred links.
 pub const MAX_TRACKER_INFO_LEN: u64 = 64 * 1024;
 

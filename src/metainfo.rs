@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use serde::Deserialize;
 
 use crate::hash::{Blake3Hash, InfoHash, Sha1Hash};
-use crate::limits::PIECE_LEN;
+use crate::limits::{MAX_METAFILE_WORDS, PIECE_LEN};
 use crate::manifest::{ContentId, Manifest, ManifestError, PieceHashes};
 use crate::name::{FileName, GroupName};
 use crate::piece::PieceLayout;
@@ -86,6 +86,11 @@ impl Metainfo {
         let syntax = |error: toml::de::Error| {
             MetainfoError::Syntax(error.message().lines().next().unwrap_or("malformed").to_owned())
         };
+        let is_hex = |byte: &u8| matches!(byte, b'0'..=b'9' | b'a'..=b'f');
+        if text.bytes().filter(|byte| !is_hex(byte)).nth(MAX_METAFILE_WORDS).is_some() {
+            let message = format!("it has over {MAX_METAFILE_WORDS} bytes that are no hashes");
+            return Err(MetainfoError::Syntax(message));
+        }
         let VersionOnly { version } = toml::from_str(text).map_err(syntax)?;
         if version != VERSION {
             return Err(MetainfoError::Version(version));
@@ -243,6 +248,9 @@ mod tests {
         assert_eq!(Metainfo::parse(&pieces), Err(ManifestError::PieceLen(16384).into()));
         let newer = good.replace("size = 5", "size = 5\nlater-field = true");
         assert!(Metainfo::parse(&newer).is_ok());
+        let book = format!("{good}# {}", "x".repeat(MAX_METAFILE_WORDS));
+        let message = "it has over 262144 bytes that are no hashes".to_owned();
+        assert_eq!(Metainfo::parse(&book), Err(MetainfoError::Syntax(message)));
     }
 
     proptest! {

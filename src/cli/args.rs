@@ -31,6 +31,14 @@ pub enum Verb {
     Client(Box<ClientArgs>),
     /// Show the settings of a client, and where they come from.
     Config(ConfigArgs),
+    /// Show what a .mtorrent file says, or make a .torrent file of it.
+    Inspect(InspectArgs),
+    /// Hold a file against its .mtorrent file, without any network.
+    Verify(VerifyArgs),
+    /// Print what makes a shell complete the words of mtq.
+    Completions(CompletionsArgs),
+    /// Print the manual page, or write one for every command.
+    Man(ManArgs),
 }
 
 /// `mtq demo`.
@@ -70,4 +78,61 @@ pub struct CertsArgs {
     /// HOST:PORT of each tracker, as clients reach it.
     #[arg(required = true, value_name = "ADDR")]
     pub addresses: Vec<String>,
+}
+
+/// `mtq inspect`.
+#[derive(Debug, Args)]
+pub struct InspectArgs {
+    /// The metafile.
+    #[arg(value_name = "FILE.mtorrent")]
+    pub metafile: PathBuf,
+    /// Print the hashes of all pieces instead, one a line: index, offset, length, SHA-1, BLAKE3.
+    #[arg(long)]
+    pub pieces: bool,
+    /// Write a BitTorrent metainfo (version 1) of the file to standard output instead.
+    #[arg(long, conflicts_with_all = ["pieces", "json"])]
+    pub torrent: bool,
+    /// Print one JSON object (JSON.md lists the shapes); with --pieces, pieces and all.
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `mtq verify`.
+#[derive(Clone, Debug, Args)]
+pub struct VerifyArgs {
+    /// The metafile.
+    #[arg(value_name = "FILE.mtorrent")]
+    pub metafile: PathBuf,
+    /// The file, or the directory it is in under its own name; an unfinished download, DEST/.mtq/*.part,
+    /// can be checked too.
+    pub path: PathBuf,
+    /// Print one JSON object (JSON.md lists the shapes).
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `mtq completions`.
+#[derive(Debug, Args)]
+pub struct CompletionsArgs {
+    /// For which shell; its manual says where they go.
+    pub shell: CompletionShell,
+}
+
+/// Shells that completions are made for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CompletionShell {
+    /// For example: mtq completions bash > ~/.local/share/bash-completion/completions/mtq
+    Bash,
+    /// For example: mtq completions zsh > DIR/_mtq, with DIR in $fpath.
+    Zsh,
+    /// For example: mtq completions fish > ~/.config/fish/completions/mtq.fish
+    Fish,
+}
+
+/// `mtq man`.
+#[derive(Debug, Args)]
+pub struct ManArgs {
+    /// Write mtq.1 and a page for every command to this directory, over older ones.
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
 }

@@ -6,7 +6,7 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 
 use super::args::{Cli, Verb};
 use super::exit::Failure;
-use super::{certs, client, config, demo, operate, tracker};
+use super::{certs, client, config, demo, inspect, manual, operate, tracker, verify};
 
 /// Runs the program.
 pub fn main() -> ExitCode {
@@ -26,6 +26,10 @@ pub fn main() -> ExitCode {
             None => Err(Failure::usage("nothing to do")),
         },
         Verb::Config(args) => config::run(&args.verb).map(|()| 0),
+        Verb::Inspect(args) => inspect::run(&args).map(|()| 0),
+        Verb::Verify(args) => verify::run(&args),
+        Verb::Completions(args) => manual::completions(&args).map(|()| 0),
+        Verb::Man(args) => manual::man(&args).map(|()| 0),
     };
     ExitCode::from(result.unwrap_or_else(|failure| {
         failure.print();

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use super::exit::Failure;
-use super::output::Answer;
+use super::output::{self, Answer};
 use crate::clock::UnixMillis;
 use crate::tracker::message::Password;
 
@@ -119,19 +119,16 @@ pub fn answer(
     result: &Result<Answer, Failure>,
     text: bool,
 ) -> String {
-    let mut line = json!({"v": VERSION, "command": command, "ok": result.is_ok()});
+    let json = result.as_ref().ok().map(|answer| &answer.json);
+    let mut line = output::line(command, json, result.as_ref().err());
     if let Some(id) = id {
         line["id"] = json!(id);
     }
-    match result {
-        Ok(answer) => {
-            line["result"] = answer.json.clone();
-            if text {
-                line["text"] = json!(answer.text);
-                line["warnings"] = json!(answer.warnings);
-            }
-        }
-        Err(failure) => line["error"] = failure.json(),
+    if let Ok(answer) = result
+        && text
+    {
+        line["text"] = json!(answer.text);
+        line["warnings"] = json!(answer.warnings);
     }
     line.to_string()
 }

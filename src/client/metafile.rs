@@ -24,7 +24,12 @@ pub fn read(path: &Path) -> Result<Metainfo, AgentError> {
     let mut text = String::new();
     let limit = limits::MAX_METAFILE_LEN;
     let file = File::open(path).map_err(file_error)?;
-    let read = file.take(limit + 1).read_to_string(&mut text);
+    // What is too large to be one is not read first; a pipe has no length and is read to the limit.
+    let len = file.metadata().map_err(file_error)?.len();
+    let read = match len > limit {
+        true => Ok(usize::MAX),
+        false => file.take(limit + 1).read_to_string(&mut text),
+    };
     let bad = |error| AgentError::Metafile { path: path.to_owned(), error };
     match read {
         Err(error) if error.kind() == std::io::ErrorKind::InvalidData => {

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -61,7 +62,10 @@ pub fn hash_file(
     let metadata = file.metadata()?;
     let stamp = Stamp::of(&metadata);
     let layout = PieceLayout::new(metadata.len())?;
-    let (sha1, pieces) = hash_pieces(&mut file, layout, progress)?;
+    let hash = |piece, bytes: &[u8]| PieceHashes::of(layout, piece, bytes);
+    let whole = AtomicBool::new(true);
+    let (sha1, pieces) =
+        each_piece(&mut file, layout, layout.piece_count(), &whole, &hash, progress)?;
     let unchanged = Stamp::of(&file.metadata()?) == stamp
         && std::fs::metadata(path).is_ok_and(|now| Stamp::of(&now) == stamp);
     if !unchanged {
@@ -72,11 +76,20 @@ pub fn hash_file(
 
 type Work = (PieceIndex, Vec<u8>);
 
-fn hash_pieces(
+/// Reads the first `count` pieces in order and does `task` with each, on all cores: what came of it, in
+/// order, and the SHA-1 of their bytes. That is worth something only as long as `whole` says so, and not
+/// computed any further once a task has changed that.
+///
+/// # Errors
+/// [`HashError`]; that it changed when the file ends too early.
+pub(super) fn each_piece<T: Send>(
     file: &mut File,
     layout: PieceLayout,
+    count: u32,
+    whole: &AtomicBool,
+    task: &(dyn Fn(PieceIndex, &[u8]) -> T + Sync),
     progress: &dyn Fn(u64) -> bool,
-) -> Result<(Sha1Hash, Vec<PieceHashes>), HashError> {
+) -> Result<(Sha1Hash, Vec<T>), HashError> {
     let workers = thread::available_parallelism().map_or(1, usize::from);
     let buffers = workers * 3;
     let (work, queue) = sync_channel::<Work>(buffers);
@@ -88,34 +101,38 @@ fn hash_pieces(
     let queue = Mutex::new(queue);
     thread::scope(|scope| {
         let handles: Vec<_> =
-            (0..workers).map(|_| scope.spawn(|| hash_queue(layout, &queue, &give_back))).collect();
-        let read = read_pieces(file, layout, work, &free, progress);
+            (0..workers).map(|_| scope.spawn(|| work_off(&queue, &give_back, task))).collect();
+        let wanted = layout.pieces().take(count as usize);
+        let read = read_pieces(file, layout, wanted, whole, (work, &free), progress);
         let mut pieces: Vec<_> = handles
             .into_iter()
             .flat_map(|handle| handle.join().expect("invariant: hashing a piece cannot panic"))
             .collect();
         pieces.sort_by_key(|(piece, _)| *piece);
-        Ok((read?, pieces.into_iter().map(|(_, hashes)| hashes).collect()))
+        Ok((read?, pieces.into_iter().map(|(_, result)| result).collect()))
     })
 }
 
-/// Reads every piece in order into free buffers and hands it on.
+/// Reads pieces in order into free buffers and hands them on.
 fn read_pieces(
     file: &mut File,
     layout: PieceLayout,
-    work: SyncSender<Work>,
-    free: &Receiver<Vec<u8>>,
+    wanted: impl Iterator<Item = PieceIndex>,
+    whole: &AtomicBool,
+    (work, free): (SyncSender<Work>, &Receiver<Vec<u8>>),
     progress: &dyn Fn(u64) -> bool,
 ) -> Result<Sha1Hash, HashError> {
     let mut sha1 = Sha1Hasher::default();
-    for piece in layout.pieces() {
+    for piece in wanted {
         let mut buffer = free.recv().map_err(|_| HashError::Stopped)?;
         buffer.resize(layout.len(piece) as usize, 0);
         file.read_exact(&mut buffer).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => HashError::Changed,
             _ => HashError::Io(error),
         })?;
-        sha1.update(&buffer);
+        if whole.load(Ordering::Relaxed) {
+            sha1.update(&buffer);
+        }
         let done = layout.offset(piece) + u64::from(layout.len(piece));
         work.send((piece, buffer)).map_err(|_| HashError::Stopped)?;
         if !progress(done) {
@@ -125,17 +142,17 @@ fn read_pieces(
     Ok(sha1.finish())
 }
 
-/// Hashes pieces until the queue ends.
-fn hash_queue(
-    layout: PieceLayout,
+/// Does the task with pieces until the queue ends.
+fn work_off<T>(
     queue: &Mutex<Receiver<Work>>,
     give_back: &SyncSender<Vec<u8>>,
-) -> Vec<(PieceIndex, PieceHashes)> {
-    let mut hashes = Vec::new();
+    task: &(dyn Fn(PieceIndex, &[u8]) -> T + Sync),
+) -> Vec<(PieceIndex, T)> {
+    let mut results = Vec::new();
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((piece, buffer)) = next else { return hashes };
-        hashes.push((piece, PieceHashes::of(layout, piece, &buffer)));
+        let Ok((piece, buffer)) = next else { return results };
+        results.push((piece, task(piece, &buffer)));
         // The reader may have stopped; then nobody needs the buffer.
         let _ = give_back.send(buffer);
     }

@@ -19,6 +19,7 @@ pub mod stamp;
 pub mod record;
 pub mod disk;
 pub mod hashing;
+pub mod verified;
 pub mod running_sha1;
 pub mod storage_error;
 pub mod part;

@@ -247,10 +247,11 @@ fn each_kind_of_failure_has_its_exit_status() {
     world.stop_tracker();
     let (_, stderr, status) = one(&world, "alice", &["list-groups"]);
     assert_eq!(status, 5, "{stderr}");
-    let waits = command(&world, "alice", &["events"]);
-    let mut waits = Running::start(waits, "");
-    terminate(&waits.0);
-    assert_eq!(waits.0.wait().expect("reaped").code(), Some(130));
+    let mut waits = command(&world, "alice", &["events"]);
+    let waits = Running(waits.stdin(Stdio::null()).spawn().expect("mtq runs"));
+    let socket = world.path("alice.data/control.sock");
+    wait_for("its agent", || UnixStream::connect(&socket).ok());
+    assert_eq!(waits.end(), 130);
 }
 
 /// A connection to an agent's socket, as any program may have one.

@@ -14,7 +14,8 @@ use super::text::{self, or_none, table};
 use super::transfers;
 use crate::client::agent::Agent;
 use crate::client::error::AgentError;
-use crate::client::report::Started;
+use crate::client::metafile::MetafileTo;
+use crate::client::report::{Cancelled, Started};
 use crate::client::status::{Status, TrackerStatus};
 use crate::name::{GroupName, Selector};
 use crate::swarm::rates::RateLimits;
@@ -42,14 +43,14 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
                 Some(_) => None,
                 None => agent.login_by_key(&user).await?,
             };
-            let user = match known {
-                Some(user) => user,
+            let logged_in = match known {
+                Some(logged_in) => logged_in,
                 None => {
                     let password = password_for(password, ask, false).await?;
                     agent.login(user, password).await?
                 }
             };
-            Ok(Answer::new(json!({"user": user}), format!("logged in as {user}")))
+            Ok(transfers::logged_in(&logged_in))
         }
         ClientCommand::Passwd { old, new } => {
             let old = match old {
@@ -263,17 +264,8 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
             Ok(Answer::new(json, table(&lines)))
         }
         ClientCommand::Share { path, group, name, mtorrent } => {
-            let what = format!("hashing {}", text::path(&path));
-            let size = std::fs::metadata(&path).map_or(0, |metadata| metadata.len());
-            let bar = progress::bytes_bar(size, what);
-            let drawn = bar.clone();
-            let note = move |done, size| {
-                drawn.set_length(size);
-                drawn.set_position(done);
-            };
-            let shared = agent.share(&path, group, name, mtorrent, note).await;
-            bar.finish_and_clear();
-            let shared = shared?;
+            let metafile = mtorrent.map_or(MetafileTo::Beside, MetafileTo::File);
+            let shared = agent.share(&path, group, name, metafile).await?;
             if let Some(warning) = &shared.warning {
                 eprintln!("warning: {}", text::printable(warning));
             }
@@ -317,6 +309,18 @@ pub async fn run(agent: &Agent, command: ClientCommand, ask: Ask) -> Result<Answ
         ClientCommand::Downloads => {
             agent.look_for_changes().await;
             Ok(transfers::downloads(agent))
+        }
+        ClientCommand::Pause { group, file } => {
+            Ok(transfers::one("paused", &agent.pause(&group, &file).await?))
+        }
+        ClientCommand::Resume { group, file } => {
+            Ok(transfers::one("resumed", &agent.resume(&group, &file).await?))
+        }
+        ClientCommand::Cancel { group, file, keep } => {
+            let Cancelled { row, deleted_bytes } = agent.cancel(&group, &file, keep).await?;
+            let mut answer = transfers::one("cancelled", &row);
+            answer.json["deleted_bytes"] = json!(deleted_bytes);
+            Ok(answer)
         }
         ClientCommand::StopShare { group, file } => {
             agent.stop_share(group.clone(), file.clone()).await?;
@@ -440,35 +444,23 @@ fn tracker_line(TrackerStatus { line, sync }: &TrackerStatus) -> Vec<String> {
 }
 
 async fn get(agent: &Agent, args: &[String]) -> Result<Answer, Failure> {
-    let bar = progress::bytes_bar(0, "looking at what is there".to_owned());
-    let drawn = bar.clone();
-    let note = move |done, size| {
-        drawn.set_length(size);
-        drawn.set_position(done);
-    };
-    let started = get_args(agent, args, note).await;
-    bar.finish_and_clear();
-    let started = started?;
+    let started = get_args(agent, args).await?;
     if let Some(warning) = &started.warning {
         eprintln!("warning: {warning}");
     }
     Ok(Answer::new(started_json(&started), started_text(&started)))
 }
 
-async fn get_args(
-    agent: &Agent,
-    args: &[String],
-    note: impl Fn(u64, u64) + Send + Sync + 'static,
-) -> Result<Started, Failure> {
+async fn get_args(agent: &Agent, args: &[String]) -> Result<Started, Failure> {
     match args {
         [metafile, dest] if metafile.ends_with(".mtorrent") => {
-            Ok(agent.get_metafile(Path::new(metafile), Path::new(dest), note).await?)
+            Ok(agent.get_metafile(Path::new(metafile), Path::new(dest)).await?)
         }
         [_, _] => Err(Failure::usage("get takes GROUP NAME DEST, or FILE.mtorrent DEST")),
         [group, file, dest] => {
             let group: GroupName = group.parse().map_err(|e| bad_name(group, &e))?;
             let file: Selector = file.parse().map_err(|e| bad_name(file, &e))?;
-            Ok(agent.get(group, file, Path::new(dest), note).await?)
+            Ok(agent.get(group, file, Path::new(dest)).await?)
         }
         _ => Err(Failure::usage("get takes GROUP NAME DEST, or FILE.mtorrent DEST")),
     }

@@ -15,6 +15,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use criterion::{Criterion, SamplingMode, Throughput, criterion_group, criterion_main};
 use mtq::client::agent::{Agent, AgentConfig};
+use mtq::client::metafile::MetafileTo;
 use mtq::clock;
 use mtq::manifest::ContentId;
 use mtq::name::{GroupName, Selector};
@@ -147,7 +148,7 @@ impl Swarm {
         fs::write(&path, &bytes).expect("written");
         let content = seeder.runtime.block_on(async {
             seeder.agent.create_group(lab(), false).await.expect("created");
-            let shared = seeder.agent.share(&path, lab(), None, None, |_, _| {}).await;
+            let shared = seeder.agent.share(&path, lab(), None, MetafileTo::Beside).await;
             shared.expect("shared").manifest.content_id()
         });
         leecher.runtime.block_on(leecher.agent.join_group(lab())).expect("asked");
@@ -164,7 +165,7 @@ impl Swarm {
         let file = || Selector::Id(self.content.into());
         let begun = clock::monotonic();
         self.leecher.runtime.block_on(async {
-            agent.get(lab(), file(), &dest, |_, _| {}).await.expect("begun");
+            agent.get(lab(), file(), &dest).await.expect("begun");
             agent.wait(None).await.expect("complete");
         });
         let took = begun.elapsed();

@@ -178,6 +178,9 @@ pub const PAGES_IN_FLIGHT: usize = 64;
 /// Bytes of a store's page cache; the library's own default is 1 GiB.
 pub const STORE_CACHE: usize = 32 * 1024 * 1024;
 
+/// Bytes of the page cache of an agent's library: it is read once, at a login.
+pub const SHELF_CACHE: usize = 2 * 1024 * 1024;
+
 /// Ops after a snapshot before the next one; with more things than that, as many as there are
 /// things, so that snapshots never cost more than the ops between them.
 pub const SNAPSHOT_AFTER: usize = 20_000;

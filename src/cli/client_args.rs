@@ -321,6 +321,33 @@ pub enum ClientCommand {
         #[arg(long)]
         watch: bool,
     },
+    /// Pause a download until resume, also over restarts.
+    Pause {
+        /// The group.
+        group: GroupName,
+        /// NAME, USER/NAME or id:HEX.
+        #[arg(value_name = "NAME", allow_hyphen_values = true)]
+        file: Selector,
+    },
+    /// Go on with a download that was paused or has failed.
+    Resume {
+        /// The group.
+        group: GroupName,
+        /// NAME, USER/NAME or id:HEX.
+        #[arg(value_name = "NAME", allow_hyphen_values = true)]
+        file: Selector,
+    },
+    /// End a download, forget it, and delete what is there of it.
+    Cancel {
+        /// The group.
+        group: GroupName,
+        /// NAME, USER/NAME or id:HEX.
+        #[arg(value_name = "NAME", allow_hyphen_values = true)]
+        file: Selector,
+        /// Keep what is there for a later get into the same directory.
+        #[arg(long)]
+        keep: bool,
+    },
     /// Stop sharing a file.
     #[command(alias = "stop_share")]
     StopShare {
@@ -418,6 +445,9 @@ impl ClientCommand {
             Self::Search { .. } => "search",
             Self::Get { .. } => "get",
             Self::Downloads { .. } => "downloads",
+            Self::Pause { .. } => "pause",
+            Self::Resume { .. } => "resume",
+            Self::Cancel { .. } => "cancel",
             Self::StopShare { .. } => "stop-share",
             Self::Remove { .. } => "remove",
             Self::Wait { .. } => "wait",
@@ -487,7 +517,10 @@ impl ClientCommand {
             | Self::Peers { .. }
             | Self::Status
             | Self::Events { .. } => true,
-            Self::CreateUser { .. }
+            Self::Pause { .. }
+            | Self::Resume { .. }
+            | Self::Cancel { .. }
+            | Self::CreateUser { .. }
             | Self::Logout
             | Self::Passwd { .. }
             | Self::RemoveDevice { .. }

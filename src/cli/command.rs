@@ -14,7 +14,8 @@ use super::text::{self, or_none, table};
 use super::transfers;
 use crate::client::agent::Agent;
 use crate::client::error::AgentError;
-use crate::client::report::Started;
+use crate::client::metafile::MetafileTo;
+use crate::client::report::{Cancelled, Started};
 use crate::client::status::{Status, TrackerStatus};
 use crate::name::{GroupName, Selector};
 use crate::swarm::rates::RateLimits;
@@ -47,14 +48,14 @@ pub async fn run(
                 Some(_) => None,
                 None => agent.login_by_key(&user).await?,
             };
-            let user = match known {
-                Some(user) => user,
+            let logged_in = match known {
+                Some(logged_in) => logged_in,
                 None => {
                     let password = secret(password, &request.password)?;
                     agent.login(user, password).await?
                 }
             };
-            Ok(Answer::new(json!({"user": user}), format!("logged in as {user}")))
+            Ok(transfers::logged_in(&logged_in))
         }
         ClientCommand::Passwd { old, new } => {
             let old = secret(old, &request.password)?;
@@ -267,7 +268,12 @@ pub async fn run(
                 Some(group) => group,
                 None => default_group(request)?,
             };
-            let shared = agent.share(&path, group, name, mtorrent, |_, _| {}).await?;
+            let metafile = match (mtorrent, &request.mtorrent_dir) {
+                (Some(file), _) => MetafileTo::File(file),
+                (None, Some(directory)) => MetafileTo::Directory(directory.clone()),
+                (None, None) => MetafileTo::Beside,
+            };
+            let shared = agent.share(&path, group, name, metafile).await?;
             let head = shared.manifest.head();
             let size = head.layout().size();
             let mut text =
@@ -310,6 +316,18 @@ pub async fn run(
         ClientCommand::Downloads { .. } => {
             agent.look_for_changes().await;
             Ok(transfers::downloads(agent))
+        }
+        ClientCommand::Pause { group, file } => {
+            Ok(transfers::one("paused", &agent.pause(&group, &file).await?))
+        }
+        ClientCommand::Resume { group, file } => {
+            Ok(transfers::one("resumed", &agent.resume(&group, &file).await?))
+        }
+        ClientCommand::Cancel { group, file, keep } => {
+            let Cancelled { row, deleted_bytes } = agent.cancel(&group, &file, keep).await?;
+            let mut answer = transfers::one("cancelled", &row);
+            answer.json["deleted_bytes"] = json!(deleted_bytes);
+            Ok(answer)
         }
         ClientCommand::StopShare { group, file } => {
             agent.stop_share(group.clone(), file.clone()).await?;
@@ -440,10 +458,9 @@ async fn get(
     dest: Option<&str>,
     wait: bool,
 ) -> Result<Answer, Failure> {
-    let note = |_, _| {};
     let started = match dest {
         None if source.ends_with(".mtorrent") => {
-            agent.get_metafile(Path::new(source), Path::new(file), note).await?
+            agent.get_metafile(Path::new(source), Path::new(file)).await?
         }
         None => {
             return Err(Failure::usage("get takes GROUP NAME DEST, or FILE.mtorrent DEST"));
@@ -451,7 +468,7 @@ async fn get(
         Some(dest) => {
             let group: GroupName = source.parse().map_err(|e| bad_name(source, &e))?;
             let file: Selector = file.parse().map_err(|e| bad_name(file, &e))?;
-            agent.get(group, file, Path::new(dest), note).await?
+            agent.get(group, file, Path::new(dest)).await?
         }
     };
     let warning = started.warning.clone();
@@ -469,8 +486,9 @@ async fn get(
 fn default_group(request: &Request) -> Result<GroupName, Failure> {
     match &request.default_group {
         Some(group) => group.parse().map_err(|e| bad_name(group, &e)),
-        None => Err(Failure::usage("share needs a group: there is no default group")
-            .hint("share PATH GROUP, or set default-group in the configuration")),
+        None => Err(Failure::usage("missing <GROUP>").hint(
+            "name a group, or set default-group in config.toml (mtq config path says where)",
+        )),
     }
 }
 

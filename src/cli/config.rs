@@ -18,7 +18,6 @@ use super::tracker::load_trackers;
 use crate::client::agent::AgentConfig;
 use crate::client::data_dir;
 use crate::client::error::AgentError;
-use crate::client::metafile;
 use crate::limits::MAX_CONFIG_LEN;
 use crate::swarm::rates::RateLimits;
 use crate::tracker_link::TrackerInfo;
@@ -103,21 +102,6 @@ pub fn remember(data_dir: &Path, trackers: &TrackerInfo) {
     if let Err(error) = data_dir::keep_trackers(data_dir, trackers) {
         tracing::warn!(%error, "the trackers are not remembered; give them again next time");
     }
-}
-
-/// Where the metafile of a shared file goes; nothing where no directory is set: beside it.
-///
-/// # Errors
-/// [`Failure`] when what is set is no directory.
-pub fn metafile(settings: &Settings, shared: &Path) -> Result<Option<PathBuf>, Failure> {
-    let Setting { value: Some(directory), origin } = &settings.mtorrent_dir else {
-        return Ok(None);
-    };
-    if !directory.is_dir() {
-        let message = format!("{origin}: {} is no directory", text::path(directory));
-        return Err(Failure::new("no-destination", message).hint("create it first"));
-    }
-    Ok(metafile::beside(shared).file_name().map(|name| directory.join(name)))
 }
 
 /// Where things of this user belong. What is relative would be elsewhere every time.
@@ -280,26 +264,6 @@ fn show(settings: &Settings) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn metafiles_go_to_a_directory_that_is_there() {
-        let home = tempfile::tempdir().expect("temp dir");
-        let nothing = |_: &str| None;
-        let places = Places { data: Some(home.path().to_owned()), ..Places::default() };
-        let around = Surroundings { variable: &nothing, places: &places };
-        let settings = |mtorrent_dir: Option<PathBuf>| {
-            let options = ClientOptions { mtorrent_dir, ..ClientOptions::default() };
-            Settings::resolve(&options, around, None).expect("valid")
-        };
-        let shared = Path::new("/srv/a b.iso");
-        assert_eq!(metafile(&settings(None), shared), Ok(None));
-        let set = settings(Some(home.path().to_owned()));
-        assert_eq!(metafile(&set, shared), Ok(Some(home.path().join("a b.iso.mtorrent"))));
-        let missing = settings(Some(home.path().join("gone")));
-        let failure = metafile(&missing, shared).expect_err("no directory");
-        assert_eq!((failure.code.as_str(), failure.status), ("no-destination", 4));
-        assert!(failure.message.starts_with("--mtorrent-dir: "), "{failure:?}");
-    }
 
     #[test]
     fn every_setting_is_shown_in_order() {

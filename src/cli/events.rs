@@ -3,14 +3,18 @@
 use serde_json::{Value, json};
 
 use super::progress;
+use super::text;
 use super::transfers;
 use crate::client::agent::Agent;
+use crate::client::library::EntryState;
+use crate::client::looking::LookingKind;
 use crate::client::report::Notice;
 
 /// Something that happened: its fields, in `message` the same in words, and in `grave` whether also
 /// those must know who only run a command.
 pub fn json(notice: &Notice) -> Value {
-    let mut event = json!({"event": "notice"});
+    // Names and numbers: that cannot fail.
+    let mut event = serde_json::to_value(notice).unwrap_or_else(|_| json!({"event": "unknown"}));
     event["message"] = json!(notice.to_string());
     event["grave"] = json!(notice.is_grave());
     event
@@ -24,13 +28,26 @@ pub fn lagged(missed: u64) -> Value {
 
 /// How far everything under way is.
 pub fn under_way(agent: &Agent) -> Value {
-    let rows = agent.under_way();
-    let items = rows.iter().map(|row| {
+    let looking = agent.looking().into_iter().map(|looking| {
+        let state = match looking.kind {
+            LookingKind::Hashing => "hashing",
+            LookingKind::Checking => "checking",
+        };
         json!({
-            "download": row.number, "state": transfers::state(row), "group": row.group,
-            "name": row.name, "done_bytes": row.progress.stored_bytes, "size": row.size,
+            "state": state, "group": looking.group, "name": looking.name,
+            "path": text::lossy(&looking.path), "done_bytes": looking.done_bytes,
+            "size": looking.size,
+        })
+    });
+    let rows = agent.under_way();
+    // What is checked is among those looked at.
+    let moving = rows.iter().filter(|row| row.state != EntryState::Checking).map(|row| {
+        json!({
+            "state": transfers::state(row), "group": row.group, "name": row.name,
+            "path": text::lossy(&row.path), "done_bytes": row.progress.stored_bytes,
+            "size": row.size, "download": row.number,
             "bytes_per_sec": row.progress.bytes_per_sec, "note": progress::note(row),
         })
     });
-    items.collect()
+    looking.chain(moving).collect()
 }

@@ -107,9 +107,8 @@ fn status_of(code: &str) -> u8 {
         "no-such-group" | "no-such-user" | "no-such-member" | "no-such-device" | "no-such-file"
         | "no-such-request" | "no-such-tracker" | "not-shared" | "ambiguous" | "not-found"
         | "no-destination" => status::NOT_FOUND,
-        "bad-metafile" | "false-manifest" | "changed" | "mismatch" | "incomplete" | "store" => {
-            status::INTEGRITY
-        }
+        "bad-metafile" | "false-manifest" | "changed" | "mismatch" | "incomplete" | "store"
+        | "library" => status::INTEGRITY,
         "disk" | "no-space" | "in-use" | "exists" | "permission-denied" | "locked" | "identity" => {
             status::DISK
         }

@@ -38,6 +38,7 @@ pub fn note(row: &DownloadRow) -> String {
         return text::printable(&format!("waiting: {hold}"));
     }
     match &row.state {
+        EntryState::Checking => "looking at what is there".to_owned(),
         EntryState::Finishing => "checking the whole file".to_owned(),
         EntryState::Downloading if connected == 0 => "waiting for a peer".to_owned(),
         EntryState::Downloading => {
@@ -48,6 +49,6 @@ pub fn note(row: &DownloadRow) -> String {
             });
             format!("{}  {peers}{eta}", text::rate(rate))
         }
-        EntryState::Seeding | EntryState::Failed(_) => String::new(),
+        EntryState::Paused | EntryState::Seeding | EntryState::Failed(_) => String::new(),
     }
 }

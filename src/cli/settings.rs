@@ -205,18 +205,6 @@ impl Settings {
             history,
         })
     }
-
-    /// The group of a share: the one it names, otherwise the default one.
-    ///
-    /// # Errors
-    /// [`Failure`] when there is neither.
-    pub fn group_or_default(&self, named: Option<GroupName>) -> Result<GroupName, Failure> {
-        named.or_else(|| self.default_group.value.clone()).ok_or_else(|| {
-            Failure::usage("missing <GROUP>").hint(
-                "name a group, or set default-group in config.toml (mtq config path says where)",
-            )
-        })
-    }
 }
 
 fn or_none<T>(given: Option<Setting<T>>) -> Setting<Option<T>> {
@@ -731,16 +719,5 @@ mod tests {
         let settings = resolve_at(&data, &[], &[], None).expect("enough");
         assert_eq!(settings.data_dir.value, Path::new("/data/mtq"));
         assert_eq!(settings.history.value, Path::new("/data/mtq/history"));
-    }
-
-    #[test]
-    fn a_share_that_names_no_group_needs_a_default() {
-        let group = |name: &str| name.parse::<GroupName>().expect("a name");
-        let with = resolve(&["--default-group", "lab"], &[], None).expect("valid");
-        assert_eq!(with.group_or_default(None), Ok(group("lab")));
-        assert_eq!(with.group_or_default(Some(group("art"))), Ok(group("art")));
-        let without = resolve(&[], &[], None).expect("valid");
-        let failure = without.group_or_default(None).expect_err("no group");
-        assert_eq!((failure.code.as_str(), failure.status), ("usage", 2));
     }
 }

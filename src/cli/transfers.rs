@@ -10,9 +10,8 @@ use super::progress;
 use super::text::{self, or_none, table};
 use crate::client::agent::Agent;
 use crate::client::library::EntryState;
-use crate::client::report::DownloadRow;
+use crate::client::report::{DownloadRow, LoggedIn, Skipped};
 use crate::name::{GroupName, Selector};
-use crate::swarm::hold::Hold;
 use crate::swarm::meter::{Requests, Source, Waste};
 
 /// All of them, one row each.
@@ -53,12 +52,35 @@ pub fn rows_json(rows: &[DownloadRow]) -> Value {
     json!({"downloads": rows.iter().map(row_json).collect::<Value>()})
 }
 
+/// One row, of which something was just done.
+pub fn one(done: &str, row: &DownloadRow) -> Answer {
+    let words = [vec![done.to_owned()], line(row)].concat();
+    Answer::new(row_json(row), table(&[words]))
+}
+
+/// Who is logged in, and what came back.
+pub fn logged_in(logged_in: &LoggedIn) -> Answer {
+    let LoggedIn { user, sharing, downloading, paused, skipped } = logged_in;
+    let mut text = format!("logged in as {user}");
+    if sharing + downloading + paused > 0 {
+        text += &format!("; {sharing} shared, {downloading} downloading, {paused} paused");
+    }
+    for Skipped { group, name, message, .. } in skipped {
+        text += &format!("\nskipped {name} in {group}: {}", text::printable(message));
+    }
+    let json = json!({
+        "user": user, "sharing": sharing, "downloading": downloading, "paused": paused,
+        "skipped": skipped,
+    });
+    Answer::new(json, text)
+}
+
 /// Sums over everything, for `status`: words and fields.
 pub fn sums(rows: &[DownloadRow]) -> (String, Value) {
     let count = |which: fn(&DownloadRow) -> bool| rows.iter().filter(|row| which(row)).count();
     let downloading = count(|row| row.state.is_under_way());
     let held = count(|row| row.state.is_under_way() && row.progress.hold.is_some());
-    let seeding = count(|row| row.state == EntryState::Seeding && !row.changed);
+    let seeding = count(|row| row.state == EntryState::Seeding && !row.changed && !row.missing);
     // A content that is wanted in several groups comes once.
     let once: BTreeMap<_, _> = rows.iter().map(|row| (row.content, &row.progress)).collect();
     let rate: u64 = once.values().map(|progress| progress.bytes_per_sec).sum();
@@ -88,8 +110,11 @@ pub fn sums(rows: &[DownloadRow]) -> (String, Value) {
 /// Where a row is in its life, for scripts.
 pub fn state(row: &DownloadRow) -> &'static str {
     match &row.state {
+        EntryState::Checking => "checking",
         EntryState::Downloading => "downloading",
         EntryState::Finishing => "finishing",
+        EntryState::Paused => "paused",
+        EntryState::Seeding if row.missing => "missing",
         EntryState::Seeding if row.changed => "changed",
         EntryState::Seeding => "seeding",
         EntryState::Failed(_) => "failed",
@@ -99,7 +124,10 @@ pub fn state(row: &DownloadRow) -> &'static str {
 /// `[D]` or `[S]`; `[F]` for what failed.
 fn mark(row: &DownloadRow) -> &'static str {
     match row.state {
-        EntryState::Downloading | EntryState::Finishing => "[D]",
+        EntryState::Checking
+        | EntryState::Downloading
+        | EntryState::Finishing
+        | EntryState::Paused => "[D]",
         EntryState::Seeding => "[S]",
         EntryState::Failed(_) => "[F]",
     }
@@ -108,7 +136,13 @@ fn mark(row: &DownloadRow) -> &'static str {
 fn line(row: &DownloadRow) -> Vec<String> {
     let percent = (row.progress.stored_bytes * 100).checked_div(row.size).unwrap_or(100);
     let note = match &row.state {
-        EntryState::Downloading | EntryState::Finishing => progress::note(row),
+        EntryState::Checking | EntryState::Downloading | EntryState::Finishing => {
+            progress::note(row)
+        }
+        EntryState::Paused => "paused".to_owned(),
+        EntryState::Seeding if row.missing => {
+            format!("missing, not served: {}", text::path(&row.path))
+        }
         EntryState::Seeding if row.changed => {
             "changed on disk, no longer served: share it again".to_owned()
         }
@@ -187,14 +221,9 @@ fn row_json(row: &DownloadRow) -> Value {
         EntryState::Failed(failure) => json!({"code": failure.code, "message": failure.message}),
         _ => Value::Null,
     };
-    let hold = row.progress.hold.as_ref().filter(|_| row.state.is_under_way()).map(|hold| {
-        let code = match hold {
-            Hold::NoSource => "no-source",
-            Hold::Disk(_) => "disk",
-            Hold::Suspect(_) => "manifest-suspected",
-        };
-        json!({"code": code, "message": text::printable(&hold.to_string())})
-    });
+    let hold = row.progress.hold.as_ref().filter(|_| row.state.is_under_way());
+    let hold = hold
+        .map(|hold| json!({"code": hold.code(), "message": text::printable(&hold.to_string())}));
     let sources = row.progress.sources.iter().map(|(peer, source)| {
         let mut json = source_json(source);
         json["peer_id"] = json!(peer);

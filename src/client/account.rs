@@ -3,8 +3,7 @@
 use super::agent::{Agent, request_id};
 use super::data_dir;
 use super::error::AgentError;
-use super::report::Notice;
-use crate::error_code::ErrorCode;
+use super::report::{LoggedIn, Notice};
 use crate::name::UserName;
 use crate::peer_id::PeerId;
 use crate::tracker::message::{DeviceRow, Password, Reply, Request, Written};
@@ -25,52 +24,79 @@ impl Agent {
     }
 
     /// Logs in, and stays so over restarts until [`Self::logout`]. As the user one already is, is
-    /// fine. Returns the name trackers know the user by.
+    /// fine. What this user shared and downloaded with this data directory comes back.
     ///
     /// # Errors
     /// [`AgentError`].
-    pub async fn login(&self, user: UserName, password: Password) -> Result<UserName, AgentError> {
+    pub async fn login(&self, user: UserName, password: Password) -> Result<LoggedIn, AgentError> {
         if let Some(other) = self.user().filter(|other| *other != user) {
             return Err(Refusal::LoggedInAs(other).into());
         }
         let found = self.core.line.log_in(user.clone(), password).await?;
         if found != user {
-            self.core.notify(Notice::Renamed { from: user, user: found.clone() });
+            self.core.notify(Notice::Renamed { from: user.clone(), user: found.clone() });
         }
         data_dir::keep_user(&self.core.data_dir, &found)?;
+        let before = self.core.library().user().cloned();
+        match before {
+            None => self.core.restore(&user, &found).await?,
+            Some(_) => self.core.rename_user(&found),
+        }
+        self.core.notify(Notice::LoggedIn { user: found.clone() });
         self.core.resume().await;
-        Ok(found)
+        Ok(self.logged_in(found).await)
     }
 
     /// Logs in as whoever logged in with a password on this device before, by its key, also when
-    /// the account was given a mark since; returns its name, if that is still possible.
+    /// the account was given a mark since, if that is still possible.
     ///
     /// # Errors
     /// [`AgentError`].
-    pub async fn login_by_key(&self, user: &UserName) -> Result<Option<UserName>, AgentError> {
+    pub async fn login_by_key(&self, user: &UserName) -> Result<Option<LoggedIn>, AgentError> {
         let is_meant = |kept: UserName| *user == kept || *user == kept.parts().0;
         if !self.user().is_some_and(is_meant) {
             return Ok(None);
         }
         // A new connection logs in by itself.
         self.core.line.ready().await?;
-        Ok(self.user())
+        match self.user() {
+            Some(user) => Ok(Some(self.logged_in(user).await)),
+            None => Ok(None),
+        }
     }
 
-    /// Logs out and stops all sharing and downloading; returns how many of them there were.
+    /// What came back with a user, as soon as files were looked at.
+    async fn logged_in(&self, user: UserName) -> LoggedIn {
+        self.core.until_seen().await;
+        LoggedIn::new(user, self.core.overview())
+    }
+
+    /// Logs out and stops all sharing and downloading until the next login; returns how many files
+    /// that were.
     ///
     /// # Errors
     /// [`AgentError`].
     pub async fn logout(&self) -> Result<usize, AgentError> {
+        let user = self.user();
         // Here first: whatever the tracker says, nothing is served any more.
-        let stopped = self.core.drop_entries(|_| true, ErrorCode::LoggedOut);
-        self.core.groups().clear();
+        let stopped = self.core.leave_all();
+        let transfers = stopped.iter().filter_map(|entry| entry.transfer.clone()).collect();
+        self.core.until_let_go(transfers).await;
         let over = self.core.line.log_out().await;
         // A tracker that could not store it still has us logged in.
-        if self.user().is_none() {
-            self.core.forget_login();
+        match self.user() {
+            None => {
+                self.core.forget_login();
+                if let Some(user) = user {
+                    self.core.notify(Notice::LoggedOut { user });
+                }
+            }
+            Some(user) => {
+                self.core.restore(&user, &user).await?;
+                self.core.resume().await;
+            }
         }
-        over.map(|()| stopped)
+        over.map(|()| stopped.len())
     }
 
     /// Changes one's password; all other devices have to log in anew.

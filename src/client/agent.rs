@@ -9,8 +9,9 @@ use tokio::sync::broadcast;
 pub use super::core::AgentConfig;
 use super::core::Core;
 use super::error::AgentError;
-use super::library::{Entry, EntryState};
-use super::report::{DownloadRow, Notice};
+use super::library::{Entry, EntryState, Sight};
+use super::looking::Looking;
+use super::report::{DownloadRow, Notice, Overview};
 use crate::id::RequestId;
 use crate::name::{GroupName, Selector, UserName};
 use crate::peer_id::PeerId;
@@ -271,9 +272,19 @@ impl Agent {
         }
     }
 
-    /// Looks at every file that is served, so that the rows of those that changed say so.
+    /// Looks at every whole file, so that the rows of those that changed or are missing say so.
     pub async fn look_for_changes(&self) {
-        self.core.look_for_changes().await;
+        self.core.look_at_files(|_, _| true).await;
+    }
+
+    /// What is being hashed and checked now.
+    pub fn looking(&self) -> Vec<Looking> {
+        self.core.looks.all()
+    }
+
+    /// How many files are shared and downloaded, and what is not, and why.
+    pub fn overview(&self) -> Overview {
+        self.core.overview()
     }
 
     /// Everything shared and downloaded, in the order it was begun; of files that changed, what was
@@ -301,25 +312,26 @@ impl Agent {
     }
 
     /// The swarm of the share or download that `file` means in a group.
-    fn held(&self, group: &GroupName, file: &Selector) -> Result<SwarmKey, AgentError> {
+    pub(super) fn held(&self, group: &GroupName, file: &Selector) -> Result<SwarmKey, AgentError> {
         self.core.library().select(group, file).ok_or_else(|| not_held(group, file))
     }
 
-    fn row(&self, key: SwarmKey, entry: Entry) -> DownloadRow {
-        let size = entry.store.manifest().layout().size();
-        let whole = Progress { stored_bytes: size, ..Progress::default() };
+    pub(super) fn row(&self, key: SwarmKey, entry: Entry) -> DownloadRow {
+        let mut progress = entry.meter.as_ref().map_or_else(Progress::default, |m| m.progress());
+        progress.stored_bytes = entry.stored_bytes();
         DownloadRow {
             number: entry.number,
-            group: entry.group,
-            name: entry.name,
-            path: entry.store.path(),
+            path: entry.path(),
             content: key.content,
-            size,
-            state: entry.state,
-            progress: entry.meter.map_or(whole, |meter| meter.progress()),
+            size: entry.size(),
+            progress,
             uploaded_bytes: self.core.registry.uploaded(key),
             uploads: self.core.registry.uploads(key),
-            changed: entry.store.known_changed(),
+            changed: entry.is_changed(),
+            missing: entry.sight == Sight::Missing,
+            group: entry.group,
+            name: entry.name,
+            state: entry.state,
         }
     }
 
@@ -423,7 +435,7 @@ impl Agent {
     }
 }
 
-fn not_held(group: &GroupName, file: &Selector) -> AgentError {
+pub(super) fn not_held(group: &GroupName, file: &Selector) -> AgentError {
     Refusal::NotShared { file: file.to_string(), group: group.clone() }.into()
 }
 

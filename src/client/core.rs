@@ -1,9 +1,10 @@
 //! What an agent consists of, and how it does what all its commands need: tickets, announcements,
-//! peers, downloads.
+//! peers, records.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{Notify, broadcast, mpsc};
@@ -11,24 +12,25 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::data_dir;
-use super::error::{AgentError, DownloadFailure};
+use super::error::AgentError;
 use super::groups::Groups;
+use super::keeper::Keeper;
 use super::library::{Entry, EntryState, Library};
 use super::line::TrackerLine;
-use super::report::Notice;
+use super::looking::Looks;
+use super::report::{Notice, Skipped};
+use super::shelf::{self, Shelf};
 use crate::error_code::ErrorCode;
 use crate::id::GroupId;
 use crate::limits;
 use crate::manifest::ContentId;
-use crate::name::GroupName;
+use crate::name::{GroupName, UserName};
 use crate::peer_id::PeerId;
 use crate::roster::RosterBook;
-use crate::swarm::download::{Download, DownloadError, Report, Swarms};
 use crate::swarm::hub::Hub;
 use crate::swarm::rates::RateLimits;
 use crate::swarm::registry::Registry;
-use crate::swarm::session::{Swarm, SwarmKey};
-use crate::swarm::storage::PieceStore;
+use crate::swarm::session::SwarmKey;
 use crate::swarm::trust::Trust;
 use crate::tracker::message::{Reply, Request};
 use crate::tracker_link::TrackerInfo;
@@ -39,7 +41,8 @@ use crate::transport::tls::Alpn;
 /// What an agent is started with.
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
-    /// Where it keeps its identity; one agent at a time.
+    /// Where it keeps its identity, the login, and what is shared and downloaded; one agent at a
+    /// time.
     pub data_dir: PathBuf,
     /// The trackers, in the order they are tried.
     pub trackers: TrackerInfo,
@@ -66,6 +69,14 @@ pub(super) struct Core {
     /// The trackers there are.
     pub(super) book: Mutex<RosterBook>,
     pub(super) library: Mutex<Library>,
+    /// Brings changes of the library to the disk.
+    pub(super) keeper: Keeper,
+    /// What is being hashed and checked.
+    pub(super) looks: Looks,
+    /// Directories whose files are being looked at for changes.
+    pub(super) watched: Arc<Mutex<BTreeSet<PathBuf>>>,
+    /// What was taken from the user since the login: it is in the library no more.
+    pub(super) lost: Mutex<Vec<Skipped>>,
     /// Groups we hold tickets for.
     pub(super) groups: Mutex<Groups>,
     /// Notified when something was announced or listed that trackers may not all know yet.
@@ -76,6 +87,8 @@ pub(super) struct Core {
     pub(super) notices: broadcast::Sender<Notice>,
     pub(super) stop: CancellationToken,
     pub(super) tasks: TaskTracker,
+    /// The keeper's: it ends after all others.
+    last_task: TaskTracker,
     /// Held as long as the agent lives.
     _lock: File,
 }
@@ -85,6 +98,18 @@ impl Core {
     pub(super) fn start(config: AgentConfig) -> Result<Arc<Self>, AgentError> {
         let lock = data_dir::lock(&config.data_dir)?;
         let identity = Identity::load_or_create(&config.data_dir.join(IDENTITY_FILE))?;
+        let user = data_dir::user(&config.data_dir)?;
+        let library_error = |error| {
+            let path = config.data_dir.join(shelf::FILE_NAME);
+            AgentError::Library { path, error }
+        };
+        let shelf = Shelf::open(&config.data_dir).map_err(library_error)?;
+        let library = Library::new(shelf.last_number().map_err(library_error)?);
+        let keeper = Keeper::new(shelf);
+        let held = match &user {
+            Some(user) => keeper.kept(user).map_err(library_error)?,
+            None => Vec::new(),
+        };
         let listen = config.listen.unwrap_or_else(|| any_address(0));
         let endpoint = Endpoint::bind(Arc::new(identity), listen, &[Alpn::Peer])?;
         let kept = data_dir::roster(&config.data_dir)?;
@@ -97,9 +122,13 @@ impl Core {
         let hub = Hub::start(endpoint.clone(), registry.clone());
         let (events, queue) = mpsc::channel(limits::PUSH_QUEUE);
         let tasks = TaskTracker::new();
-        let user = data_dir::user(&config.data_dir)?;
-        let line =
-            TrackerLine::new(endpoint.clone(), registry.clone(), user, events, tasks.clone());
+        let line = TrackerLine::new(
+            endpoint.clone(),
+            registry.clone(),
+            user.clone(),
+            events,
+            tasks.clone(),
+        );
         let core = Arc::new(Self {
             data_dir: config.data_dir,
             endpoint,
@@ -107,15 +136,24 @@ impl Core {
             hub,
             line,
             book: Mutex::new(book),
-            library: Mutex::default(),
+            library: Mutex::new(library),
+            keeper,
+            looks: Looks::default(),
+            watched: Arc::default(),
+            lost: Mutex::default(),
             groups: Mutex::default(),
             announced: Notify::new(),
             changed: Notify::new(),
             notices: broadcast::channel(limits::PUSH_QUEUE).0,
             stop: CancellationToken::new(),
             tasks: tasks.clone(),
+            last_task: TaskTracker::new(),
             _lock: lock,
         });
+        core.last_task.spawn(core.keeper.clone().run(core.notices.clone()));
+        if let Some(user) = user {
+            core.bring_back(user, held);
+        }
         tasks.spawn(core.clone().hear(queue));
         tasks.spawn(core.clone().watch());
         tasks.spawn(core.clone().repeat_announcements());
@@ -131,10 +169,18 @@ impl Core {
         self.tasks.close();
         self.endpoint.close(ErrorCode::GoingAway).await;
         self.tasks.wait().await;
+        // Only now nobody has anything to keep any more.
+        self.keeper.end();
+        self.last_task.close();
+        self.last_task.wait().await;
     }
 
     pub(super) fn library(&self) -> MutexGuard<'_, Library> {
         self.library.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn lost(&self) -> MutexGuard<'_, Vec<Skipped>> {
+        self.lost.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn groups(&self) -> MutexGuard<'_, Groups> {
@@ -232,82 +278,6 @@ impl Core {
         }
     }
 
-    /// A download from its first peer to its name on disk.
-    pub(super) async fn run_download(
-        self: Arc<Self>,
-        download: Download,
-        mut reports: mpsc::Receiver<Report>,
-    ) {
-        let (swarms, store) = (download.swarms.clone(), download.store.clone());
-        let (stop, meter) = (download.stop.clone(), download.meter.clone());
-        for key in swarms.all() {
-            self.tasks.spawn(self.clone().seek(key));
-        }
-        let attend = async {
-            while let Some(report) = reports.recv().await {
-                self.attend(&swarms, report);
-            }
-        };
-        let result = tokio::select! {
-            result = download.run() => result,
-            () = async { attend.await; std::future::pending().await } => return,
-        };
-        meter.end();
-        if result.is_err() {
-            // What is there is kept for a later attempt, which need not look at it again.
-            let discard = matches!(result, Err(DownloadError::FalseManifest(_)));
-            let closing = store.clone();
-            let let_go = move || if discard { closing.discard() } else { closing.release() };
-            if let Err(error) = tokio::task::spawn_blocking(let_go).await {
-                tracing::error!(%error, "letting go of a part file failed in itself");
-            }
-        }
-        if stop.is_cancelled() {
-            // Whoever stopped it has taken it out of the library, and perhaps put another in.
-            self.changed.notify_waiters();
-            return;
-        }
-        match result {
-            Ok(path) => self.complete(&swarms, &store, &path).await,
-            Err(error) => {
-                tracing::error!(%error, "download failed");
-                let keys = self.fail(|| swarms.all(), &DownloadFailure::from(&error));
-                self.changed.notify_waiters();
-                for key in keys {
-                    // What cannot be said now ends with the connection.
-                    let _ = self.withdraw(key).await;
-                }
-            }
-        }
-    }
-
-    /// A download is whole and has its name: it is served from there.
-    async fn complete(&self, swarms: &Swarms, store: &Arc<PieceStore>, path: &Path) {
-        tracing::info!(path = %path.display(), "download complete");
-        let keys = {
-            // Nobody joins the download between this and its end.
-            let mut library = self.library();
-            let keys = swarms.all();
-            for key in &keys {
-                self.registry.unwant(*key);
-                let swarm = Swarm { key: *key, store: store.clone(), news: None };
-                self.registry.add_swarm(Arc::new(swarm));
-                library.set_state(*key, EntryState::Seeding);
-            }
-            keys
-        };
-        for key in &keys {
-            let entry = self.library().find(*key).cloned();
-            if let Some(Entry { group, name, .. }) = entry {
-                self.notify(Notice::Downloaded { group, name, path: path.to_owned() });
-            }
-        }
-        self.changed.notify_waiters();
-        for key in keys {
-            self.present(key).await;
-        }
-    }
-
     /// Says that we have a content.
     pub(super) async fn present(&self, key: SwarmKey) {
         if let Err(error) = self.announce(key.group, &[(key.content, true)]).await {
@@ -324,71 +294,55 @@ impl Core {
         self.find_peers(key).await;
     }
 
-    /// Does what a download wants done, and passes on what it says.
-    fn attend(self: &Arc<Self>, swarms: &Swarms, report: Report) {
-        for key in swarms.all() {
-            let entry = self.library().find(key).cloned();
-            let Some(Entry { group, name, .. }) = entry else { continue };
-            match &report {
-                Report::PeersWanted => {
-                    let core = self.clone();
-                    self.tasks.spawn(async move { core.find_peers(key).await });
-                }
-                Report::Held(hold) => {
-                    self.notify(Notice::Held { group, name, hold: hold.clone() });
-                }
-                Report::Moves => self.notify(Notice::Moves { group, name }),
-                Report::Finishing => self.library().set_stage(key, EntryState::Finishing),
-                Report::Downloading => self.library().set_stage(key, EntryState::Downloading),
-            }
+    /// Keeps what has become of these entries; waits for nothing.
+    pub(super) fn save(&self, keys: &[SwarmKey]) {
+        let library = self.library();
+        let Some(user) = library.user() else { return };
+        for key in keys {
+            let entry = library.find(*key);
+            let record = entry.map(|entry| (entry.record(), entry.manifest.clone()));
+            self.keeper.put(user, *key, record);
         }
     }
 
-    /// Marks downloads as failed, and leaves their swarms; a false manifest is its publisher's doing.
-    /// Nobody joins them between `which` being asked and that. Returns which they were.
-    pub(super) fn fail(
-        &self,
-        which: impl FnOnce() -> Vec<SwarmKey>,
-        failure: &DownloadFailure,
-    ) -> Vec<SwarmKey> {
+    /// The account is called otherwise: what is kept of it goes by its new name.
+    pub(super) fn rename_user(&self, user: &UserName) {
         let mut library = self.library();
-        let keys = which();
-        let mut notices = Vec::new();
-        for key in &keys {
-            self.registry.remove_swarm(*key, ErrorCode::Done);
-            let Some(entry) = library.find(*key).cloned() else { continue };
-            let failure = match (failure.code, &entry.publisher) {
-                ("false-manifest", Some(user)) => DownloadFailure::false_manifest(failure, user),
-                _ => failure.clone(),
-            };
-            if let Some(transfer) = &entry.transfer {
-                transfer.leave(*key);
-            }
-            library.set_state(*key, EntryState::Failed(failure.clone()));
-            let Entry { group, name, .. } = entry;
-            notices.push(Notice::DownloadFailed { group, name, failure });
-        }
+        let Some(from) = library.user().filter(|from| *from != user).cloned() else { return };
+        let keys: Vec<_> = library.entries().into_iter().map(|(key, _)| key).collect();
+        keys.iter().for_each(|key| self.keeper.put(&from, *key, None));
+        library.set_user(Some(user.clone()));
         drop(library);
-        notices.into_iter().for_each(|notice| self.notify(notice));
-        keys
+        self.save(&keys);
     }
 
-    /// Takes entries out of the library and their swarms out of the registry.
-    pub(super) fn drop_entries(&self, which: impl Fn(&Entry) -> bool, code: ErrorCode) -> usize {
+    /// Takes entries out of the library and their swarms out of the registry; what is kept of them
+    /// stays. Returns them.
+    pub(super) fn drop_entries(
+        &self,
+        which: impl Fn(&Entry) -> bool,
+        code: ErrorCode,
+    ) -> Vec<Entry> {
         let mut library = self.library();
-        let keys: Vec<_> = library
-            .entries()
-            .into_iter()
-            .filter(|(_, entry)| which(entry))
-            .map(|(key, _)| key)
-            .collect();
-        for key in &keys {
-            library.remove(*key);
-            self.registry.remove_swarm(*key, code);
+        let keys = library.entries().into_iter().filter(|(_, entry)| which(entry));
+        let keys: Vec<_> = keys.map(|(key, _)| key).collect();
+        let mut dropped = Vec::new();
+        for key in keys {
+            dropped.extend(library.remove(key));
+            self.registry.remove_swarm(key, code);
         }
         drop(library);
         self.changed.notify_waiters();
-        keys.len()
+        dropped
+    }
+
+    /// Nobody's shares and downloads are at work any more; what is kept of them stays.
+    pub(super) fn leave_all(&self) -> Vec<Entry> {
+        let dropped = self.drop_entries(|_| true, ErrorCode::LoggedOut);
+        self.library().set_user(None);
+        self.groups().clear();
+        self.lost().clear();
+        dropped
     }
 
     /// Tells whoever listens; nobody need.
@@ -406,14 +360,16 @@ impl Core {
 
     /// Leaves the swarms of a group, and its ticket.
     pub(super) fn leave(&self, group: GroupId) {
-        let entries = self.library().entries().into_iter();
-        for (key, entry) in entries.filter(|(key, _)| key.group == group) {
-            self.registry.remove_swarm(key, ErrorCode::Done);
+        let keys = self.library().of_group(group);
+        for key in &keys {
+            self.registry.remove_swarm(*key, ErrorCode::Done);
+            let mut library = self.library();
             // What failed stays to be seen.
-            if !matches!(entry.state, EntryState::Failed(_)) {
-                self.library().remove(key);
+            if !library.find(*key).is_some_and(|e| matches!(e.state, EntryState::Failed(_))) {
+                library.remove(*key);
             }
         }
+        self.save(&keys);
         self.changed.notify_waiters();
         self.groups().remove(group);
         self.registry.forget_ticket(group);
@@ -422,7 +378,7 @@ impl Core {
     /// Looks for peers for everything under way.
     pub(super) async fn find_all_peers(&self) {
         let entries = self.library().entries();
-        for (key, _) in entries.into_iter().filter(|(_, entry)| entry.state.is_under_way()) {
+        for (key, _) in entries.into_iter().filter(|(_, entry)| entry.is_fetched()) {
             self.find_peers(key).await;
         }
     }

@@ -6,7 +6,7 @@ use super::error::AgentError;
 use crate::name::FileName;
 
 /// A directory that exists and the name a file will have in it.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Destination {
     /// The directory.
     pub directory: PathBuf,

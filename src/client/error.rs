@@ -3,6 +3,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use super::shelf::ShelfError;
 use crate::metainfo::MetainfoError;
 use crate::name::{GroupName, NameError, UserName};
 use crate::swarm::download::DownloadError;
@@ -82,6 +83,20 @@ pub enum AgentError {
     /// This content is here already.
     #[error("you have this file already: {0}")]
     Have(PathBuf),
+    /// Only a download can be paused and cancelled.
+    #[error("{0} is not being downloaded")]
+    NotDownloading(String),
+    /// Only what is paused or failed can be resumed.
+    #[error("{0} is neither paused nor failed")]
+    NotPaused(String),
+    /// The records of what is shared and downloaded cannot be used.
+    #[error("{path}: {error}")]
+    Library {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        error: ShelfError,
+    },
     /// The data directory belongs to a running agent.
     #[error("{path} is in use by {holder}")]
     Locked {
@@ -109,12 +124,12 @@ pub enum AgentError {
     },
 }
 
-/// Why a download failed; kept as long as the agent runs.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+/// Why a download failed; kept as long as the download is.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error, serde::Serialize)]
 #[error("{message}")]
 pub struct DownloadFailure {
     /// Stable code.
-    pub code: &'static str,
+    pub code: String,
     /// What happened.
     pub message: String,
 }
@@ -123,7 +138,13 @@ impl DownloadFailure {
     /// A manifest that is false, in the way `why` says: its publisher's doing.
     pub fn false_manifest(why: &dyn std::fmt::Display, publisher: &UserName) -> Self {
         let message = format!("{why}; it was published by {publisher}");
-        Self { code: "false-manifest", message }
+        Self { code: "false-manifest".to_owned(), message }
+    }
+}
+
+impl From<&StorageError> for DownloadFailure {
+    fn from(error: &StorageError) -> Self {
+        Self { code: storage_code(error).to_owned(), message: error.to_string() }
     }
 }
 
@@ -135,7 +156,7 @@ impl From<&DownloadError> for DownloadFailure {
             DownloadError::Storage(error) => storage_code(error),
             DownloadError::Stopped => "stopped",
         };
-        Self { code, message: error.to_string() }
+        Self { code: code.to_owned(), message: error.to_string() }
     }
 }
 
@@ -163,7 +184,7 @@ fn storage_code(error: &StorageError) -> &'static str {
 
 impl AgentError {
     /// The stable name of this cause, for scripts.
-    pub fn code(&self) -> &'static str {
+    pub fn code(&self) -> &str {
         match self {
             Self::Refused(refusal) => refusal.code(),
             Self::NoTracker(_) => "no-tracker",
@@ -190,7 +211,14 @@ impl AgentError {
             Self::Identity(_) => "identity",
             Self::Bind(_) => "bind",
             Self::Timeout(_) => "timeout",
-            Self::Download { error, .. } => error.code,
+            Self::Download { error, .. } => &error.code,
+            Self::NotDownloading(_) => "not-downloading",
+            Self::NotPaused(_) => "not-paused",
+            Self::Library { error, .. } => match error {
+                ShelfError::Full => "no-space",
+                ShelfError::Io(error) => file_code(error),
+                ShelfError::Format(_) | ShelfError::Damaged(_) => "library",
+            },
         }
     }
 
@@ -209,6 +237,16 @@ impl AgentError {
             Self::NoDestination(_) => "create the directory first",
             Self::Exists(_) => "name a directory, or another file",
             Self::Have(_) => "to get it anew, stop-share GROUP NAME first",
+            Self::Downloading(_) => "downloads shows how far it is; cancel GROUP NAME ends it",
+            Self::NotDownloading(_) => "stop-share GROUP NAME ends a share",
+            Self::NotPaused(_) => "downloads shows what is paused or failed",
+            Self::Library { error: ShelfError::Damaged(_), .. } => {
+                "move this file away to start without it: what was shared stays on the disk and has \
+                 to be shared again, the same get goes on with each download"
+            }
+            Self::Library { error: ShelfError::Format(_), .. } => {
+                "a later version of mtq wrote it: use that one, or another --data-dir"
+            }
             Self::Locked { .. } => "use another --data-dir, or stop the other one first",
             Self::Identity(IdentityError::Exposed { .. }) => "chmod 600 the key file",
             Self::Timeout(_) => "they go on as long as the client runs; wait again",

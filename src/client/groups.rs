@@ -16,6 +16,8 @@ pub struct Held {
     /// Higher for each naming: of two groups of one name, the later named is meant.
     named: u64,
     renew_at: UnixMillis,
+    /// Whether a ticket ever came; until then its name is hearsay.
+    proven: bool,
 }
 
 /// Groups and their tickets.
@@ -32,12 +34,25 @@ impl Groups {
         called.max_by_key(|(_, held)| held.named).map(|(id, _)| *id)
     }
 
-    /// What this group is called.
+    /// What this group is called, when a ticket said so.
     pub fn name_of(&self, id: GroupId) -> Option<GroupName> {
-        self.held.get(&id).map(|held| held.name.clone())
+        self.held.get(&id).filter(|held| held.proven).map(|held| held.name.clone())
     }
 
-    /// Whether a ticket is held for this group.
+    /// Whether a ticket ever came for this group.
+    pub fn is_proven(&self, id: GroupId) -> bool {
+        self.held.get(&id).is_some_and(|held| held.proven)
+    }
+
+    /// This group was called `name` when it was last heard of; a ticket for it is due at once.
+    pub fn expect(&mut self, id: GroupId, name: &GroupName) {
+        self.namings += 1;
+        let (named, renew_at) = (self.namings, UnixMillis::default());
+        let held = Held { name: name.clone(), named, renew_at, proven: false };
+        self.held.entry(id).or_insert(held);
+    }
+
+    /// Whether this group is held.
     pub fn contains(&self, id: GroupId) -> bool {
         self.held.contains_key(&id)
     }
@@ -45,12 +60,12 @@ impl Groups {
     /// A ticket came for the group that is called `name` now, to be renewed at `renew_at`. Not
     /// taken when another group is known by that name: its new name has not come yet.
     pub fn hold(&mut self, id: GroupId, name: &GroupName, renew_at: UnixMillis) -> bool {
-        if self.id_of(name).is_some_and(|known| known != id) {
+        if self.id_of(name).is_some_and(|known| known != id && self.is_proven(known)) {
             return false;
         }
         self.namings += 1;
         let named = self.namings;
-        let held = Held { name: name.clone(), named, renew_at };
+        let held = Held { name: name.clone(), named, renew_at, proven: true };
         self.held.insert(id, held);
         true
     }
@@ -72,13 +87,14 @@ impl Groups {
 
     /// Groups whose ticket is due at `now`.
     pub fn due(&self, now: UnixMillis) -> Vec<(GroupId, GroupName)> {
-        let due = self.held.iter().filter(|(_, held)| held.renew_at <= now);
+        let due = self.held.iter().filter(|(_, held)| !held.proven || held.renew_at <= now);
         due.map(|(id, held)| (*id, held.name.clone())).collect()
     }
 
     /// Whether the ticket of a group was due for longer than any ticket lives.
     pub fn is_over(&self, id: GroupId, now: UnixMillis) -> bool {
-        self.held.get(&id).is_some_and(|held| held.renew_at.plus(TICKET_LIFE) <= now)
+        let over = |held: &Held| held.proven && held.renew_at.plus(TICKET_LIFE) <= now;
+        self.held.get(&id).is_some_and(over)
     }
 
     /// Forgets the group of this name; returns what was known of it.
@@ -136,6 +152,24 @@ mod tests {
         assert_eq!(groups.id_of(&name("b")), Some(ONE), "named so later");
         groups.rename(TWO, &name("a"));
         assert_eq!((groups.id_of(&name("a")), groups.id_of(&name("b"))), (Some(TWO), Some(ONE)));
+    }
+
+    #[test]
+    fn a_name_from_before_is_hearsay_until_a_ticket_comes() {
+        let mut groups = Groups::default();
+        groups.expect(ONE, &name("lab"));
+        assert!(groups.contains(ONE) && !groups.is_proven(ONE));
+        assert_eq!(groups.name_of(ONE), None, "nothing is said of it yet");
+        assert_eq!(groups.due(UnixMillis(0)), [(ONE, name("lab"))]);
+        assert!(!groups.is_over(ONE, UnixMillis(u64::MAX)), "however long that takes");
+        // The name is another group's now.
+        assert!(groups.hold(TWO, &name("lab"), UnixMillis(9)));
+        assert_eq!(groups.id_of(&name("lab")), Some(TWO));
+        assert_eq!(groups.rename(ONE, &name("lab~1a2b")), Some(name("lab")));
+        assert!(groups.hold(ONE, &name("lab~1a2b"), UnixMillis(9)));
+        assert_eq!(groups.name_of(ONE), Some(name("lab~1a2b")));
+        groups.expect(ONE, &name("old"));
+        assert_eq!(groups.name_of(ONE), Some(name("lab~1a2b")), "a ticket knows better");
     }
 
     #[test]

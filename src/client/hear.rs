@@ -12,9 +12,9 @@ use super::data_dir;
 use super::echo::Echo;
 use super::error::{AgentError, DownloadFailure};
 use super::failover::Number;
-use super::library::{Entry, EntryState};
+use super::library::EntryState;
 use super::line::LineEvent;
-use super::report::Notice;
+use super::report::{Notice, Skipped};
 use crate::clock;
 use crate::error_code::ErrorCode;
 use crate::id::GroupId;
@@ -123,7 +123,7 @@ impl Core {
         match push {
             Push::SwarmJoined { group, content, peer } => {
                 let key = SwarmKey { group, content };
-                let wants = self.library().find(key).is_some_and(|e| e.state.is_under_way());
+                let wants = self.library().find(key).is_some_and(|entry| entry.is_fetched());
                 if wants {
                     self.hub.connect(peer.peer_id, peer.addresses, key);
                 }
@@ -155,6 +155,7 @@ impl Core {
                 if let Some(entry) = entry.filter(|entry| entry.state == EntryState::Seeding) {
                     self.library().remove(key);
                     self.registry.remove_swarm(key, ErrorCode::Done);
+                    self.save(&[key]);
                     self.notify(Notice::Unlisted { group: entry.group, name: entry.name });
                 }
             }
@@ -209,6 +210,7 @@ impl Core {
         if let Err(error) = data_dir::keep_user(&self.data_dir, &user) {
             tracing::warn!(%error, "cannot keep the login");
         }
+        self.rename_user(&user);
         self.notify(Notice::Renamed { from, user });
     }
 
@@ -216,7 +218,12 @@ impl Core {
     fn group_renamed(&self, ear: &mut Ear, id: GroupId, group: GroupName) {
         let known = self.groups().contains(id);
         let from = self.groups().rename(id, &group);
-        self.library().rename_group(id, &group);
+        let entries = {
+            let mut library = self.library();
+            library.rename_group(id, &group);
+            library.of_group(id)
+        };
+        self.save(&entries);
         let from = match from {
             Some(from) => from,
             // Said again.
@@ -236,11 +243,11 @@ impl Core {
         self.notify(Notice::GroupRenamed { from, group });
     }
 
-    /// Trackers do not let this device act for its user any more: everything stops.
+    /// Trackers do not let this device act for its user any more: everything stops, and comes back
+    /// with the next login.
     fn signed_out(&self, user: UserName) {
         self.forget_login();
-        self.drop_entries(|_| true, ErrorCode::LoggedOut);
-        self.groups().clear();
+        self.leave_all();
         self.notify(Notice::SignedOut { user });
     }
 
@@ -248,12 +255,25 @@ impl Core {
     fn removed(&self, id: GroupId, group: &GroupName) {
         let held = self.groups().contains(id);
         if held {
-            // Whoever waits for a download must hear that it will not come; its part file stays.
-            let under_way = self.library().entries().into_iter();
-            let under_way = under_way.filter(|(key, e)| key.group == id && e.state.is_under_way());
-            let under_way: Vec<_> = under_way.map(|(key, _)| key).collect();
             let message = format!("you are no longer a member of {group}");
-            self.fail(|| under_way, &DownloadFailure { code: "not-a-member", message });
+            let failure = DownloadFailure { code: "not-a-member".to_owned(), message };
+            let entries = self.library().entries().into_iter().filter(|(key, _)| key.group == id);
+            // Whoever waits for a download must hear that it will not come; its part file stays.
+            let (shares, downloads): (Vec<_>, Vec<_>) =
+                entries.partition(|(_, entry)| entry.state == EntryState::Seeding);
+            let to_come = downloads.into_iter().filter(|(_, entry)| {
+                entry.state.is_under_way() || entry.state == EntryState::Paused
+            });
+            let to_come: Vec<_> = to_come.map(|(key, _)| key).collect();
+            self.fail(|| to_come, &failure);
+            let lost = shares.into_iter().map(|(_, entry)| Skipped {
+                path: entry.target(),
+                group: entry.group,
+                name: entry.name,
+                code: failure.code.clone(),
+                message: failure.message.clone(),
+            });
+            self.lost().extend(lost);
         }
         self.leave(id);
         if held {
@@ -284,8 +304,8 @@ impl Core {
         let held = |group: GroupId, content: ContentId| {
             let library = self.library();
             let entry = library.find(SwarmKey { group, content })?;
-            let complete = entry.state == EntryState::Seeding && !entry.store.known_changed();
-            (complete || entry.state.is_under_way()).then_some((content, complete))
+            let complete = entry.is_served();
+            (complete || entry.is_fetched()).then_some((content, complete))
         };
         for (id, contents) in by_group {
             let Some(group) = self.groups().name_of(id) else { continue };
@@ -350,49 +370,59 @@ impl Core {
             }
             tokio::select! {
                 () = self.stop.cancelled() => return,
-                () = async { self.renew_due().await; self.withdraw_changed().await } => {}
+                () = async {
+                    for group in self.renew_due().await {
+                        self.take_part(group).await;
+                    }
+                    self.look_at_files(|_, _| true).await;
+                } => {}
             }
         }
     }
 
-    /// Looks at every file that is served; those that changed. A disk that hangs is not waited for by
-    /// anything else.
-    pub(super) async fn look_for_changes(&self) -> Vec<(SwarmKey, Entry)> {
+    /// Announces what is held of a group and looks for peers: its first ticket came.
+    async fn take_part(self: &Arc<Self>, group: GroupId) {
         let entries = self.library().entries().into_iter();
-        let seeding: Vec<_> =
-            entries.filter(|(_, entry)| entry.state == EntryState::Seeding).collect();
-        let looked = tokio::task::spawn_blocking(move || {
-            seeding.into_iter().filter(|(_, entry)| entry.store.is_changed()).collect()
-        });
-        looked.await.unwrap_or_default()
-    }
-
-    /// Nobody is to be sent here for files that are not served any more; the user is told.
-    async fn withdraw_changed(&self) {
-        let changed = self.look_for_changes().await;
-        let changed: Vec<_> = changed.into_iter().filter(|(_, entry)| !entry.told).collect();
-        changed.iter().for_each(|(key, _)| self.library().set_told(*key));
-        for (key, entry) in changed {
-            self.notify(Notice::Changed { group: entry.group, name: entry.name });
-            if let Err(error) = self.withdraw(key).await {
-                tracing::debug!(%error, "withdraw failed; it ends with the connection");
-            }
+        let of_group = entries.filter(|(key, _)| key.group == group);
+        let held = of_group.filter(|(_, entry)| entry.is_served() || entry.is_fetched());
+        let held: Vec<_> = held.map(|(key, entry)| (key.content, entry.is_served())).collect();
+        if let Err(error) = self.announce(group, &held).await {
+            tracing::debug!(%error, "it is announced with the next connection");
+        }
+        for (content, _) in held.into_iter().filter(|(_, complete)| !complete) {
+            self.find_peers(SwarmKey { group, content }).await;
         }
     }
 
-    /// Renews the tickets that are due.
-    async fn renew_due(&self) {
+    /// Renews the tickets that are due; returns groups whose first one came.
+    async fn renew_due(&self) -> Vec<GroupId> {
         let now = self.registry.tracker_time();
         let due = self.groups().due(now);
+        let mut new = Vec::new();
         for (id, group) in due {
+            let was_proven = self.groups().is_proven(id);
             self.renew(id, &group).await;
+            if !was_proven && self.groups().is_proven(id) {
+                new.push(id);
+            }
         }
+        new
     }
 
     /// Renews the ticket for a group, or finds out that there is none any more.
     async fn renew(&self, id: GroupId, group: &GroupName) {
         let over = match self.ticket(group).await {
-            Ok(_) => return tracing::debug!(%group, "ticket renewed"),
+            Ok(found) if found == id => {
+                tracing::debug!(%group, "ticket renewed");
+                return self.library().set_trouble(id, None);
+            }
+            // The name is another's now, and what this group is called is not known yet.
+            Ok(_) => {
+                let error = AgentError::OtherGroup(group.clone());
+                let (code, message) = (error.code().to_owned(), error.to_string());
+                let trouble = DownloadFailure { code, message };
+                return self.library().set_trouble(id, Some(trouble));
+            }
             // What nobody could tell us while we were away; unless the tracker is behind.
             Err(AgentError::Refused(Refusal::NotAMember(_) | Refusal::NoSuchGroup(_))) => {
                 self.line.is_settled()

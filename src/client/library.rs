@@ -3,26 +3,34 @@
 //! Plain maps; the agent acts on them.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::destination::Destination;
 use super::error::DownloadFailure;
+use super::record::{KeptPath, Place, Record, Stage};
 use super::transfer::Transfer;
+use crate::clock::UnixMillis;
 use crate::id::GroupId;
-use crate::manifest::ContentId;
+use crate::manifest::{ContentId, Manifest};
 use crate::name::{FileName, GroupName, Selector, UserName};
 use crate::swarm::meter::Meter;
 use crate::swarm::session::SwarmKey;
-use crate::swarm::storage::PieceStore;
+use crate::swarm::stamp::Stamp;
+use crate::swarm::storage::{PieceStore, part_path};
 
 /// Where an entry is in its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EntryState {
+    /// What is there already is looked at.
+    Checking,
     /// Pieces come in.
     Downloading,
     /// Every piece is here; the whole file is checked and named.
     Finishing,
-    /// Complete; served to others.
+    /// It waits until the user resumes it.
+    Paused,
+    /// Complete; served to others as long as its file is what it was.
     Seeding,
     /// It will not go on.
     Failed(DownloadFailure),
@@ -31,8 +39,35 @@ pub enum EntryState {
 impl EntryState {
     /// Whether it may still become complete without anybody's help.
     pub fn is_under_way(&self) -> bool {
-        matches!(self, Self::Downloading | Self::Finishing)
+        matches!(self, Self::Checking | Self::Downloading | Self::Finishing)
     }
+}
+
+/// Where the bytes of an entry are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Home {
+    /// In a whole file, which looked like this.
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What it looked like.
+        stamp: Stamp,
+    },
+    /// In a part file below the directory where the file will be.
+    Part(Destination),
+}
+
+/// What is known of a whole file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// It was not looked at since the agent began, or the user logged in.
+    Unseen,
+    /// It is what it was.
+    Here,
+    /// It is not there.
+    Missing,
+    /// It is something else now.
+    Changed,
 }
 
 /// One content in one group on this machine.
@@ -40,55 +75,232 @@ impl EntryState {
 pub struct Entry {
     /// The number shown to people.
     pub number: u64,
+    /// When it was begun.
+    pub since: UnixMillis,
     /// The group's name.
     pub group: GroupName,
     /// The label.
     pub name: FileName,
-    /// Who published it, for a download.
+    /// Who published it.
     pub publisher: Option<UserName>,
-    /// Its bytes.
-    pub store: Arc<PieceStore>,
+    /// Whether it was shared from here, rather than downloaded.
+    pub shared: bool,
+    /// Its metafile.
+    pub metafile: Option<PathBuf>,
+    /// What it is.
+    pub manifest: Arc<Manifest>,
+    /// Where its bytes are.
+    pub home: Home,
+    /// What is known of its file, when it is whole.
+    pub sight: Sight,
+    /// Its bytes, where they can be used.
+    pub store: Option<Arc<PieceStore>>,
     /// How far it is; nothing for a file that was here from the start.
     pub meter: Option<Arc<Meter>>,
+    /// Bytes that were here when its download began, was paused, or was kept last.
+    pub kept_bytes: u64,
     /// Where it is in its life.
     pub state: EntryState,
-    /// Whether its failure was told to somebody who waited, or its change to the user.
+    /// Whether its failure was told to somebody who waited.
     pub told: bool,
-    /// Where its download will be, for one that is under way.
-    pub path: Option<PathBuf>,
-    /// Its download, while that is under way.
+    /// Whether the user asked for it since the agent began; what comes back by itself was not.
+    pub asked: bool,
+    /// Its download, while that is under way or about to end.
     pub transfer: Option<Transfer>,
 }
 
 impl Entry {
     /// Whether `file` means this entry.
     pub fn is(&self, group: &GroupName, file: &Selector) -> bool {
-        let content: ContentId = self.store.manifest().content_id();
         self.group == *group
             && match file {
-                Selector::Id(id) => id.matches(content),
+                Selector::Id(id) => id.matches(self.manifest.content_id()),
                 Selector::Name(name) => *name == self.name,
                 Selector::UserName(user, name) => {
                     *name == self.name && self.publisher.as_ref() == Some(user)
                 }
             }
     }
+
+    /// Bytes of the whole file.
+    pub fn size(&self) -> u64 {
+        self.manifest.layout().size()
+    }
+
+    /// Whether its file was found changed, as far as is known without looking.
+    pub fn is_changed(&self) -> bool {
+        let found = || self.store.as_ref().is_some_and(|store| store.known_changed());
+        match self.sight {
+            Sight::Changed => true,
+            Sight::Here => found(),
+            Sight::Unseen | Sight::Missing => false,
+        }
+    }
+
+    /// Whether it is complete and can be served, as far as is known without looking.
+    pub fn is_served(&self) -> bool {
+        self.state == EntryState::Seeding
+            && self.sight == Sight::Here
+            && self.store.as_ref().is_some_and(|store| !store.known_changed())
+    }
+
+    /// Whether it is being fetched: its swarm is one that peers can be found for.
+    pub fn is_fetched(&self) -> bool {
+        matches!(self.state, EntryState::Downloading | EntryState::Finishing)
+    }
+
+    /// Whether `transfer` is its download.
+    pub fn is_run_by(&self, transfer: &Transfer) -> bool {
+        self.transfer.as_ref().is_some_and(|own| own.is(transfer))
+    }
+
+    /// Whether it is, or will be, at `destination`, perhaps with a number.
+    pub fn goes_to(&self, destination: &Destination) -> bool {
+        match &self.home {
+            Home::File { path, .. } => path.parent() == Some(&destination.directory),
+            Home::Part(own) => own == destination,
+        }
+    }
+
+    /// Where its bytes are now.
+    pub fn path(&self) -> PathBuf {
+        match (&self.home, &self.store) {
+            (Home::File { path, .. }, _) => path.clone(),
+            (_, Some(store)) => store.path(),
+            (Home::Part(to), None) => part_path(&to.directory, self.manifest.content_id()),
+        }
+    }
+
+    /// Where the file is or will be.
+    pub fn target(&self) -> PathBuf {
+        match &self.home {
+            Home::File { path, .. } => path.clone(),
+            Home::Part(to) => to.directory.join(to.name.as_str()),
+        }
+    }
+
+    /// Bytes of it that are here.
+    pub fn stored_bytes(&self) -> u64 {
+        match (&self.meter, &self.home) {
+            (_, Home::File { .. }) => self.size(),
+            (Some(meter), _) if self.state.is_under_way() => meter.progress().stored_bytes,
+            _ => self.kept_bytes,
+        }
+    }
+
+    /// What is to be kept of it.
+    pub fn record(&self) -> Record {
+        let stage = match &self.state {
+            EntryState::Paused => Stage::Paused,
+            EntryState::Failed(DownloadFailure { code, message }) => {
+                Stage::Failed { code: code.clone(), message: message.clone() }
+            }
+            _ => Stage::Going,
+        };
+        let place = match &self.home {
+            Home::File { path, stamp } => {
+                Place::Whole { path: KeptPath(path.clone()), stamp: *stamp }
+            }
+            Home::Part(to) => Place::Part {
+                directory: KeptPath(to.directory.clone()),
+                name: to.name.clone(),
+                stored_bytes: self.stored_bytes(),
+                stage,
+            },
+        };
+        Record {
+            number: self.number,
+            since: self.since,
+            group: self.group.clone(),
+            name: self.name.clone(),
+            publisher: self.publisher.clone(),
+            shared: self.shared,
+            metafile: self.metafile.clone().map(KeptPath),
+            place,
+        }
+    }
+
+    /// What `record` was kept of, before anything was looked at: a download that was under way is
+    /// about to be checked.
+    pub fn of_record(record: Record, manifest: Arc<Manifest>) -> Self {
+        let (home, state, kept_bytes) = match record.place {
+            Place::Whole { path, stamp } => {
+                let home = Home::File { path: path.0, stamp };
+                (home, EntryState::Seeding, manifest.layout().size())
+            }
+            Place::Part { directory, name, stored_bytes, stage } => {
+                let state = match stage {
+                    Stage::Going => EntryState::Checking,
+                    Stage::Paused => EntryState::Paused,
+                    Stage::Failed { code, message } => {
+                        EntryState::Failed(DownloadFailure { code, message })
+                    }
+                };
+                (Home::Part(Destination { directory: directory.0, name }), state, stored_bytes)
+            }
+        };
+        Self {
+            number: record.number,
+            since: record.since,
+            group: record.group,
+            name: record.name,
+            publisher: record.publisher,
+            shared: record.shared,
+            metafile: record.metafile.map(|path| path.0),
+            manifest,
+            home,
+            sight: Sight::Unseen,
+            store: None,
+            meter: None,
+            kept_bytes,
+            state,
+            // Whoever waited for it is not here any more.
+            told: true,
+            asked: false,
+            transfer: None,
+        }
+    }
 }
 
-/// All entries of an agent.
+/// All entries of an agent: those of the user that is logged in.
 #[derive(Debug, Default)]
 pub struct Library {
+    user: Option<UserName>,
     entries: BTreeMap<SwarmKey, Entry>,
-    next_number: u64,
+    last_number: u64,
+    /// Groups that could not be taken up again, and why.
+    troubles: BTreeMap<GroupId, DownloadFailure>,
 }
 
 impl Library {
+    /// A library of nobody; numbers up to `last_number` are taken.
+    pub fn new(last_number: u64) -> Self {
+        Self { last_number, ..Self::default() }
+    }
+
+    /// Whose entries these are.
+    pub fn user(&self) -> Option<&UserName> {
+        self.user.as_ref()
+    }
+
+    /// From now on these are the entries of `user`.
+    pub fn set_user(&mut self, user: Option<UserName>) {
+        self.user = user;
+        self.troubles.clear();
+    }
+
     /// Adds an entry, in place of one that failed; returns its number.
     pub fn add(&mut self, key: SwarmKey, mut entry: Entry) -> u64 {
-        self.next_number += 1;
-        entry.number = self.next_number;
+        self.last_number += 1;
+        entry.number = self.last_number;
         self.entries.insert(key, entry);
-        self.next_number
+        self.last_number
+    }
+
+    /// Adds an entry that was kept, under the number it had; not where there is one.
+    pub fn add_kept(&mut self, key: SwarmKey, entry: Entry) {
+        self.last_number = self.last_number.max(entry.number);
+        self.entries.entry(key).or_insert(entry);
     }
 
     /// The entry of a swarm.
@@ -96,23 +308,54 @@ impl Library {
         self.entries.get(&key)
     }
 
-    /// Whether an entry rests on this very store.
-    pub fn holds(&self, store: &Arc<PieceStore>) -> bool {
-        self.entries.values().any(|entry| Arc::ptr_eq(&entry.store, store))
+    /// The same, to change it.
+    pub fn find_mut(&mut self, key: SwarmKey) -> Option<&mut Entry> {
+        self.entries.get_mut(&key)
     }
 
-    /// An entry of the same content in another group, complete or under way.
+    /// An entry of the same content in another group that can be used in this one too: complete or
+    /// under way.
     pub fn elsewhere(&self, key: SwarmKey) -> Option<&Entry> {
-        let others = self
+        let mut others = self
             .entries
             .iter()
             .filter(|(other, _)| other.content == key.content && other.group != key.group);
-        let mut others = others.map(|(_, entry)| entry);
-        others.find(|entry| match entry.state {
-            EntryState::Seeding => !entry.store.known_changed(),
-            EntryState::Downloading | EntryState::Finishing => true,
-            EntryState::Failed(_) => false,
-        })
+        let usable = |entry: &Entry| match entry.state {
+            EntryState::Seeding => entry.is_served(),
+            EntryState::Downloading | EntryState::Finishing => entry.transfer.is_some(),
+            EntryState::Checking | EntryState::Paused | EntryState::Failed(_) => false,
+        };
+        others.find(|(_, entry)| usable(entry)).map(|(_, entry)| entry)
+    }
+
+    /// The entries of a content, in whatever groups.
+    pub fn of_content(&self, content: ContentId) -> Vec<SwarmKey> {
+        self.entries.keys().copied().filter(|key| key.content == content).collect()
+    }
+
+    /// The entries of a group.
+    pub fn of_group(&self, group: GroupId) -> Vec<SwarmKey> {
+        self.entries.keys().copied().filter(|key| key.group == group).collect()
+    }
+
+    /// The entries that are one download with that of `key`: of the same content, into the same
+    /// place.
+    pub fn companions(&self, key: SwarmKey) -> Vec<SwarmKey> {
+        let Some(Home::Part(to)) = self.find(key).map(|entry| &entry.home) else {
+            return Vec::new();
+        };
+        let same = |other: &SwarmKey| {
+            self.find(*other)
+                .is_some_and(|entry| matches!(&entry.home, Home::Part(own) if own == to))
+        };
+        self.of_content(key.content).into_iter().filter(same).collect()
+    }
+
+    /// Whether an entry needs the part file of a content below a directory.
+    pub fn needs_part(&self, content: ContentId, directory: &Path) -> bool {
+        let below =
+            |entry: &Entry| matches!(&entry.home, Home::Part(to) if to.directory == directory);
+        self.of_content(content).into_iter().filter_map(|key| self.find(key)).any(below)
     }
 
     /// The swarm of the entry that `file` means in a group.
@@ -120,34 +363,37 @@ impl Library {
         self.entries.iter().find(|(_, entry)| entry.is(group, file)).map(|(key, _)| *key)
     }
 
+    /// The swarm of the entry whose metafile is, or was, at `path`.
+    pub fn with_metafile(&self, path: &Path) -> Option<SwarmKey> {
+        let is_it = |entry: &Entry| entry.metafile.as_deref() == Some(path);
+        self.entries.iter().find(|(_, entry)| is_it(entry)).map(|(key, _)| *key)
+    }
+
     /// A group is called `name` now.
     pub fn rename_group(&mut self, group: GroupId, name: &GroupName) {
+        self.troubles.remove(&group);
         for (_, entry) in self.entries.iter_mut().filter(|(key, _)| key.group == group) {
             entry.group = name.clone();
         }
     }
 
-    /// The user was told of an entry's change.
-    pub fn set_told(&mut self, key: SwarmKey) {
-        if let Some(entry) = self.entries.get_mut(&key) {
-            entry.told = true;
+    /// Why a group cannot be taken up again, or that it was.
+    pub fn set_trouble(&mut self, group: GroupId, trouble: Option<DownloadFailure>) {
+        match trouble {
+            Some(trouble) => _ = self.troubles.insert(group, trouble),
+            None => _ = self.troubles.remove(&group),
         }
+    }
+
+    /// Why a group cannot be taken up again.
+    pub fn trouble(&self, group: GroupId) -> Option<&DownloadFailure> {
+        self.troubles.get(&group)
     }
 
     /// A download under way came to another stage, if it is still under way.
     pub fn set_stage(&mut self, key: SwarmKey, stage: EntryState) {
         if let Some(entry) = self.entries.get_mut(&key).filter(|entry| entry.state.is_under_way()) {
             entry.state = stage;
-        }
-    }
-
-    /// Changes an entry's state, if it is still there.
-    pub fn set_state(&mut self, key: SwarmKey, state: EntryState) {
-        if let Some(entry) = self.entries.get_mut(&key) {
-            if !state.is_under_way() {
-                (entry.transfer, entry.path) = (None, None);
-            }
-            entry.state = state;
         }
     }
 
@@ -179,5 +425,82 @@ impl Library {
             self.entries.iter().map(|(key, entry)| (*key, entry.clone())).collect();
         entries.sort_by_key(|(_, entry)| entry.number);
         entries
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::hash::sha1;
+    use crate::manifest::PieceHashes;
+    use crate::piece::PieceLayout;
+
+    fn manifest() -> Arc<Manifest> {
+        let layout = PieceLayout::new(3).expect("small");
+        let pieces = layout.pieces().map(|piece| PieceHashes::of(layout, piece, b"abc")).collect();
+        Arc::new(Manifest::new(layout, sha1(b"abc"), pieces).expect("consistent"))
+    }
+
+    fn kept(place: Place) -> Entry {
+        let record = Record {
+            number: 5,
+            since: UnixMillis(9),
+            group: "lab".parse().expect("a name"),
+            name: "f".parse().expect("a name"),
+            publisher: Some("ann".parse().expect("a name")),
+            shared: false,
+            metafile: Some(KeptPath("/d/f.mtorrent".into())),
+            place,
+        };
+        let entry = Entry::of_record(record.clone(), manifest());
+        assert_eq!(entry.record(), record, "nothing is lost on the way");
+        entry
+    }
+
+    fn part(directory: &str, stage: Stage) -> Place {
+        let name = "f".parse().expect("a name");
+        Place::Part { directory: KeptPath(directory.into()), name, stored_bytes: 2, stage }
+    }
+
+    fn key(group: u8) -> SwarmKey {
+        SwarmKey { group: GroupId([group; 16]), content: manifest().content_id() }
+    }
+
+    #[test]
+    fn what_was_kept_comes_back_as_it_was() {
+        let stamp = Stamp { size: 3, modified: (1, 2), inode: (3, 4) };
+        let whole = kept(Place::Whole { path: KeptPath("/d/f".into()), stamp });
+        assert_eq!((&whole.state, whole.sight), (&EntryState::Seeding, Sight::Unseen));
+        assert!(!whole.is_served() && !whole.is_changed(), "nobody has looked yet");
+        assert_eq!(whole.stored_bytes(), 3);
+        let failed = Stage::Failed { code: "disk".to_owned(), message: "broken".to_owned() };
+        let states = [Stage::Going, Stage::Paused, failed].map(|stage| {
+            let entry = kept(part("/d", stage));
+            assert_eq!(entry.stored_bytes(), 2);
+            assert!(entry.path().starts_with("/d/.mtq") && entry.target() == Path::new("/d/f"));
+            entry.state
+        });
+        let failure = DownloadFailure { code: "disk".to_owned(), message: "broken".to_owned() };
+        assert_eq!(states, [EntryState::Checking, EntryState::Paused, EntryState::Failed(failure)]);
+    }
+
+    #[test]
+    fn one_download_is_that_into_one_place() {
+        let mut library = Library::new(3);
+        library.add_kept(key(1), kept(part("/d", Stage::Paused)));
+        library.add_kept(key(2), kept(part("/d", Stage::Paused)));
+        library.add_kept(key(3), kept(part("/e", Stage::Paused)));
+        assert_eq!(library.companions(key(1)), [key(1), key(2)]);
+        assert_eq!(library.companions(key(3)), [key(3)]);
+        assert!(library.needs_part(key(1).content, Path::new("/e")));
+        library.remove(key(3));
+        assert!(!library.needs_part(key(1).content, Path::new("/e")));
+        assert!(library.elsewhere(key(3)).is_none(), "paused ones are of no use to others");
+        assert_eq!(library.with_metafile(Path::new("/d/f.mtorrent")), Some(key(1)));
+        assert_eq!(
+            library.add(key(4), kept(part("/f", Stage::Going))),
+            6,
+            "after all that were kept"
+        );
     }
 }

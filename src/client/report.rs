@@ -1,8 +1,10 @@
 //! What the agent answers with: the results of its commands.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+
+use serde::{Serialize, Serializer};
 
 use super::error::DownloadFailure;
 use super::library::EntryState;
@@ -75,10 +77,74 @@ pub struct DownloadRow {
     pub uploads: Vec<(UserName, UploadCounts)>,
     /// Whether the file was found changed and is no longer served.
     pub changed: bool,
+    /// Whether the file was not found; it is served again when it is back.
+    pub missing: bool,
 }
 
-/// Something a tracker said unasked that a person may want to know.
+/// A download that was cancelled.
+#[derive(Clone, Debug)]
+pub struct Cancelled {
+    /// As it was.
+    pub row: DownloadRow,
+    /// Bytes the disk held for what was deleted.
+    pub deleted_bytes: u64,
+}
+
+/// What of a user's shares and downloads is at work.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Overview {
+    /// Files that are served, or about to be.
+    pub sharing: usize,
+    /// Downloads under way.
+    pub downloading: usize,
+    /// Downloads that wait until they are resumed.
+    pub paused: usize,
+    /// What came to nothing, and why.
+    pub skipped: Vec<Skipped>,
+}
+
+/// A finished `login`, and what came back with it.
 #[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoggedIn {
+    /// What trackers call the user.
+    pub user: UserName,
+    /// As in [`Overview`].
+    pub sharing: usize,
+    /// As in [`Overview`].
+    pub downloading: usize,
+    /// As in [`Overview`].
+    pub paused: usize,
+    /// As in [`Overview`].
+    pub skipped: Vec<Skipped>,
+}
+
+impl LoggedIn {
+    /// `user` is logged in, and this came back.
+    pub fn new(user: UserName, overview: Overview) -> Self {
+        let Overview { sharing, downloading, paused, skipped } = overview;
+        Self { user, sharing, downloading, paused, skipped }
+    }
+}
+
+/// A share that is not served, or a download that does not go on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Skipped {
+    /// The group.
+    pub group: GroupName,
+    /// The label.
+    pub name: FileName,
+    /// The file, or where it was to be.
+    #[serde(serialize_with = "lossy")]
+    pub path: PathBuf,
+    /// Stable code: `missing`, `changed`, `not-a-member`, `other-group`, or that of a failure.
+    pub code: String,
+    /// Why, in words.
+    pub message: String,
+}
+
+/// Something that happened and that a person may want to know.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
 #[non_exhaustive]
 pub enum Notice {
     /// Somebody asks to join a group of ours.
@@ -172,6 +238,7 @@ pub enum Notice {
         /// The label.
         name: FileName,
         /// Why.
+        #[serde(serialize_with = "code_and_message")]
         hold: Hold,
     },
     /// A download that did not move does again.
@@ -188,6 +255,7 @@ pub enum Notice {
         /// The label.
         name: FileName,
         /// Where it is.
+        #[serde(serialize_with = "lossy")]
         path: PathBuf,
     },
     /// A download ended without its file.
@@ -198,6 +266,96 @@ pub enum Notice {
         name: FileName,
         /// Why.
         failure: DownloadFailure,
+    },
+    /// A download began.
+    Started {
+        /// The group.
+        group: GroupName,
+        /// The label.
+        name: FileName,
+        /// Where it will be.
+        #[serde(serialize_with = "lossy")]
+        path: PathBuf,
+        /// Bytes.
+        size: u64,
+        /// Bytes that were there already.
+        stored_bytes: u64,
+    },
+    /// A file is shared.
+    Shared {
+        /// The group.
+        group: GroupName,
+        /// The label.
+        name: FileName,
+        /// The file.
+        #[serde(serialize_with = "lossy")]
+        path: PathBuf,
+        /// Bytes.
+        size: u64,
+    },
+    /// A file is no longer shared, because the user said so.
+    Stopped {
+        /// The group.
+        group: GroupName,
+        /// The label.
+        name: FileName,
+    },
+    /// A download was paused by the user.
+    Paused {
+        /// The group.
+        group: GroupName,
+        /// The label.
+        name: FileName,
+    },
+    /// A download goes on that was paused, had failed, or came back with its user.
+    Resumed {
+        /// The group.
+        group: GroupName,
+        /// The label.
+        name: FileName,
+    },
+    /// A download was cancelled.
+    Cancelled {
+        /// The group.
+        group: GroupName,
+        /// The label.
+        name: FileName,
+    },
+    /// A file we share is not there, and is not served.
+    Missing {
+        /// The group.
+        group: GroupName,
+        /// The label.
+        name: FileName,
+        /// Where it was.
+        #[serde(serialize_with = "lossy")]
+        path: PathBuf,
+    },
+    /// A file we share is there again as it was, and is served.
+    Found {
+        /// The group.
+        group: GroupName,
+        /// The label.
+        name: FileName,
+        /// Where it is.
+        #[serde(serialize_with = "lossy")]
+        path: PathBuf,
+    },
+    /// Somebody logged in on this device.
+    LoggedIn {
+        /// Who.
+        user: UserName,
+    },
+    /// The user logged out on this device.
+    LoggedOut {
+        /// Who.
+        user: UserName,
+    },
+    /// What is shared and downloaded cannot be kept, and will not come back after a restart unless
+    /// that changes.
+    NotKept {
+        /// Why.
+        message: String,
     },
     /// No tracker is reached any more.
     TrackersLost,
@@ -217,6 +375,9 @@ impl Notice {
             | Self::GroupRenamed { .. }
             | Self::Held { .. }
             | Self::Moves { .. }
+            | Self::Missing { .. }
+            | Self::Found { .. }
+            | Self::NotKept { .. }
             | Self::TrackersLost
             | Self::TrackersBack => true,
             Self::JoinRequested { .. }
@@ -225,6 +386,14 @@ impl Notice {
             | Self::MemberLeft { .. }
             | Self::OwnerChanged { .. }
             | Self::FileListed { .. }
+            | Self::Started { .. }
+            | Self::Shared { .. }
+            | Self::Stopped { .. }
+            | Self::Paused { .. }
+            | Self::Resumed { .. }
+            | Self::Cancelled { .. }
+            | Self::LoggedIn { .. }
+            | Self::LoggedOut { .. }
             | Self::Downloaded { .. }
             | Self::DownloadFailed { .. } => false,
         }
@@ -280,10 +449,88 @@ impl fmt::Display for Notice {
             Self::DownloadFailed { group, name, failure } => {
                 write!(f, "{name} from {group} failed: {failure}")
             }
+            Self::Started { group, name, path, .. } => {
+                write!(f, "downloading {name} from {group} to {}", path.display())
+            }
+            Self::Shared { group, name, .. } => write!(f, "{name} is shared in {group}"),
+            Self::Stopped { group, name } => write!(f, "{name} in {group} is no longer shared"),
+            Self::Paused { group, name } => write!(f, "{name} from {group} is paused"),
+            Self::Resumed { group, name } => write!(f, "{name} from {group} is resumed"),
+            Self::Cancelled { group, name } => write!(f, "{name} from {group} is cancelled"),
+            Self::Missing { group, name, path } => write!(
+                f,
+                "{name} in {group} is not served: {} is missing; it is served again when it is back",
+                path.display()
+            ),
+            Self::Found { group, name, path } => {
+                write!(f, "{name} in {group} is served again: {} is back", path.display())
+            }
+            Self::LoggedIn { user } => write!(f, "logged in as {user}"),
+            Self::LoggedOut { user } => write!(f, "{user} is logged out"),
+            Self::NotKept { message } => write!(
+                f,
+                "what is shared and downloaded cannot be kept and will not come back after a \
+                 restart: {message}"
+            ),
             Self::TrackersLost => {
                 write!(f, "no tracker can be reached; transfers under way go on")
             }
             Self::TrackersBack => write!(f, "connected to a tracker again"),
         }
+    }
+}
+
+/// A path as text, with marks for what is no Unicode.
+fn lossy<S: Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
+}
+
+fn code_and_message<S: Serializer>(hold: &Hold, serializer: S) -> Result<S::Ok, S::Error> {
+    let (code, message) = (hold.code().to_owned(), hold.to_string());
+    DownloadFailure { code, message }.serialize(serializer)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::ffi::OsStringExt as _;
+
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn events_are_objects_with_a_name() {
+        let (group, name): (GroupName, FileName) =
+            ("lab".parse().expect("a name"), "f".parse().expect("a name"));
+        let path: PathBuf = std::ffi::OsString::from_vec(b"/d/\xff".to_vec()).into();
+        let json = |notice: &Notice| serde_json::to_value(notice).expect("JSON");
+        let hold = Hold::NoSource;
+        let held = Notice::Held { group: group.clone(), name: name.clone(), hold: hold.clone() };
+        assert_eq!(
+            json(&held),
+            json!({
+                "event": "held", "group": "lab", "name": "f",
+                "hold": {"code": "no-source", "message": hold.to_string()},
+            })
+        );
+        let failure = DownloadFailure { code: "disk".to_owned(), message: "broken".to_owned() };
+        let failed = Notice::DownloadFailed { group: group.clone(), name: name.clone(), failure };
+        assert_eq!(
+            json(&failed),
+            json!({
+                "event": "download-failed", "group": "lab", "name": "f",
+                "failure": {"code": "disk", "message": "broken"},
+            })
+        );
+        let started = Notice::Started { group, name, path, size: 9, stored_bytes: 1 };
+        assert_eq!(
+            json(&started),
+            json!({
+                "event": "started", "group": "lab", "name": "f", "path": "/d/\u{fffd}",
+                "size": 9, "stored_bytes": 1,
+            })
+        );
+        assert_eq!(json(&Notice::TrackersLost), json!({"event": "trackers-lost"}));
+        assert!(!started.is_grave() && held.is_grave());
     }
 }

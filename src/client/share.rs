@@ -3,19 +3,23 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::agent::{Agent, request_id};
 use super::error::AgentError;
-use super::library::{Entry, EntryState};
-use super::metafile;
-use super::report::Shared;
+use super::library::{Entry, EntryState, Home, Sight};
+use super::looking::{Looking, LookingKind, Note};
+use super::metafile::{self, MetafileTo};
+use super::report::{Notice, Shared};
+use crate::clock;
 use crate::error_code::ErrorCode;
 use crate::manifest::Manifest;
 use crate::metainfo::Metainfo;
 use crate::name::{FileName, GroupName, Selector};
 use crate::swarm::hashing;
 use crate::swarm::session::{Swarm, SwarmKey};
-use crate::swarm::storage::PieceStore;
+use crate::swarm::stamp::Stamp;
+use crate::swarm::storage::{PieceStore, StorageError, remove_part};
 use crate::tracker::message::{Reply, Request};
 use crate::tracker::refusal::Refusal;
 
@@ -23,10 +27,26 @@ use crate::tracker::refusal::Refusal;
 /// connection lost in between.
 const SHARE_ROUNDS: usize = 8;
 
+/// How often, and how long after each other, the part file of a download that just ended is tried to
+/// be removed: whoever reads from it keeps it open.
+const REMOVING: (usize, Duration) = (30, Duration::from_millis(100));
+
+/// A file that is about to be served.
+pub(super) struct Serving {
+    pub(super) group: GroupName,
+    pub(super) name: FileName,
+    pub(super) manifest: Arc<Manifest>,
+    pub(super) path: PathBuf,
+    pub(super) stamp: Stamp,
+    pub(super) metafile: Option<PathBuf>,
+    /// Whether it is shared from here, rather than having been downloaded before.
+    pub(super) shared: bool,
+}
+
 impl Agent {
-    /// Hashes a file, writes its metafile, lists it in a group and serves it. `progress` is told
-    /// bytes hashed and bytes in all. The metafile goes to `metafile_path`, or beside the file; only
-    /// in the first case is it an error when it cannot be written.
+    /// Hashes a file, writes its metafile, lists it in a group and serves it, also after a restart.
+    /// How far hashing is, [`Agent::looking`] says; it ends when this is dropped. Only a metafile
+    /// whose path was chosen must be written.
     ///
     /// # Errors
     /// [`AgentError`]; nothing is listed then.
@@ -35,8 +55,7 @@ impl Agent {
         path: &Path,
         group: GroupName,
         name: Option<FileName>,
-        metafile_path: Option<PathBuf>,
-        progress: impl Fn(u64, u64) + Send + 'static,
+        metafile: MetafileTo,
     ) -> Result<Shared, AgentError> {
         let file_error = |error| AgentError::File { path: path.to_owned(), error };
         let path = &path.canonicalize().map_err(file_error)?;
@@ -47,19 +66,27 @@ impl Agent {
         };
         // A refusal comes before an hour of hashing, not after.
         let id = self.core.ticket(&group).await?;
-        let (manifest, stamp) = self.hash(path, progress).await?;
+        let look = self.core.looks.begin(Looking {
+            kind: LookingKind::Hashing,
+            group: group.clone(),
+            name: name.clone(),
+            path: path.clone(),
+            done_bytes: 0,
+            size: fs::metadata(path).map_or(0, |metadata| metadata.len()),
+        });
+        let (manifest, stamp) = self.hash(path, look.note()).await?;
+        drop(look);
         let meta = Metainfo {
             trackers: self.core.line.places().into_iter().map(|(_, link)| link).collect(),
             group: group.clone(),
             name: name.clone(),
             manifest,
         };
-        let chosen = metafile_path.is_some();
-        let metafile_path = metafile_path.unwrap_or_else(|| metafile::beside(path));
+        let metafile_path = metafile.path(path, &name);
         let is_new = metafile_path.symlink_metadata().is_err();
-        let (metafile, warning) = match metafile::write(&metafile_path, &meta) {
+        let (written, mut warning) = match metafile::write(&metafile_path, &meta) {
             Ok(()) => (Some(metafile_path), None),
-            Err(error) if chosen => return Err(error),
+            Err(error) if matches!(metafile, MetafileTo::File(_)) => return Err(error),
             Err(error) => {
                 (None, Some(format!("no metafile was written ({error}); --mtorrent names another")))
             }
@@ -67,47 +94,49 @@ impl Agent {
         let manifest = Arc::new(meta.manifest);
         if let Err(error) = self.list(&group, &name, &manifest).await {
             // A metafile of something that is not listed helps nobody.
-            if let Some(metafile) = metafile.filter(|_| is_new) {
+            if let Some(metafile) = written.filter(|_| is_new) {
                 let _ = fs::remove_file(metafile);
             }
             return Err(error);
         }
 
         let key = SwarmKey { group: id, content: manifest.content_id() };
-        let serving =
-            self.core.library().find(key).is_some_and(|entry| {
-                entry.state == EntryState::Seeding && !entry.store.is_changed()
-            });
-        if !serving {
-            let store = Arc::new(PieceStore::whole(manifest.clone(), path.clone(), stamp));
-            // A download of the same content that is under way is not needed any more.
-            let old = {
-                let mut library = self.core.library();
-                library.remove(key).filter(|old| !library.holds(&old.store))
-            };
-            if let Some(old) = old {
-                // Fails only with the runtime, whose end is the download's too.
-                let _ = tokio::task::spawn_blocking(move || old.store.discard()).await;
-            }
-            self.serve(&group, key, &name, store);
+        let serving = Serving {
+            group: group.clone(),
+            name: name.clone(),
+            manifest: manifest.clone(),
+            path: path.clone(),
+            stamp,
+            metafile: written.as_deref().map(metafile::canonical),
+            shared: true,
+        };
+        self.serve(key, serving).await;
+        if let Some(not_kept) = self.not_kept().await {
+            warning =
+                Some(warning.map_or(not_kept.clone(), |other| format!("{other}; {not_kept}")));
         }
         self.core.announce(key.group, &[(key.content, true)]).await?;
-        tracing::info!(%group, %name, content = %key.content.short(), "shared");
-        Ok(Shared { group, name, path: path.clone(), manifest, metafile, warning })
+        let size = manifest.layout().size();
+        let notice =
+            Notice::Shared { group: group.clone(), name: name.clone(), path: path.clone(), size };
+        self.core.notify(notice);
+        Ok(Shared { group, name, path: path.clone(), manifest, metafile: written, warning })
+    }
+
+    /// What a person should know when what was just done is not on the disk.
+    pub(super) async fn not_kept(&self) -> Option<String> {
+        let message = self.core.keeper.written().await.err()?;
+        Some(format!("this cannot be kept and will not come back after a restart: {message}"))
     }
 
     pub(super) async fn hash(
         &self,
         path: &Path,
-        progress: impl Fn(u64, u64) + Send + 'static,
-    ) -> Result<(Manifest, hashing::Stamp), AgentError> {
+        note: Note,
+    ) -> Result<(Manifest, Stamp), AgentError> {
         let (owned, stop) = (path.to_owned(), self.core.stop.clone());
-        let size = fs::metadata(path).map(|metadata| metadata.len()).unwrap_or(0);
         let hashed = tokio::task::spawn_blocking(move || {
-            hashing::hash_file(&owned, &|done| {
-                progress(done, size);
-                !stop.is_cancelled()
-            })
+            hashing::hash_file(&owned, &|done| note.done(done) && !stop.is_cancelled())
         });
         let hashed = hashed.await.unwrap_or(Err(hashing::HashError::Stopped));
         hashed.map_err(|error| AgentError::Hash { path: path.to_owned(), error })
@@ -147,7 +176,8 @@ impl Agent {
         Err(AgentError::BadAnswer)
     }
 
-    /// Withdraws one's listing of a file, stops serving it, and stops its download.
+    /// Withdraws one's listing of a file, stops serving it, and stops its download. Data and part
+    /// files stay.
     ///
     /// # Errors
     /// [`AgentError`].
@@ -166,20 +196,45 @@ impl Agent {
             (Err(error), _) => return Err(error),
             _ => return Err(AgentError::BadAnswer),
         };
-        self.core.library().remove(key);
-        self.core.registry.remove_swarm(key, ErrorCode::Done);
+        self.drop_entry(key).await;
         self.core.withdraw(key).await
     }
 
-    /// Stops sharing and downloading what a metafile describes and deletes the metafile, never
-    /// the data; returns group and name.
+    /// Takes an entry out of the library, also over restarts: peers are told that we go, and what
+    /// they are asked for, or ask for, is theirs again at once.
+    async fn drop_entry(&self, key: SwarmKey) {
+        let entry = self.core.library().remove(key);
+        self.core.registry.remove_swarm(key, ErrorCode::GoingAway);
+        self.core.save(&[key]);
+        self.core.changed.notify_waiters();
+        if let Some(Entry { group, name, transfer, .. }) = entry {
+            self.core.until_let_go(Vec::from_iter(transfer)).await;
+            self.core.notify(Notice::Stopped { group, name });
+        }
+        // Where it cannot be written, a notice says so.
+        let _ = self.core.keeper.written().await;
+    }
+
+    /// Stops sharing and downloading what a metafile describes, forgets it and deletes the metafile,
+    /// never the data; returns group and name. The metafile may be gone already, if it is that of a
+    /// share or download of ours.
     ///
     /// # Errors
     /// [`AgentError`]; the metafile stays then.
     pub async fn remove(&self, path: &Path) -> Result<(GroupName, FileName), AgentError> {
-        let meta = metafile::read(path)?;
-        let content = meta.manifest.content_id();
-        match self.stop_share(meta.group.clone(), Selector::Id(content.into())).await {
+        let file_error = |error| AgentError::File { path: path.to_owned(), error };
+        let known = {
+            let library = self.core.library();
+            let key = library.with_metafile(&metafile::canonical(path));
+            key.and_then(|key| Some((key, library.find(key)?.clone())))
+        };
+        let (group, name, content) = match (metafile::read(path), known) {
+            (Ok(meta), _) => (meta.group, meta.name, meta.manifest.content_id()),
+            (Err(_), Some((key, entry))) => (entry.group, entry.name, key.content),
+            (Err(error), None) => return Err(error),
+        };
+        let file = Selector::Id(content.into());
+        match self.stop_share(group.clone(), file.clone()).await {
             // What is over already need not be stopped.
             Ok(())
             | Err(AgentError::Refused(
@@ -187,34 +242,94 @@ impl Agent {
             )) => {}
             Err(error) => return Err(error),
         }
-        fs::remove_file(path).map_err(|error| AgentError::File { path: path.to_owned(), error })?;
-        Ok((meta.group, meta.name))
+        // What is left of it here, such as a download that failed.
+        let left = self.core.library().select(&group, &file);
+        if let Some(key) = left {
+            self.drop_entry(key).await;
+        }
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(file_error(error)),
+            _ => Ok((group, name)),
+        }
     }
 
-    /// Takes part in a swarm with a whole file; returns the entry's number.
-    pub(super) fn serve(
-        &self,
-        group: &GroupName,
-        key: SwarmKey,
-        name: &FileName,
-        store: Arc<PieceStore>,
-    ) -> u64 {
+    /// Takes part in a swarm with a whole file, in place of whatever there was; returns the entry's
+    /// number.
+    pub(super) async fn serve(&self, key: SwarmKey, serving: Serving) -> u64 {
+        let Serving { group, name, manifest, path, stamp, metafile, shared } = serving;
+        let home = Home::File { path: path.clone(), stamp };
+        let old = {
+            let mut library = self.core.library();
+            let old = library.find_mut(key);
+            if let Some(old) = old.filter(|old| old.is_served() && old.home == home) {
+                // Shared again, it is the same share.
+                (old.name, old.asked) = (name, true);
+                old.shared |= shared;
+                old.metafile = metafile.or(old.metafile.take());
+                let number = old.number;
+                drop(library);
+                self.core.save(&[key]);
+                return number;
+            }
+            library.remove(key)
+        };
+        if let Some(old) = old {
+            // A download of the same content is not needed any more.
+            self.drop_part(key, &old).await;
+        }
+        let store = Arc::new(PieceStore::whole(manifest.clone(), path, stamp));
         let swarm = Swarm { key, store: store.clone(), news: None };
         self.core.registry.add_swarm(Arc::new(swarm));
         let entry = Entry {
             number: 0,
-            group: group.clone(),
-            name: name.clone(),
+            since: clock::now(),
+            group,
+            name,
             publisher: self.user(),
-            store,
+            shared,
+            metafile,
+            kept_bytes: manifest.layout().size(),
+            manifest,
+            home,
+            sight: Sight::Here,
+            store: Some(store),
             meter: None,
             state: EntryState::Seeding,
             told: false,
+            asked: true,
             transfer: None,
-            path: None,
         };
         let number = self.core.library().add(key, entry);
+        self.core.save(&[key]);
         self.core.registry.tell_again(key);
+        self.core.changed.notify_waiters();
         number
+    }
+
+    /// Deletes the part file of an entry that was taken out of the library, unless another entry
+    /// needs it; returns the bytes that the disk held for it.
+    pub(super) async fn drop_part(&self, key: SwarmKey, old: &Entry) -> u64 {
+        let Home::Part(to) = &old.home else { return 0 };
+        self.core.until_let_go(Vec::from_iter(old.transfer.clone())).await;
+        if self.core.library().needs_part(key.content, &to.directory) {
+            return 0;
+        }
+        let (times, pause) = REMOVING;
+        for _ in 0..times {
+            let directory = to.directory.clone();
+            let removed = tokio::task::spawn_blocking(move || remove_part(&directory, key.content));
+            match removed.await {
+                Ok(Ok(bytes)) => return bytes,
+                Ok(Err(StorageError::InUse(_))) => tokio::time::sleep(pause).await,
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "a part file stays");
+                    return 0;
+                }
+                // Fails only with the runtime.
+                Err(_) => return 0,
+            }
+        }
+        tracing::warn!(path = %old.path().display(), "a part file stays: it is in use");
+        0
     }
 }

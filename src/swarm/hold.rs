@@ -20,6 +20,17 @@ pub enum Hold {
     Suspect(Vec<u32>),
 }
 
+impl Hold {
+    /// A stable name of the cause, for scripts.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::NoSource => "no-source",
+            Self::Disk(_) => "disk",
+            Self::Suspect(_) => "manifest-suspected",
+        }
+    }
+}
+
 impl fmt::Display for Hold {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::disk::{Disk, DiskFile};
+use super::disk::{Disk, DiskFile, RealDisk};
 use super::hashing;
 use super::record::{CleanStop, Record};
 use super::stamp::Stamp;
@@ -17,7 +17,7 @@ use super::storage_error::{StorageError, is_gone};
 use crate::bitfield::Bitfield;
 use crate::hash;
 use crate::limits::PIECE_LEN;
-use crate::manifest::{Manifest, PieceHashes};
+use crate::manifest::{ContentId, Manifest, PieceHashes};
 use crate::name::FileName;
 use crate::piece::{PieceIndex, PieceLayout};
 
@@ -78,6 +78,37 @@ impl Left {
     }
 }
 
+/// Where the part file of a content is while it is downloaded into `directory`.
+pub fn part_path(directory: &Path, content: ContentId) -> PathBuf {
+    directory.join(PART_DIR).join(format!("{content}.part"))
+}
+
+/// Removes the part file of a content that nobody downloads into `directory` any more, and all that
+/// is beside it; returns the bytes that the disk held for it, 0 when there is none.
+///
+/// # Errors
+/// [`StorageError`], also when a download has it open.
+pub fn remove_part(directory: &Path, content: ContentId) -> Result<u64, StorageError> {
+    let (disk, path) = (RealDisk, part_path(directory, content));
+    let removed = || -> io::Result<Option<u64>> {
+        let file = disk.open(&path)?;
+        if !file.try_lock()? {
+            return Ok(None);
+        }
+        let bytes = file.allocated()?;
+        disk.remove(&path)?;
+        Ok(Some(bytes))
+    };
+    let bytes = match removed() {
+        Ok(Some(bytes)) => bytes,
+        Ok(None) => return Err(StorageError::InUse(path)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
+        Err(error) => return Err(StorageError::io(&path, 0)(error)),
+    };
+    clean_up(&disk, &path);
+    Ok(bytes)
+}
+
 /// Removes what is beside a part file, and its directory unless other parts are in it.
 fn clean_up(disk: &dyn Disk, part: &Path) {
     let _ = disk.remove(&part.with_extension(FRESH_RECORD));
@@ -114,7 +145,7 @@ impl Part {
         progress: &dyn Fn(u64),
     ) -> Result<Opened, StorageError> {
         let part_dir = directory.join(PART_DIR);
-        let path = part_dir.join(format!("{}.part", manifest.content_id()));
+        let path = part_path(directory, manifest.content_id());
         let size = manifest.layout().size();
         let mut attempts = 0;
         let (file, inode, new) = loop {

@@ -3,8 +3,10 @@
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt as _;
 
+use serde::{Deserialize, Serialize};
+
 /// Size, time of the last write, and inode.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
     /// Bytes.
     pub size: u64,
@@ -22,5 +24,12 @@ impl Stamp {
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             inode: (metadata.dev(), metadata.ino()),
         }
+    }
+
+    /// Whether it is the same file unchanged, as far as can be told after a restart: a disk that was
+    /// mounted again may be another device.
+    pub fn is_still(&self, earlier: &Self) -> bool {
+        let Self { size, modified, inode: (_, number) } = *self;
+        (size, modified, number) == (earlier.size, earlier.modified, earlier.inode.1)
     }
 }

@@ -18,8 +18,8 @@ use super::disk::{Disk, RealDisk};
 pub use super::filling::Recovered;
 use super::filling::{Filling, Replacement, verify};
 use super::hashing;
-pub use super::part::PART_DIR;
 use super::part::{Left, Part};
+pub use super::part::{PART_DIR, part_path, remove_part};
 use super::running_sha1::{RunningSha1, Source};
 use super::stamp::Stamp;
 use super::storage_error::is_gone;
@@ -189,6 +189,11 @@ impl PieceStore {
             Place::Whole { path, .. } | Place::Changed { path } => path.clone(),
             Place::Released(left) => left.path().to_owned(),
         }
+    }
+
+    /// What the whole file looks like, when there is one.
+    pub fn stamp(&self) -> Option<Stamp> {
+        if let Place::Whole { stamp, .. } = self.lock().place { Some(stamp) } else { None }
     }
 
     /// Bytes of the part file that were read back for the whole file's SHA-1.

@@ -80,6 +80,7 @@ const PURE: &[&str] = &[
     "client/failover.rs",
     "client/groups.rs",
     "client/library.rs",
+    "client/record.rs",
     "cli/rate.rs",
     "cli/time.rs",
     "cli/client_args.rs",

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use mtq::client::agent::{Agent, AgentConfig};
+use mtq::client::metafile::MetafileTo;
 use mtq::client::report::Notice;
 use mtq::clock;
 use mtq::id::GroupId;
@@ -184,7 +185,7 @@ async fn a_dead_link_does_not_hold_up_the_start() {
     // Nor does it end a login.
     let agent = start(net.path("ann.data"), &[nobody, net.link.clone()]);
     let known = agent.login_by_key(&user("ann")).await.expect("asked");
-    assert_eq!(known, Some(user("ann")));
+    assert_eq!(known.map(|known| known.user), Some(user("ann")));
     net.end([agent]).await;
 }
 
@@ -262,7 +263,7 @@ async fn another_name_is_no_logout() {
     // A tracker that is behind says the old name; that changes nothing.
     let agent = bob(&dir, &[&first, &second]);
     let known = agent.login_by_key(&user("bob")).await.expect("asked");
-    assert_eq!(known, Some(user("bob~1a2b")));
+    assert_eq!(known.map(|known| known.user), Some(user("bob~1a2b")));
     end(agent).await;
 }
 
@@ -275,7 +276,7 @@ async fn a_new_name_is_learned_when_the_login_is_taken_up() {
     });
     let agent = bob(&dir, &[&tracker]);
     let known = agent.login_by_key(&user("bob")).await.expect("asked");
-    assert_eq!(known, Some(user("bob~1a2b")));
+    assert_eq!(known.map(|known| known.user), Some(user("bob~1a2b")));
     end(agent).await;
 }
 
@@ -289,7 +290,10 @@ async fn a_tracker_that_has_not_heard_of_the_login_does_not_end_it() {
     let (first, second) = (FakeTracker::start(ignorant), FakeTracker::start(willing));
     let agent = bob(&dir, &[&first, &second]);
     let known = agent.login_by_key(&user("bob")).await.expect("asked");
-    assert_eq!((known, in_use(&agent)), (Some(user("bob")), Some(second.peer_id())));
+    assert_eq!(
+        (known.map(|known| known.user), in_use(&agent)),
+        (Some(user("bob")), Some(second.peer_id()))
+    );
     // It is asked again, and what is asked of the user's is not asked there.
     first.asked("the login", |request| *request == Request::LoginByKey).await;
     agent.join_group(group()).await.expect("asked");
@@ -348,7 +352,7 @@ async fn what_is_shared_is_announced_at_every_tracker_and_again_at_one_that_come
     let agent = start(net.path("alice.data"), &[net.link.clone(), fake.link()]);
     all_logged_in(&agent).await;
     let path = net.path("file.bin");
-    agent.share(&path, group(), None, None, |_, _| {}).await.expect("shared");
+    agent.share(&path, group(), None, MetafileTo::Beside).await.expect("shared");
     let announce = |request: &Request| {
         let held = vec![(manifest.content_id(), true)];
         *request == Request::Announce { group: group(), contents: held }
@@ -421,7 +425,7 @@ async fn a_share_survives_the_change_of_connection_in_its_middle() {
     all_logged_in(&agent).await;
     let path = dir.path().join("file.bin");
     fs::write(&path, b"bytes").expect("written");
-    soon("the share", agent.share(&path, group(), None, None, |_, _| {})).await.expect("shared");
+    soon("the share", agent.share(&path, group(), None, MetafileTo::Beside)).await.expect("shared");
     let share = |request: &Request| matches!(request, Request::Share { .. });
     let begun = first.asked("the share", share).await;
     assert_eq!(second.asked("the same share", share).await, begun, "under the same id");
@@ -441,7 +445,7 @@ async fn a_group_with_a_new_name_takes_along_what_is_shared_in_it() {
     let mut news = agent.notices();
     let path = dir.path().join("file.bin");
     fs::write(&path, b"bytes").expect("written");
-    agent.share(&path, group(), None, None, |_, _| {}).await.expect("shared");
+    agent.share(&path, group(), None, MetafileTo::Beside).await.expect("shared");
     let name: GroupName = "lab~0707".parse().expect("a name");
     tracker.push(Push::GroupRenamed { id: GROUP, group: name.clone() });
     let renamed = Notice::GroupRenamed { from: group(), group: name.clone() };

@@ -2,6 +2,7 @@
 
 use std::fs;
 
+use mtq::client::metafile::MetafileTo;
 use mtq::client::report::Notice;
 use mtq::error_code::ErrorCode;
 use mtq::hash::Blake3Hash;
@@ -161,11 +162,11 @@ async fn everybody_shares_in_public_and_only_there_unless_let_in() {
     let path = net.path("for all.bin");
     fs::write(&path, content(600_000, 42)).expect("written");
     let public: mtq::name::GroupName = "public".parse().expect("a name");
-    alice.share(&path, public.clone(), None, None, |_, _| {}).await.expect("shared");
+    alice.share(&path, public.clone(), None, MetafileTo::Beside).await.expect("shared");
     let dest = net.path("dest");
     fs::create_dir(&dest).expect("made");
     let file: Selector = "for all.bin".parse().expect("a selector");
-    bob.get(public.clone(), file, &dest, |_, _| {}).await.expect("started");
+    bob.get(public.clone(), file, &dest).await.expect("started");
     bob.wait(Some(DEADLINE)).await.expect("complete");
     assert!(fs::read(dest.join("for all.bin")).expect("there") == content(600_000, 42));
     let error = bob.leave_group(public.clone()).await.expect_err("everybody's");
@@ -200,7 +201,7 @@ async fn news_reach_whom_they_concern() {
 
     let path = net.path("a.bin");
     fs::write(&path, content(100, 43)).expect("written");
-    bob.share(&path, group(), None, None, |_, _| {}).await.expect("shared");
+    bob.share(&path, group(), None, MetafileTo::Beside).await.expect("shared");
     let name: FileName = "a.bin".parse().expect("a name");
     let listed =
         Notice::FileListed { group: group(), name: name.clone(), size: 100, user: user("bob") };

@@ -36,3 +36,5 @@ mod pauses;
 mod two_groups;
 mod rate_limits;
 mod swarm_storm;
+mod restart;
+mod library;

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use mtq::client::agent::{Agent, AgentConfig};
+use mtq::client::metafile::MetafileTo;
 use mtq::id::RequestId;
 use mtq::limits::CONNECTIONS_PER_ADDRESS;
 use mtq::manifest::Manifest;
@@ -100,7 +101,7 @@ impl Net {
         alice.create_group(group(), false).await.expect("created");
         let path = self.path("file.bin");
         fs::write(&path, bytes).expect("written");
-        let shared = alice.share(&path, group(), None, None, |_, _| {}).await.expect("shared");
+        let shared = alice.share(&path, group(), None, MetafileTo::Beside).await.expect("shared");
         (alice, shared.manifest)
     }
 

@@ -84,7 +84,7 @@ async fn files_cut_short_and_deleted_while_they_are_sent_stop_alone() {
     })
     .await;
     // The sharer lives, and is told which.
-    for (name, state) in [("cut", "changed"), ("gone", "changed"), ("kept", "seeding")] {
+    for (name, state) in [("cut", "changed"), ("gone", "missing"), ("kept", "seeding")] {
         assert_eq!(alice.row(name)["state"], state, "{name}");
     }
     let before: Vec<_> = bob.downloads().iter().map(|row| row.progress.stored_bytes).collect();

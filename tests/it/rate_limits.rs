@@ -3,6 +3,7 @@
 use std::fs;
 
 use mtq::client::library::EntryState;
+use mtq::client::metafile::MetafileTo;
 use mtq::clock;
 use mtq::name::Selector;
 
@@ -54,7 +55,7 @@ async fn downloads_at_once_share_what_may_come() {
     for (number, bytes) in files.iter().enumerate() {
         let path = net.path(&format!("f{number}"));
         fs::write(&path, bytes).expect("written");
-        alice.share(&path, group(), None, None, |_, _| {}).await.expect("shared");
+        alice.share(&path, group(), None, MetafileTo::Beside).await.expect("shared");
     }
     let bob = net.member("bob", &alice).await;
     bob.limit(None, |limits| limits.down = Some(4 * MIB)).expect("limited");
@@ -87,7 +88,7 @@ async fn hundreds_of_small_files_at_once_complete_under_a_limit() {
     for number in 0..COUNT {
         let path = net.path(&format!("s{number}"));
         fs::write(&path, bytes(number)).expect("written");
-        alice.share(&path, group(), None, None, |_, _| {}).await.expect("shared");
+        alice.share(&path, group(), None, MetafileTo::Beside).await.expect("shared");
     }
     let bob = net.member("bob", &alice).await;
     bob.limit(None, |limits| limits.down = Some(2 * MIB)).expect("limited");
@@ -95,7 +96,7 @@ async fn hundreds_of_small_files_at_once_complete_under_a_limit() {
     fs::create_dir(&dest).expect("made");
     for number in 0..COUNT {
         let file: Selector = format!("s{number}").parse().expect("a selector");
-        bob.get(group(), file, &dest, |_, _| {}).await.expect("begun");
+        bob.get(group(), file, &dest).await.expect("begun");
     }
     bob.wait(Some(DEADLINE)).await.expect("complete");
     for number in 0..COUNT {

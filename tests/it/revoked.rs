@@ -237,11 +237,11 @@ async fn whoever_waits_for_a_download_hears_that_the_membership_ended() {
     let dest = net.path("dest");
     std::fs::create_dir(&dest).expect("made");
     let file = "ghost".parse().expect("a selector");
-    bob.get(group(), file, &dest, |_, _| {}).await.expect("started");
+    bob.get(group(), file, &dest).await.expect("started");
     alice.kick(group(), user("bob")).await.expect("kicked");
     let error = bob.wait(Some(crate::world::DEADLINE)).await.expect_err("it will not come");
     assert_eq!(error.code(), "not-a-member");
-    let again = bob.get(group(), "ghost".parse().expect("a selector"), &dest, |_, _| {}).await;
+    let again = bob.get(group(), "ghost".parse().expect("a selector"), &dest).await;
     assert_eq!(again.expect_err("not a member").code(), "not-a-member");
     net.end([alice, bob]).await;
 }

@@ -44,7 +44,7 @@ async fn what_rots_is_refused_with_what_is_left_and_fetched_again() {
     // Slow enough to stay under way until it is let go.
     alice.limit(None, |limits| limits.up = Some(512 * 1024)).expect("limited");
     let file: Selector = "file.bin".parse().expect("a selector");
-    bob.get(group(), file, &dest, |_, _| {}).await.expect("begun");
+    bob.get(group(), file, &dest).await.expect("begun");
     soon("a piece", async {
         while bob.downloads()[0].progress.stored_bytes < P as u64 {
             tokio::time::sleep(Duration::from_millis(10)).await;

@@ -161,7 +161,7 @@ async fn a_download_goes_on_at_its_rate_when_its_tracker_is_killed() {
     assert_eq!(bob.trackers()[in_use].peer_id, cluster.peer_id(0));
 
     let copy = cluster.path("copy");
-    bob.get(group(), "film".parse().expect("a name"), &copy, |_, _| {}).await.expect("begun");
+    bob.get(group(), "film".parse().expect("a name"), &copy).await.expect("begun");
     let stored = || bob.downloads()[0].progress.stored_bytes;
     let size = manifest.layout().size();
     let begun = clock::monotonic();

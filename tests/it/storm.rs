@@ -16,6 +16,7 @@ use std::time::Duration;
 use mtq::client::agent::{Agent, AgentConfig};
 use mtq::client::error::AgentError;
 use mtq::client::library::EntryState;
+use mtq::client::metafile::MetafileTo;
 use mtq::clock;
 use mtq::id::RequestId;
 use mtq::name::{GroupName, Selector};
@@ -272,7 +273,7 @@ async fn fetch(agent: Agent, own: usize, place: PathBuf, ledger: Arc<Ledger>) {
         let begun = clock::monotonic();
         let copy = place.join("copy");
         let failed = |error: AgentError| -> ! { panic!("a{own}: {label}: failed: {error}") };
-        if let Err(error) = agent.get(group(), label.clone(), &copy, |_, _| {}).await {
+        if let Err(error) = agent.get(group(), label.clone(), &copy).await {
             failed(error);
         }
         if let Err(error) = agent.wait(Some(DEADLINE)).await {
@@ -344,7 +345,10 @@ fn trackers_killed_at_random_cost_no_download_and_no_acknowledged_change() {
             }
             for index in 0..FILES {
                 let path = cluster.write(&file_of(number, index), &bytes_of(number, index));
-                agents[number].share(&path, group(), None, None, |_, _| {}).await.expect("shared");
+                agents[number]
+                    .share(&path, group(), None, MetafileTo::Beside)
+                    .await
+                    .expect("shared");
             }
         }
         for number in 0..WRITERS {

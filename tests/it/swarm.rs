@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mtq::client::agent::{Agent, AgentConfig};
 use mtq::client::library::EntryState;
+use mtq::client::metafile::MetafileTo;
 use mtq::client::report::{DownloadRow, Notice, Started};
 use mtq::name::{GroupName, Selector};
 use mtq::swarm::hold::Hold;
@@ -52,7 +53,7 @@ impl Net {
     /// Shares what the first seeder shares.
     pub async fn share_too(&self, name: &str, agent: &Agent) {
         let (path, metafile) = (self.path("file.bin"), self.path(&format!("{name}.mtorrent")));
-        let shared = agent.share(&path, group(), None, Some(metafile), |_, _| {}).await;
+        let shared = agent.share(&path, group(), None, MetafileTo::File(metafile)).await;
         shared.expect("shared");
     }
 
@@ -66,7 +67,7 @@ impl Net {
 pub async fn begin(agent: &Agent, group: GroupName, name: &str, dest: &Path) -> Started {
     std::fs::create_dir_all(dest).expect("made");
     let file: Selector = name.parse().expect("a selector");
-    agent.get(group, file, dest, |_, _| {}).await.expect("begun")
+    agent.get(group, file, dest).await.expect("begun")
 }
 
 /// An agent in this process among the processes of a world, whom `owner` lets into `lab`.

@@ -189,7 +189,7 @@ fn what_is_there_and_right_is_not_fetched_again_and_what_is_gone_is() {
 
     // Deleted, it is fetched; in its place something else, it is kept.
     fs::remove_file(dest.join("f.bin")).expect("removed");
-    assert_eq!(bob.row("f.bin")["state"], "changed");
+    assert_eq!(bob.row("f.bin")["state"], "missing");
     bob.ok(&get);
     bob.ok("wait --timeout 60");
     assert!(fs::read(dest.join("f.bin")).expect("arrived") == bytes);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use mtq::client::agent::Agent;
 use mtq::client::library::EntryState;
+use mtq::client::metafile::MetafileTo;
 use mtq::name::{GroupName, Selector};
 
 use crate::net::{Net, user};
@@ -36,7 +37,7 @@ impl Scene {
             owner.accept_request(g(number), user("bob")).await.expect("accepted");
             let path = net.path(name);
             fs::write(&path, &*bytes).expect("written");
-            owner.share(&path, g(number), None, None, |_, _| {}).await.expect("shared");
+            owner.share(&path, g(number), None, MetafileTo::Beside).await.expect("shared");
             limit_up(owner, 2 * MIB);
         }
         Self { net, alice, carol, bob, bytes }

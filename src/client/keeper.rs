@@ -1,0 +1,168 @@
+//! Brings changes of records to the disk, one after the other, and says when they are there.
+//!
+//! What cannot be written is kept here and tried again until it can; only the latest of each record
+//! matters. Whoever puts a change never waits for the disk, unless he asks to.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, broadcast, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::record::Record;
+use super::report::Notice;
+use super::shelf::{Changes, Kept, Shelf, ShelfError};
+use crate::manifest::Manifest;
+use crate::name::UserName;
+use crate::swarm::session::SwarmKey;
+
+/// A library that cannot be written is tried again after this.
+const RETRY: Duration = Duration::from_secs(2);
+
+#[derive(Debug, Default)]
+struct Pending {
+    changes: Changes,
+    /// Those that are just being written, which are older.
+    writing: Changes,
+    generation: u64,
+}
+
+/// What came of writing so far.
+#[derive(Clone, Debug, Default)]
+struct Tried {
+    generation: u64,
+    failure: Option<String>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    shelf: Mutex<Shelf>,
+    pending: Mutex<Pending>,
+    put: Notify,
+    tried: watch::Sender<Tried>,
+    end: CancellationToken,
+}
+
+/// Keeps records.
+#[derive(Clone, Debug)]
+pub struct Keeper(Arc<Inner>);
+
+impl Keeper {
+    /// A keeper that writes to `shelf` as long as [`Self::run`] runs.
+    pub fn new(shelf: Shelf) -> Self {
+        Self(Arc::new(Inner {
+            shelf: Mutex::new(shelf),
+            pending: Mutex::default(),
+            put: Notify::new(),
+            tried: watch::Sender::new(Tried::default()),
+            end: CancellationToken::new(),
+        }))
+    }
+
+    /// What is kept of a user; blocks, also while something is being written.
+    ///
+    /// # Errors
+    /// [`ShelfError`].
+    pub fn kept(&self, user: &UserName) -> Result<Vec<Kept>, ShelfError> {
+        let mut kept = self.shelf().kept(user)?;
+        // What was not written yet is as true as what was.
+        let pending = self.pending();
+        let waiting = pending.writing.iter().chain(&pending.changes);
+        for ((_, key), change) in waiting.filter(|((owner, _), _)| owner == user) {
+            kept.retain(|kept| kept.key != *key);
+            if let Some((record, manifest)) = change.clone() {
+                kept.push(Kept { key: *key, record, manifest });
+            }
+        }
+        kept.sort_by_key(|kept| kept.record.number);
+        Ok(kept)
+    }
+
+    /// From now on this is what is kept of a user's share or download.
+    pub fn put(&self, user: &UserName, key: SwarmKey, record: Option<(Record, Arc<Manifest>)>) {
+        let mut pending = self.pending();
+        pending.changes.insert((user.clone(), key), record);
+        pending.generation += 1;
+        drop(pending);
+        self.0.put.notify_one();
+    }
+
+    /// Waits until all that was put so far is on the disk.
+    ///
+    /// # Errors
+    /// Why it is not, in words; it is tried again.
+    pub async fn written(&self) -> Result<(), String> {
+        let generation = self.pending().generation;
+        let mut receiver = self.0.tried.subscribe();
+        let tried = receiver.wait_for(|tried| tried.generation >= generation).await;
+        let tried = tried.expect("invariant: this end holds the sender");
+        tried.failure.clone().map_or(Ok(()), Err)
+    }
+
+    /// Writes what is put until [`Self::end`]; tells when it cannot.
+    pub async fn run(self, notices: broadcast::Sender<Notice>) {
+        loop {
+            let failing = self.0.tried.borrow().failure.is_some();
+            tokio::select! {
+                () = self.0.put.notified() => {}
+                () = self.0.end.cancelled() => {}
+                () = tokio::time::sleep(RETRY), if failing => {}
+            }
+            let over = self.0.end.is_cancelled();
+            if let Some(message) = self.write().await
+                && !failing
+            {
+                let notice = Notice::NotKept { message };
+                tracing::warn!(%notice, "news");
+                let _ = notices.send(notice);
+            }
+            if over {
+                return;
+            }
+        }
+    }
+
+    /// Writes what waits; why that failed, if it did.
+    async fn write(&self) -> Option<String> {
+        let (changes, generation) = {
+            let mut pending = self.pending();
+            pending.writing = std::mem::take(&mut pending.changes);
+            (pending.writing.clone(), pending.generation)
+        };
+        if changes.is_empty() {
+            return None;
+        }
+        let (keeper, count) = (self.clone(), changes.len());
+        let written = tokio::task::spawn_blocking(move || keeper.shelf().write(&changes));
+        let failure = match written.await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(panicked) => Some(panicked.to_string()),
+        };
+        {
+            let mut pending = self.pending();
+            let mut tried = std::mem::take(&mut pending.writing);
+            if failure.is_some() {
+                // What was put since is later.
+                tried.append(&mut pending.changes);
+                pending.changes = tried;
+            }
+        }
+        tracing::debug!(count, ?failure, "records written");
+        self.0.tried.send_replace(Tried { generation, failure: failure.clone() });
+        failure
+    }
+
+    /// Writes what still waits, and ends.
+    pub fn end(&self) {
+        self.0.end.cancel();
+    }
+
+    fn shelf(&self) -> MutexGuard<'_, Shelf> {
+        self.0.shelf.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Pending> {
+        self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,278 @@
+//! What a client keeps: files that are missing or changed, metafiles, and a library that is damaged or
+//! cannot be written.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use mtq::client::agent::Agent;
+use mtq::client::looking::LookingKind;
+use mtq::client::metafile::MetafileTo;
+use mtq::client::report::Notice;
+use serde_json::json;
+
+use crate::net::{Net, group, soon};
+use crate::swarm::{MIB, P, begin, complete, gave, limit_up, progress, stored, until};
+use crate::world::{Client, World, content, quoted, wait_for};
+
+/// Waits for news of a kind.
+async fn heard(
+    notices: &mut tokio::sync::broadcast::Receiver<Notice>,
+    what: &str,
+    is_it: impl Fn(&Notice) -> bool,
+) {
+    soon(what, async { while !is_it(&notices.recv().await.expect("news")) {} }).await;
+}
+
+#[test]
+fn missing_and_changed_files_are_named_at_login_and_one_that_returns_is_served() {
+    let world = World::new();
+    let [mut alice, mut bob] = world.lab(["alice", "bob"]);
+    let bytes = content(2 * P + 5, 221);
+    for name in ["kept", "gone", "changed"] {
+        let path = world.write(&format!("src/{name}"), &[name.as_bytes(), &bytes].concat());
+        alice.ok(&format!("share {} lab", quoted(&path)));
+    }
+    alice.kill();
+    let (gone, aside) = (world.path("src/gone"), world.path("aside"));
+    fs::rename(&gone, &aside).expect("moved");
+    fs::write(world.path("src/changed"), b"something else").expect("changed");
+    let mut alice = world.client("alice");
+    let known = alice.ok("login alice");
+    assert_eq!(known["sharing"], 1, "{known}");
+    let skipped = known["skipped"].as_array().expect("an array").clone();
+    let codes: Vec<_> = skipped.iter().map(|one| (&one["name"], &one["code"])).collect();
+    let (missing, changed) = (json!("missing"), json!("changed"));
+    assert_eq!(codes, [(&json!("gone"), &missing), (&json!("changed"), &changed)]);
+    assert_eq!(skipped[0]["path"], gone.to_str().expect("UTF-8"));
+    assert_eq!(alice.row("gone")["state"], "missing");
+    assert_eq!(alice.row("changed")["state"], "changed");
+    wait_for("the listing", || {
+        let files = bob.ok("list-files lab")["files"].clone();
+        let seeders: Vec<_> =
+            files.as_array()?.iter().map(|file| file["seeders"].clone()).collect();
+        (seeders == [json!(0), json!(0), json!(1)]).then_some(())
+    });
+    // As when a disk is mounted again: nobody says anything.
+    fs::rename(&aside, &gone).expect("back");
+    let dest = world.make_dir("dest");
+    bob.ok(&format!("get lab gone {}", quoted(&dest)));
+    bob.ok("wait --timeout 110");
+    assert!(fs::read(dest.join("gone")).expect("arrived") == [b"gone", &bytes[..]].concat());
+    assert_eq!(alice.row("gone")["state"], "seeding");
+    // In words, too.
+    alice.quit();
+    let output = world.script("alice", &[], "login alice\n");
+    let words = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(words.contains("2 shared"), "{words}");
+    assert!(words.contains("skipped changed in lab: "), "{words}");
+    bob.quit();
+}
+
+#[tokio::test]
+async fn files_that_go_and_come_back_are_news() {
+    let net = Net::new();
+    let (alice, _) = net.seeder(&content(P, 222)).await;
+    let mut notices = alice.notices();
+    let (path, aside) = (net.path("file.bin"), net.path("aside"));
+    fs::rename(&path, &aside).expect("moved");
+    alice.look_for_changes().await;
+    heard(&mut notices, "missing", |notice| matches!(notice, Notice::Missing { .. })).await;
+    let row = alice.downloads().remove(0);
+    assert!(row.missing && !row.changed);
+    assert_eq!(alice.overview().skipped[0].code, "missing");
+    fs::rename(&aside, &path).expect("back");
+    alice.look_for_changes().await;
+    heard(&mut notices, "found", |notice| matches!(notice, Notice::Found { .. })).await;
+    assert!(!alice.downloads()[0].missing);
+    assert_eq!((alice.overview().sharing, alice.overview().skipped.len()), (1, 0));
+    let bob = net.member("bob", &alice).await;
+    net.begin("bob", &bob).await;
+    complete(&bob).await;
+    net.end([alice, bob]).await;
+}
+
+#[test]
+fn a_share_is_removed_by_a_metafile_that_is_gone_already() {
+    let world = World::new();
+    let [mut alice] = world.lab(["alice"]);
+    let path = world.write("f.bin", b"hello");
+    alice.ok(&format!("share {} lab", quoted(&path)));
+    alice.ok(&format!("share {} lab", quoted(&path)));
+    assert_eq!(alice.ok("downloads")["downloads"].as_array().map(Vec::len), Some(1), "one share");
+    alice.kill();
+    let metafile = world.path("f.bin.mtorrent");
+    fs::remove_file(&metafile).expect("removed");
+    let mut alice = world.client("alice");
+    let removed = alice.ok(&format!("remove {}", quoted(&world.path("net/../f.bin.mtorrent"))));
+    assert_eq!((&removed["group"], &removed["name"]), (&json!("lab"), &json!("f.bin")));
+    assert_eq!(alice.ok("downloads")["downloads"], json!([]));
+    assert_eq!(alice.ok("list-files lab")["files"], json!([]));
+    assert_eq!(fs::read(&path).expect("the data stays"), b"hello");
+    assert_eq!(alice.err(&format!("remove {}", quoted(&metafile))), "not-found");
+    alice.quit();
+}
+
+#[tokio::test]
+async fn a_share_removed_in_the_midst_of_a_transfer_costs_nobody_anything() {
+    let net = Net::new();
+    let bytes = content(12 * MIB as usize, 223);
+    let (alice, _) = net.seeder(&bytes).await;
+    let carol = net.second_seeder("carol", &alice).await;
+    for seeder in [&alice, &carol] {
+        limit_up(seeder, 2 * MIB);
+    }
+    let bob = net.member("bob", &alice).await;
+    net.begin("bob", &bob).await;
+    until("pieces of both", || {
+        let now = progress(&bob);
+        (gave(&now, "alice") > 0 && gave(&now, "carol") > 0).then_some(())
+    })
+    .await;
+    let asked = |agent: &Agent, name: &str| {
+        crate::swarm::source(&progress(agent), name).map_or(0, |source| source.asked)
+    };
+    alice.remove(&net.path("file.bin.mtorrent")).await.expect("removed");
+    until("her pieces to be asked of the other", || (asked(&bob, "alice") == 0).then_some(()))
+        .await;
+    let of_alice = gave(&progress(&bob), "alice");
+    limit_up(&carol, 64 * MIB);
+    let row = complete(&bob).await;
+    let source = crate::swarm::source(&row.progress, "alice").expect("a source");
+    assert_eq!(
+        (source.bad_pieces, source.connected),
+        (0, false),
+        "she is not to blame: {source:?}"
+    );
+    assert!(gave(&row.progress, "alice") <= of_alice + 4 * P as u64);
+    assert!(alice.downloads().is_empty() && !net.path("file.bin.mtorrent").exists());
+    assert!(fs::read(net.path("file.bin")).expect("the data stays") == bytes);
+    assert!(fs::read(net.path("bob/file.bin")).expect("arrived") == bytes);
+    net.end([alice, bob, carol]).await;
+}
+
+#[tokio::test]
+async fn a_download_removed_in_its_midst_leaves_its_part_file() {
+    let net = Net::new();
+    let (alice, _) = net.seeder(&content(8 * MIB as usize, 224)).await;
+    limit_up(&alice, 2 * MIB);
+    let bob = net.member("bob", &alice).await;
+    let metafile = net.path("copy.mtorrent");
+    fs::copy(net.path("file.bin.mtorrent"), &metafile).expect("copied");
+    let dest = net.path("bob");
+    fs::create_dir(&dest).expect("made");
+    bob.get_metafile(&metafile, &dest).await.expect("begun");
+    let had = stored(&bob, MIB).await.stored_bytes;
+    fs::remove_file(&metafile).expect("removed");
+    bob.remove(&metafile).await.expect("removed");
+    assert!(bob.downloads().is_empty());
+    let again = begin(&bob, group(), "file.bin", &dest).await;
+    assert!(again.stored_bytes >= had);
+    net.end([alice, bob]).await;
+}
+
+#[tokio::test]
+async fn what_is_hashed_is_shown_and_ends_when_nobody_waits_for_it() {
+    let net = Net::new();
+    let alice = net.agent("alice").await;
+    alice.create_group(group(), false).await.expect("created");
+    let path = net.path("large");
+    let file = fs::File::create(&path).expect("made");
+    file.set_len(4 << 30).expect("sparse");
+    let share = alice.share(&path, group(), None, MetafileTo::Beside);
+    let looked = tokio::select! {
+        shared = share => panic!("too fast: {shared:?}"),
+        looked = until("the file to be looked at", || {
+            alice.looking().into_iter().find(|looking| looking.done_bytes > 0)
+        }) => looked,
+    };
+    assert_eq!((looked.kind, looked.size), (LookingKind::Hashing, 4 << 30));
+    assert_eq!(looked.path, path.canonicalize().expect("there"));
+    assert!(alice.looking().is_empty(), "dropped, it is not looked at any more");
+    assert!(alice.downloads().is_empty() && !net.path("large.mtorrent").exists());
+    // The thread behind it is free: a shutdown waits for it.
+    soon("the end", net.end([alice])).await;
+}
+
+#[test]
+fn a_damaged_library_is_named_and_can_be_moved_away() {
+    let world = World::new();
+    let [mut alice] = world.lab(["alice"]);
+    let path = world.write("f.bin", b"hello");
+    alice.ok(&format!("share {} lab", quoted(&path)));
+    alice.quit();
+    let library = world.path("alice.data/library.redb");
+    fs::write(&library, vec![0x5a; 8192]).expect("damaged");
+    let output = world.script("alice", &[], "whoami\n");
+    let words = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(6), "{words}");
+    assert!(words.contains("library.redb: it is damaged: "), "{words}");
+    assert!(words.contains("hint: move this file away"), "{words}");
+    assert_eq!(words.lines().count(), 2, "{words}");
+    fs::rename(&library, world.path("alice.data/old")).expect("moved");
+    let mut alice = world.client("alice");
+    assert_eq!(alice.ok("login alice")["sharing"], 0);
+    alice.ok(&format!("share {} lab", quoted(&path)));
+    alice.kill();
+    assert_eq!(world.client("alice").row("f.bin")["state"], "seeding");
+}
+
+/// A client whose data directory is a small filesystem of its own; nothing where the system does not
+/// allow that.
+fn client_on_small_disk(world: &World, name: &str, data_dir: &Path) -> Option<Client> {
+    let on_small_disk = |command: &Command| {
+        let script = "mount -t tmpfs -o size=6m tmpfs \"$0\" && exec \"$@\"";
+        let mut unshare = Command::new("unshare");
+        unshare.args(["-Urm", "sh", "-c", script]).arg(data_dir);
+        unshare.arg(command.get_program()).args(command.get_args());
+        unshare
+    };
+    let tried = on_small_disk(&Command::new("true")).output();
+    if !tried.as_ref().is_ok_and(|output| output.status.success()) {
+        println!("skipped: this system gives no filesystem to whoever asks: {tried:?}");
+        return None;
+    }
+    let command = on_small_disk(&world.client_command(name));
+    Some(Client::start(name, command, &world.path(format!("{name}.log"))))
+}
+
+#[test]
+fn on_a_full_disk_commands_work_and_warn_and_are_kept_once_there_is_room() {
+    let world = World::new();
+    let data_dir = world.make_dir("alice.data");
+    let Some(mut alice) = client_on_small_disk(&world, "alice", &data_dir) else { return };
+    alice.sign_up();
+    alice.ok("create-group lab");
+    let inside = format!("/proc/{}/root{}", alice.id(), data_dir.display());
+    let ballast = Path::new(&inside).join("ballast");
+    // The last page of it, too.
+    let full = || fs::write(&ballast, vec![0; 8 << 20]).expect_err("full");
+    full();
+    let mut warned = Vec::new();
+    for number in 0..40 {
+        let path = world.write(&format!("src/{number}"), &content(1000 + number, number as u64));
+        let shared = alice.ok(&format!("share {} lab", quoted(&path)));
+        warned.extend(shared["warning"].as_str().map(str::to_owned));
+        assert_eq!(alice.row(&number.to_string())["state"], "seeding", "it is shared all the same");
+    }
+    let warning = warned.first().expect("at some share there is no room");
+    assert!(warning.contains("will not come back after a restart: the disk is full"), "{warning}");
+    fs::remove_file(&ballast).expect("removed");
+    // It is written by itself; the next share hears so.
+    let path = world.write("src/last", b"last");
+    wait_for("the library", || {
+        let shared = alice.ok(&format!("share {} lab", quoted(&path)));
+        shared["warning"].is_null().then_some(())
+    });
+    let copy = world.make_dir("copy.data");
+    for name in ["library.redb", "identity.pem", "user"] {
+        let from = Path::new(&inside).join(name);
+        if from.exists() {
+            fs::copy(from, copy.join(name)).expect("copied");
+        }
+    }
+    alice.kill();
+    let mut alice = world.client("copy");
+    let rows = alice.ok("downloads")["downloads"].as_array().map(Vec::len);
+    assert_eq!(rows, Some(41), "all of them were kept");
+}

@@ -121,7 +121,7 @@ const HOMES: &[(&str, &str)] = &[
     ("clap_mangen::", "cli/manual.rs"),
     ("indicatif::", "cli/"),
     ("argon2::", "tracker/password.rs"),
-    ("redb::", "tracker/disk.rs"),
+    ("redb::", "tracker/disk.rs client/shelf.rs"),
     ("governor::", "tracker/throttle.rs"),
     ("prometheus_client::", "tracker/counters.rs"),
     ("hyper::", "tracker/metrics.rs"),

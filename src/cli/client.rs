@@ -14,7 +14,7 @@ use super::plan::Plan;
 use super::screen::{News, Screen};
 use super::seat::Seat;
 use super::stdin::Manner;
-use super::{config, logging, script, secret, stdin};
+use super::{config, logging, script, secret, stdin, text, transfers};
 
 /// How often `downloads --watch` looks.
 const WATCH: Duration = Duration::from_secs(1);
@@ -71,20 +71,28 @@ async fn session(plan: Plan, manner: Manner, work: Work) -> Result<u8, Failure> 
     };
     let screen = Arc::new(Screen::new(news));
     let mut seat = Seat::new(plan, screen.clone(), stays);
-    let result = tokio::select! {
-        result = carry_out(&mut seat, manner, work) => Some(result),
-        () = signals.next() => None,
+    let (quit, is_daemon) = (seat.quit(), matches!(work, Work::Daemon));
+    let (result, words) = tokio::select! {
+        result = carry_out(&mut seat, manner, work) => (result, None),
+        () = quit.cancelled() => match is_daemon {
+            true => (Ok(0), None),
+            false => (Ok(status::FAILED), Some("the agent was told to end")),
+        },
+        () = signals.next() => {
+            let words = "interrupted: ending in order; once more ends at once";
+            (Ok(status::INTERRUPTED), Some(words))
+        }
     };
     screen.hide();
-    if result.is_none() && seat.host().is_some() {
-        screen.say("interrupted: ending in order; once more ends at once");
+    if let Some(words) = words.filter(|_| seat.host().is_some()) {
+        screen.say(words);
     }
     tokio::select! {
         () = seat.end() => {}
         // Once more means now.
         () = signals.next() => {}
     }
-    result.unwrap_or(Ok(status::INTERRUPTED))
+    result
 }
 
 async fn carry_out(seat: &mut Seat, manner: Manner, work: Work) -> Result<u8, Failure> {
@@ -95,15 +103,20 @@ async fn carry_out(seat: &mut Seat, manner: Manner, work: Work) -> Result<u8, Fa
     }
 }
 
-/// Runs the agent until somebody wants it to end.
+/// Runs the agent alone.
 async fn daemon(seat: &mut Seat) -> Result<u8, Failure> {
-    seat.run_agent()?;
+    let agent = seat.run_agent()?.agent().clone();
     let _news = seat.front().await?;
-    let host = seat.host().ok_or_else(|| Failure::new("internal", "there is no agent"))?;
-    let directory = super::text::path(host.agent().data_dir());
-    seat.screen().say(&format!("the agent is up on {directory}"));
-    host.asked_to_quit().await;
-    Ok(0)
+    let screen = seat.screen();
+    screen.say(&format!("the agent is up on {}", text::path(agent.data_dir())));
+    match agent.user() {
+        Some(user) => {
+            let (words, _) = transfers::overview(&agent.overview());
+            screen.say(&format!("{user} is logged in{words}"));
+        }
+        None => screen.say("nobody is logged in: mtq client login USER"),
+    }
+    std::future::pending().await
 }
 
 /// Has one command done.

@@ -57,13 +57,19 @@ struct Shared {
 }
 
 impl Host {
-    /// Serves `socket` for `agent`; `lasts` says whether the agent goes on by itself, `hook` is run for
-    /// every event. In a tokio runtime.
-    pub fn start(agent: Agent, lasts: bool, socket: ControlSocket, hook: Option<String>) -> Self {
+    /// Serves `socket` for `agent`, and runs `hook` for every event. `lasts` says whether the agent goes
+    /// on by itself; `quit` is cancelled when somebody wants it to end. In a tokio runtime.
+    pub fn start(
+        agent: Agent,
+        socket: ControlSocket,
+        hook: Option<String>,
+        lasts: bool,
+        quit: CancellationToken,
+    ) -> Self {
         let shared = Arc::new(Shared {
             agent,
             lasts,
-            quit: CancellationToken::new(),
+            quit,
             draining: CancellationToken::new(),
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
@@ -90,11 +96,6 @@ impl Host {
         let (ours, theirs) = UnixStream::pair()?;
         self.shared.tasks.spawn(converse(self.shared.clone(), theirs));
         Ok(ours)
-    }
-
-    /// Returns when somebody wants the agent to end.
-    pub async fn asked_to_quit(&self) {
-        self.shared.quit.cancelled().await;
     }
 
     /// Ends it in order: no more requests are taken, those under way are answered as far as that does

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio_util::sync::CancellationToken;
+
 use super::client_args::ClientCommand;
 use super::command::PASSWORD_NEEDED;
 use super::exit::Failure;
@@ -36,6 +38,7 @@ pub struct Seat {
     screen: Arc<Screen>,
     /// Whether an agent that is run here goes on by itself.
     lasts: bool,
+    quit: CancellationToken,
     front: Option<Arc<Front>>,
     host: Option<Host>,
     warned: bool,
@@ -44,7 +47,13 @@ pub struct Seat {
 impl Seat {
     /// A place that is taken when it is needed.
     pub fn new(plan: Plan, screen: Arc<Screen>, lasts: bool) -> Self {
-        Self { plan, screen, lasts, front: None, host: None, warned: false }
+        let quit = CancellationToken::new();
+        Self { plan, screen, lasts, quit, front: None, host: None, warned: false }
+    }
+
+    /// Cancelled when somebody wants the agent that is run here to end.
+    pub fn quit(&self) -> CancellationToken {
+        self.quit.clone()
     }
 
     /// Where results and words go.
@@ -68,7 +77,8 @@ impl Seat {
             Failure::new("disk", format!("the control socket in {directory}: {error}"))
         })?;
         let hook = self.plan.settings().on_event.value.clone();
-        Ok(self.host.insert(Host::start(agent, self.lasts, socket, hook)))
+        let host = Host::start(agent, socket, hook, self.lasts, self.quit.clone());
+        Ok(self.host.insert(host))
     }
 
     /// The connection to the agent; makes one, and an agent, where there is none.

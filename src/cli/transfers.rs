@@ -10,7 +10,7 @@ use super::progress;
 use super::text::{self, or_none, table};
 use crate::client::agent::Agent;
 use crate::client::library::EntryState;
-use crate::client::report::{DownloadRow, LoggedIn, Skipped};
+use crate::client::report::{DownloadRow, LoggedIn, Overview, Skipped};
 use crate::name::{GroupName, Selector};
 use crate::swarm::meter::{Requests, Source, Waste};
 
@@ -60,19 +60,25 @@ pub fn one(done: &str, row: &DownloadRow) -> Answer {
 
 /// Who is logged in, and what came back.
 pub fn logged_in(logged_in: &LoggedIn) -> Answer {
-    let LoggedIn { user, sharing, downloading, paused, skipped } = logged_in;
-    let mut text = format!("logged in as {user}");
+    let (words, mut json) = overview(&logged_in.overview);
+    json["user"] = json!(logged_in.user);
+    Answer::new(json, format!("logged in as {}{words}", logged_in.user))
+}
+
+/// What of a user's shares and downloads is at work: words to go behind others, and fields.
+pub fn overview(overview: &Overview) -> (String, Value) {
+    let Overview { sharing, downloading, paused, skipped } = overview;
+    let mut words = String::new();
     if sharing + downloading + paused > 0 {
-        text += &format!("; {sharing} shared, {downloading} downloading, {paused} paused");
+        words += &format!("; {sharing} shared, {downloading} downloading, {paused} paused");
     }
     for Skipped { group, name, message, .. } in skipped {
-        text += &format!("\nskipped {name} in {group}: {}", text::printable(message));
+        words += &format!("\nskipped {name} in {group}: {}", text::printable(message));
     }
     let json = json!({
-        "user": user, "sharing": sharing, "downloading": downloading, "paused": paused,
-        "skipped": skipped,
+        "sharing": sharing, "downloading": downloading, "paused": paused, "skipped": skipped,
     });
-    Answer::new(json, text)
+    (words, json)
 }
 
 /// Sums over everything, for `status`: words and fields.

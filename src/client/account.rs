@@ -68,7 +68,7 @@ impl Agent {
     /// What came back with a user, as soon as files were looked at.
     async fn logged_in(&self, user: UserName) -> LoggedIn {
         self.core.until_seen().await;
-        LoggedIn::new(user, self.core.overview())
+        LoggedIn { user, overview: self.core.overview() }
     }
 
     /// Logs out and stops all sharing and downloading until the next login; returns how many files

@@ -108,22 +108,8 @@ pub struct Overview {
 pub struct LoggedIn {
     /// What trackers call the user.
     pub user: UserName,
-    /// As in [`Overview`].
-    pub sharing: usize,
-    /// As in [`Overview`].
-    pub downloading: usize,
-    /// As in [`Overview`].
-    pub paused: usize,
-    /// As in [`Overview`].
-    pub skipped: Vec<Skipped>,
-}
-
-impl LoggedIn {
-    /// `user` is logged in, and this came back.
-    pub fn new(user: UserName, overview: Overview) -> Self {
-        let Overview { sharing, downloading, paused, skipped } = overview;
-        Self { user, sharing, downloading, paused, skipped }
-    }
+    /// What came back.
+    pub overview: Overview,
 }
 
 /// A share that is not served, or a download that does not go on.

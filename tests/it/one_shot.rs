@@ -393,3 +393,47 @@ fn read_events(path: &Path) -> Vec<Value> {
     let text = fs::read_to_string(path).expect("written");
     text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect()
 }
+
+#[test]
+fn when_the_one_that_runs_the_agent_ends_another_takes_over() {
+    let world = lab();
+    for (name, seed) in [("one.bin", 1), ("two.bin", 2)] {
+        world.write(name, &content(500_000, seed));
+    }
+    let share = |name: &str| command(&world, "alice", &["share", name, "lab"]);
+    let first = Running::start(share("one.bin"), "sharing until");
+    let second = Running::start(share("two.bin"), "sharing until");
+    assert_eq!(ok(&world, "alice", &["downloads"])["downloads"].as_array().map(Vec::len), Some(2));
+    assert_eq!(first.end(), 130);
+    // Both are shared by the second.
+    wait_for("both", || {
+        let files = ok(&world, "bob", &["list-files", "lab"]);
+        let files = files["files"].as_array().expect("files").clone();
+        files.iter().all(|file| file["seeders"] == 1).then_some(())
+    });
+    // Its agent ends when somebody says so.
+    let mut second = second;
+    let (_, stderr, status) = one(&world, "alice", &["quit"]);
+    assert_eq!(status, 0, "{stderr}");
+    assert_eq!(second.0.wait().expect("reaped").code(), Some(1));
+}
+
+#[test]
+fn a_daemon_has_everything_again_that_it_had() {
+    let world = lab();
+    let daemon = Running::daemon(&world, "alice");
+    world.write("kept.bin", &content(500_000, 1));
+    world.write("gone.bin", &content(500_000, 2));
+    ok(&world, "alice", &["share", "kept.bin", "lab"]);
+    ok(&world, "alice", &["share", "gone.bin", "lab"]);
+    assert_eq!(daemon.end(), 130);
+    fs::remove_file(world.path("gone.bin")).expect("removed");
+    let daemon = Running::daemon(&world, "alice");
+    let rows = ok(&world, "alice", &["downloads"]);
+    let states: Vec<_> =
+        rows["downloads"].as_array().expect("rows").iter().map(|row| &row["state"]).collect();
+    assert_eq!(states, ["seeding", "missing"]);
+    let login = ok(&world, "alice", &["login", "alice"]);
+    assert_eq!((&login["sharing"], &login["skipped"][0]["name"]), (&json!(1), &json!("gone.bin")));
+    assert_eq!(daemon.end(), 130);
+}

@@ -27,7 +27,8 @@ pub enum Verb {
     Certs(CertsArgs),
     /// Run a tracker, or see to one that runs.
     Tracker(Box<TrackerArgs>),
-    /// Run a client; commands come from standard input, one a line ("help" lists them).
+    /// Share, find and download: run a client, or have it do one command. Without COMMAND they come from
+    /// a prompt, or from standard input, one a line.
     Client(Box<ClientArgs>),
     /// Show the settings of a client, and where they come from.
     Config(ConfigArgs),

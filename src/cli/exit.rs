@@ -105,8 +105,8 @@ fn status_of(code: &str) -> u8 {
     match code {
         "no-tracker" | "wrong-tracker" | "tracker-lost" => status::NO_TRACKER,
         "no-such-group" | "no-such-user" | "no-such-member" | "no-such-device" | "no-such-file"
-        | "no-such-request" | "no-such-tracker" | "not-shared" | "ambiguous" | "not-found"
-        | "no-destination" => status::NOT_FOUND,
+        | "no-such-request" | "no-such-tracker" | "not-shared" | "not-here" | "ambiguous"
+        | "not-found" | "no-destination" => status::NOT_FOUND,
         "bad-metafile" | "false-manifest" | "changed" | "mismatch" | "incomplete" | "store"
         | "library" => status::INTEGRITY,
         "disk" | "no-space" | "in-use" | "exists" | "permission-denied" | "locked" | "identity" => {

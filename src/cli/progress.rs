@@ -13,7 +13,7 @@ pub const REDRAW: Duration = Duration::from_millis(150);
 
 /// A bar that counts bytes.
 pub fn bytes_bar(len: u64, what: String) -> ProgressBar {
-    let bar = styled(len, "{msg} [{bar:30}] {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    let bar = styled(len, "{msg} [{bar:20}] {bytes}/{total_bytes} {bytes_per_sec} {eta}");
     bar.set_message(what);
     bar
 }
@@ -26,7 +26,7 @@ fn styled(len: u64, template: &str) -> ProgressBar {
 
 /// A bar that counts bytes, with a note behind it.
 pub fn noted_bar() -> ProgressBar {
-    styled(0, "{msg} [{bar:30}] {bytes}/{total_bytes} {prefix}")
+    styled(0, "{msg} [{bar:20}] {bytes}/{total_bytes} {prefix}")
 }
 
 /// What a download is doing, in a few words.

@@ -360,7 +360,7 @@ mod tests {
         let drawn = lines.recv().expect("drawn");
         let rows: Vec<_> = drawn.lines().collect();
         assert_eq!(rows.len(), 2, "{drawn}");
-        assert!(rows[0].starts_with("a.iso [===============>"), "{drawn}");
+        assert!(rows[0].starts_with("a.iso [==========>"), "{drawn}");
         assert!(rows[0].ends_with("1.00 MiB/2.00 MiB 1 peer"), "{drawn}");
         screen.hear(
             &json!({"event": "file-listed", "message": "bob shares \u{1b}c", "grave": false}),

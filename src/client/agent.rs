@@ -436,7 +436,7 @@ impl Agent {
 }
 
 pub(super) fn not_held(group: &GroupName, file: &Selector) -> AgentError {
-    Refusal::NotShared { file: file.to_string(), group: group.clone() }.into()
+    AgentError::NotHere { file: file.to_string(), group: group.clone() }
 }
 
 pub(super) fn request_id() -> RequestId {

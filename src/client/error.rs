@@ -77,6 +77,14 @@ pub enum AgentError {
     /// The disk.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// There is no such share or download on this device.
+    #[error("{file} in {group} is neither shared nor downloaded here")]
+    NotHere {
+        /// What was meant.
+        file: String,
+        /// The group.
+        group: GroupName,
+    },
     /// This content is being downloaded already.
     #[error("{0} is being downloaded already")]
     Downloading(String),
@@ -205,6 +213,7 @@ impl AgentError {
             Self::NoDestination(_) => "no-destination",
             Self::Exists(_) => "exists",
             Self::Storage(error) => storage_code(error),
+            Self::NotHere { .. } => "not-here",
             Self::Downloading(_) => "downloading",
             Self::Have(_) => "have",
             Self::Locked { .. } => "locked",
@@ -235,6 +244,7 @@ impl AgentError {
             }
             Self::Hash { error: HashError::Changed, .. } => "share it again once it stays as it is",
             Self::NoDestination(_) => "create the directory first",
+            Self::NotHere { .. } => "downloads shows what is",
             Self::Exists(_) => "name a directory, or another file",
             Self::Have(_) => "to get it anew, stop-share GROUP NAME first",
             Self::Downloading(_) => "downloads shows how far it is; cancel GROUP NAME ends it",

@@ -137,7 +137,7 @@ fn a_paused_download_stays_so_until_it_is_resumed() {
         ("pause lab file.bin", "not-downloading"),
         ("resume lab file.bin", "not-paused"),
         ("cancel lab file.bin", "not-downloading"),
-        ("pause lab other", "not-shared"),
+        ("pause lab other", "not-here"),
     ] {
         assert_eq!(bob.err(line), code, "{line}");
     }
@@ -187,7 +187,7 @@ fn what_is_cancelled_is_deleted_or_kept() {
     let cancelled = bob.ok("cancel lab file.bin");
     assert!(number(&cancelled, "deleted_bytes") >= 3 * MIB, "{cancelled}");
     assert_eq!(files(&dest), 0, "neither part nor directory");
-    assert_eq!(bob.err("cancel lab file.bin"), "not-shared");
+    assert_eq!(bob.err("cancel lab file.bin"), "not-here");
     // Paused ones too.
     assert_eq!(bob.ok(&get)["stored_bytes"], 0);
     stored(&mut bob, MIB);

@@ -480,7 +480,7 @@ fn rate_limits_hold_and_change_while_it_runs() {
     alice.ok("limit --up none lab slow.bin");
     bob.ok("wait --timeout 100");
 
-    assert_eq!(alice.err("limit --up 1MiB lab nothing.bin"), "not-shared");
+    assert_eq!(alice.err("limit --up 1MiB lab nothing.bin"), "not-here");
     assert_eq!(alice.err("limit --up soon"), "usage");
     assert_eq!(alice.err("limit lab"), "usage");
     alice.quit();

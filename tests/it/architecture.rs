@@ -105,7 +105,7 @@ const IMPURE: &[&str] = &[
     "tracing::",
 ];
 
-/// Where alone a dependency may be named.
+/// Where alone a dependency may be named; redb in two files that keep things.
 const HOMES: &[(&str, &str)] = &[
     ("quinn::", "transport/"),
     ("quinn_proto::", "transport/"),
@@ -116,6 +116,7 @@ const HOMES: &[(&str, &str)] = &[
     ("indicatif::", "cli/"),
     ("argon2::", "tracker/password.rs"),
     ("redb::", "tracker/disk.rs"),
+    ("redb::", "client/shelf.rs"),
     ("governor::", "tracker/throttle.rs"),
     ("prometheus_client::", "tracker/counters.rs"),
     ("hyper::", "tracker/metrics.rs"),
@@ -250,13 +251,15 @@ fn pure_files_are_pure() {
 fn dependencies_have_one_home() {
     for File { name, code } in files() {
         for line in lines(&code) {
-            for (word, home) in HOMES {
+            for (word, _) in HOMES {
+                let mut homes = HOMES.iter().filter(|(other, _)| other == word);
                 let begins = |at: usize| {
                     let before = line[..at].chars().next_back();
                     !before.is_some_and(|c| c.is_alphanumeric() || c == '_' || c == ':')
                 };
                 let named = line.match_indices(word).any(|(at, _)| begins(at));
-                assert!(!named || name.starts_with(home), "{name} names {word}: {line}");
+                let at_home = homes.any(|(_, home)| name.starts_with(home));
+                assert!(!named || at_home, "{name} names {word}: {line}");
             }
         }
     }

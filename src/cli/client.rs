@@ -144,9 +144,10 @@ async fn obey(agent: &Agent, args: &ClientArgs, interactive: bool) -> u8 {
 /// The status to end with. A script that leaves downloads unfinished did not succeed.
 fn ended(agent: &Agent, first_failure: u8, interactive: bool) -> u8 {
     let rows = agent.downloads();
-    let unfinished = rows.iter().filter(|row| row.state.is_under_way()).count();
+    // What came back by itself goes on whenever it can.
+    let unfinished = rows.iter().filter(|row| row.state.is_under_way() && row.asked).count();
     if unfinished > 0 {
-        eprintln!("{unfinished} downloads are not finished; the same get goes on with them later");
+        eprintln!("{unfinished} downloads are not finished; they go on with the next client");
         eprintln!("hint: wait, as the last command, waits for them");
     }
     match (interactive, first_failure, unfinished) {

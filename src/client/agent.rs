@@ -322,6 +322,7 @@ impl Agent {
             uploads: self.core.registry.uploads(key),
             changed: entry.is_changed(),
             missing: entry.sight == Sight::Missing,
+            asked: entry.asked,
             group: entry.group,
             name: entry.name,
             state: entry.state,

@@ -378,6 +378,7 @@ impl Core {
                         self.take_part(group).await;
                     }
                     self.look_at_files(|_, _| true).await;
+                    self.look_for_parts().await;
                 } => {}
             }
         }

@@ -298,6 +298,7 @@ impl Agent {
             state: EntryState::Seeding,
             told: false,
             asked: true,
+            waits: None,
             transfer: None,
         };
         let number = self.core.library().add(key, entry);

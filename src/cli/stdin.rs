@@ -88,7 +88,9 @@ pub async fn run(seat: &mut Seat, manner: Manner) -> Result<u8, Failure> {
 
 /// The status to end with. A script that leaves downloads unfinished did not succeed.
 fn ended(seat: &Seat, first_failure: u8) -> u8 {
-    let rows = seat.host().map(|host| host.agent().under_way()).unwrap_or_default();
+    let mut rows = seat.host().map(|host| host.agent().under_way()).unwrap_or_default();
+    // What came back by itself goes on whenever it can.
+    rows.retain(|row| row.asked);
     if !rows.is_empty() {
         let words =
             format!("{} downloads are not finished; they go on with the next client", rows.len());

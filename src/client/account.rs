@@ -39,8 +39,14 @@ impl Agent {
         data_dir::keep_user(&self.core.data_dir, &found)?;
         let before = self.core.library().user().cloned();
         match before {
-            None => self.core.restore(&user, &found).await?,
-            Some(_) => self.core.rename_user(&found),
+            Some(before) if before == user || before == found => {
+                self.core.rename_user(&before, &found);
+            }
+            // Whoever was logged in before is so no more, and that was not heard of yet.
+            before => {
+                before.iter().for_each(|_| drop(self.core.leave_all()));
+                self.core.restore(&user, &found).await?;
+            }
         }
         self.core.notify(Notice::LoggedIn { user: found.clone() });
         self.core.resume().await;

@@ -21,7 +21,6 @@ use crate::swarm::session::SwarmKey;
 use crate::tracker::message::{
     FileCursor, FileRow, GroupRow, Matching, MemberRow, Reply, Request, RequestRow, Written,
 };
-use crate::tracker::refusal::Refusal;
 
 /// A running agent.
 #[derive(Clone, Debug)]
@@ -329,6 +328,7 @@ impl Agent {
             uploads: self.core.registry.uploads(key),
             changed: entry.is_changed(),
             missing: entry.sight == Sight::Missing,
+            asked: entry.asked,
             group: entry.group,
             name: entry.name,
             state: entry.state,

@@ -305,44 +305,34 @@ impl Core {
         }
     }
 
-    /// The account is called otherwise: what is kept of it goes by its new name.
-    pub(super) fn rename_user(&self, user: &UserName) {
+    /// An account is called otherwise: what is kept of it goes by its new name.
+    pub(super) fn rename_user(&self, from: &UserName, user: &UserName) {
         let mut library = self.library();
-        let Some(from) = library.user().filter(|from| *from != user).cloned() else { return };
+        if library.user() != Some(from) || from == user {
+            return;
+        }
         let keys: Vec<_> = library.entries().into_iter().map(|(key, _)| key).collect();
-        keys.iter().for_each(|key| self.keeper.put(&from, *key, None));
+        keys.iter().for_each(|key| self.keeper.put(from, *key, None));
         library.set_user(Some(user.clone()));
         drop(library);
         self.save(&keys);
     }
 
-    /// Takes entries out of the library and their swarms out of the registry; what is kept of them
+    /// Nobody's shares and downloads are at work any more, and peers are told; what is kept of them
     /// stays. Returns them.
-    pub(super) fn drop_entries(
-        &self,
-        which: impl Fn(&Entry) -> bool,
-        code: ErrorCode,
-    ) -> Vec<Entry> {
+    pub(super) fn leave_all(&self) -> Vec<Entry> {
         let mut library = self.library();
-        let keys = library.entries().into_iter().filter(|(_, entry)| which(entry));
-        let keys: Vec<_> = keys.map(|(key, _)| key).collect();
-        let mut dropped = Vec::new();
-        for key in keys {
-            dropped.extend(library.remove(key));
-            self.registry.remove_swarm(key, code);
+        let entries = library.entries();
+        for (key, _) in &entries {
+            library.remove(*key);
+            self.registry.remove_swarm(*key, ErrorCode::LoggedOut);
         }
+        library.set_user(None);
         drop(library);
         self.changed.notify_waiters();
-        dropped
-    }
-
-    /// Nobody's shares and downloads are at work any more; what is kept of them stays.
-    pub(super) fn leave_all(&self) -> Vec<Entry> {
-        let dropped = self.drop_entries(|_| true, ErrorCode::LoggedOut);
-        self.library().set_user(None);
         self.groups().clear();
         self.lost().clear();
-        dropped
+        entries.into_iter().map(|(_, entry)| entry).collect()
     }
 
     /// Tells whoever listens; nobody need.

@@ -215,6 +215,7 @@ impl Agent {
             state: EntryState::Checking,
             told: false,
             asked: true,
+            waits: None,
             transfer: Some(transfer.clone()),
         };
         let begun = {

@@ -210,7 +210,7 @@ impl Core {
         if let Err(error) = data_dir::keep_user(&self.data_dir, &user) {
             tracing::warn!(%error, "cannot keep the login");
         }
-        self.rename_user(&user);
+        self.rename_user(&from, &user);
         self.notify(Notice::Renamed { from, user });
     }
 
@@ -246,8 +246,11 @@ impl Core {
     /// Trackers do not let this device act for its user any more: everything stops, and comes back
     /// with the next login.
     fn signed_out(&self, user: UserName) {
-        self.forget_login();
-        self.leave_all();
+        // Somebody may have logged in since.
+        if self.line.user().is_none() {
+            self.forget_login();
+            self.leave_all();
+        }
         self.notify(Notice::SignedOut { user });
     }
 
@@ -375,6 +378,7 @@ impl Core {
                         self.take_part(group).await;
                     }
                     self.look_at_files(|_, _| true).await;
+                    self.look_for_parts().await;
                 } => {}
             }
         }

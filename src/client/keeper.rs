@@ -166,3 +166,69 @@ impl Keeper {
         self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use tokio::task::JoinSet;
+
+    use super::*;
+    use crate::client::record::{KeptPath, Place, Stage};
+    use crate::clock::UnixMillis;
+    use crate::hash::sha1;
+    use crate::id::GroupId;
+    use crate::piece::PieceLayout;
+
+    #[tokio::test]
+    async fn what_cannot_be_written_waits_until_it_can_and_is_true_all_the_same() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let place = dir.path().join("not mounted");
+        let keeper = Keeper::new(Shelf::open(&place).expect("tried again later"));
+        let (notices, mut news) = broadcast::channel(9);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(keeper.clone().run(notices));
+        keeper.written().await.expect("nothing to be written");
+
+        let layout = PieceLayout::new(0).expect("small");
+        let manifest = Manifest::new(layout, sha1(b""), Vec::new()).expect("consistent");
+        let key = SwarmKey { group: GroupId([1; 16]), content: manifest.content_id() };
+        let record = Record {
+            number: 1,
+            since: UnixMillis(1),
+            group: "lab".parse().expect("a name"),
+            name: "f".parse().expect("a name"),
+            publisher: None,
+            shared: false,
+            metafile: None,
+            place: Place::Part {
+                directory: KeptPath("/d".into()),
+                name: "f".parse().expect("a name"),
+                stored_bytes: 0,
+                stage: Stage::Paused,
+            },
+        };
+        let (user, manifest) = ("ann".parse().expect("a name"), Arc::new(manifest));
+        keeper.put(&user, key, Some((record.clone(), manifest.clone())));
+        keeper.written().await.expect_err("there is no directory");
+        let notice = news.recv().await.expect("news");
+        assert!(matches!(notice, Notice::NotKept { .. }), "{notice}");
+        assert_eq!(keeper.kept(&user).expect("readable").len(), 1);
+        keeper.put(&user, key, Some((record.clone(), manifest.clone())));
+        keeper.written().await.expect_err("still not");
+        assert!(news.try_recv().is_err(), "told once");
+
+        fs::create_dir(&place).expect("made");
+        let later = SwarmKey { group: GroupId([2; 16]), ..key };
+        keeper.put(&user, later, Some((Record { number: 2, ..record.clone() }, manifest.clone())));
+        keeper.written().await.expect("written with what waited");
+        // What is put last is written before the end.
+        keeper.put(&user, later, Some((Record { number: 3, ..record }, manifest)));
+        keeper.end();
+        while tasks.join_next().await.is_some() {}
+        drop(keeper);
+        let kept = Shelf::open(&place).and_then(|shelf| shelf.kept(&user)).expect("readable");
+        let numbers: Vec<_> = kept.iter().map(|kept| kept.record.number).collect();
+        assert_eq!(numbers, [1, 3]);
+    }
+}

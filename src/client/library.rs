@@ -105,6 +105,8 @@ pub struct Entry {
     pub told: bool,
     /// Whether the user asked for it since the agent began; what comes back by itself was not.
     pub asked: bool,
+    /// Why its part file could not be opened, where that may change by itself.
+    pub waits: Option<DownloadFailure>,
     /// Its download, while that is under way or about to end.
     pub transfer: Option<Transfer>,
 }
@@ -192,6 +194,8 @@ impl Entry {
     pub fn record(&self) -> Record {
         let stage = match &self.state {
             EntryState::Paused => Stage::Paused,
+            // The next start tries it again.
+            EntryState::Failed(_) if self.waits.is_some() => Stage::Going,
             EntryState::Failed(DownloadFailure { code, message }) => {
                 Stage::Failed { code: code.clone(), message: message.clone() }
             }
@@ -257,6 +261,7 @@ impl Entry {
             // Whoever waited for it is not here any more.
             told: true,
             asked: false,
+            waits: None,
             transfer: None,
         }
     }

@@ -79,6 +79,8 @@ pub struct DownloadRow {
     pub changed: bool,
     /// Whether the file was not found; it is served again when it is back.
     pub missing: bool,
+    /// Whether the user asked for it since the agent began; what came back by itself was not.
+    pub asked: bool,
 }
 
 /// A download that was cancelled.

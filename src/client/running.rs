@@ -194,7 +194,7 @@ impl Core {
             let Some(entry) = entry.filter(|entry| entry.state == EntryState::Checking) else {
                 continue;
             };
-            entry.state = EntryState::Downloading;
+            (entry.state, entry.waits) = (EntryState::Downloading, None);
             entry.store = Some(store.clone());
             entry.meter = Some(meter.clone());
             entry.kept_bytes = stored_bytes;
@@ -380,7 +380,7 @@ impl Core {
             // For others it may go on; one that ends has its part file for a moment more.
             entry.transfer = entry.transfer.take().filter(|own| own.stop.is_cancelled());
             entry.state = EntryState::Failed(failure.clone());
-            entry.store = None;
+            (entry.store, entry.waits) = (None, None);
             let (group, name) = (entry.group.clone(), entry.name.clone());
             notices.push(Notice::DownloadFailed { group, name, failure });
         }
@@ -391,28 +391,30 @@ impl Core {
         keys
     }
 
-    /// The place of a download cannot be used. Where that may change by itself, the next start tries
-    /// it again.
+    /// The place of a download cannot be used. Where that may change by itself, it is tried again as
+    /// soon as there is a part file, and with the next start.
     fn not_opened(&self, transfer: &Transfer, error: &StorageError) {
         tracing::warn!(%error, "download not taken up");
         let failure = DownloadFailure::from(error);
         let mut library = self.library();
         let mut notices = Vec::new();
-        let mut for_good = Vec::new();
-        for key in transfer.swarms.all() {
-            let entry = library.find_mut(key).filter(|entry| entry.is_run_by(transfer));
+        let keys = transfer.swarms.all();
+        for key in &keys {
+            let entry = library.find_mut(*key).filter(|entry| entry.is_run_by(transfer));
             let Some(entry) = entry.filter(|entry| entry.state == EntryState::Checking) else {
                 continue;
             };
             (entry.state, entry.transfer) = (EntryState::Failed(failure.clone()), None);
-            let (group, name, failure) = (entry.group.clone(), entry.name.clone(), failure.clone());
-            notices.push(Notice::DownloadFailed { group, name, failure });
-            if !error.can_heal() {
-                for_good.push(key);
+            let waits = error.can_heal().then(|| failure.clone());
+            // What is tried again and again is told once.
+            if waits.is_none() || entry.waits != waits {
+                let (group, name) = (entry.group.clone(), entry.name.clone());
+                notices.push(Notice::DownloadFailed { group, name, failure: failure.clone() });
             }
+            entry.waits = waits;
         }
         drop(library);
-        self.save(&for_good);
+        self.save(&keys);
         notices.into_iter().for_each(|notice| self.notify(notice));
     }
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::agent::{Agent, request_id};
+use super::core::Core;
 use super::error::AgentError;
 use super::library::{Entry, EntryState, Home, Sight};
 use super::looking::{Looking, LookingKind, Note};
@@ -297,6 +298,7 @@ impl Agent {
             state: EntryState::Seeding,
             told: false,
             asked: true,
+            waits: None,
             transfer: None,
         };
         let number = self.core.library().add(key, entry);
@@ -329,7 +331,29 @@ impl Agent {
                 Err(_) => return 0,
             }
         }
-        tracing::warn!(path = %old.path().display(), "a part file stays: it is in use");
+        // Somebody is still looking at it, which may take long.
+        let (core, directory) = (self.core.clone(), to.directory.clone());
+        self.core.tasks.spawn(async move {
+            tokio::select! {
+                () = core.stop.cancelled() => {}
+                () = remove_later(&core, key, &directory) => {}
+            }
+        });
         0
+    }
+}
+
+/// Removes a part file as soon as nobody has it open, unless it is wanted again before.
+async fn remove_later(core: &Core, key: SwarmKey, directory: &Path) {
+    loop {
+        tokio::time::sleep(REMOVING.1 * 10).await;
+        if core.library().needs_part(key.content, directory) {
+            return;
+        }
+        let part = directory.to_owned();
+        let removed = tokio::task::spawn_blocking(move || remove_part(&part, key.content)).await;
+        if !matches!(removed, Ok(Err(StorageError::InUse(_)))) {
+            return;
+        }
     }
 }

@@ -89,7 +89,18 @@ macro_rules! through_storage {
     };
 }
 
-through_storage!(DatabaseError, TableError, TransactionError, CommitError);
+through_storage!(TableError, TransactionError, CommitError);
+
+impl From<DatabaseError> for ShelfError {
+    fn from(error: DatabaseError) -> Self {
+        match error {
+            DatabaseError::Storage(error) => error.into(),
+            // By something that is no agent: those have a lock of their own.
+            DatabaseError::DatabaseAlreadyOpen => Self::Io(io::ErrorKind::ResourceBusy.into()),
+            error => Self::Damaged(error.to_string()),
+        }
+    }
+}
 
 /// What becomes of records: what is now in the place of each, with the manifest it needs.
 pub type Changes = BTreeMap<(UserName, SwarmKey), Option<(Record, Arc<Manifest>)>>;
@@ -152,9 +163,12 @@ impl Shelf {
 
     fn reopen(&mut self) -> Result<(), ShelfError> {
         // The old one must be closed first.
-        self.database = None;
-        let database = (self.opener)()?;
-        prepare(&database)?;
+        self.close();
+        let database = guarded(|| {
+            let database = (self.opener)()?;
+            prepare(&database)?;
+            Ok(database)
+        })?;
         self.database = Some(database);
         Ok(())
     }
@@ -165,12 +179,14 @@ impl Shelf {
     /// [`ShelfError`].
     pub fn last_number(&self) -> Result<u64, ShelfError> {
         let Some(database) = &self.database else { return Ok(0) };
-        let transaction = database.begin_read()?;
-        let mut last = 0;
-        for row in transaction.open_table(RECORDS)?.iter()? {
-            last = last.max(decode(row?.1.value())?.number);
-        }
-        Ok(last)
+        guarded(|| {
+            let transaction = database.begin_read()?;
+            let mut last = 0;
+            for row in transaction.open_table(RECORDS)?.iter()? {
+                last = last.max(decode(row?.1.value())?.number);
+            }
+            Ok(last)
+        })
     }
 
     /// What is kept of a user, in the order in which it was begun.
@@ -179,41 +195,7 @@ impl Shelf {
     /// [`ShelfError`].
     pub fn kept(&self, user: &UserName) -> Result<Vec<Kept>, ShelfError> {
         let Some(database) = &self.database else { return Ok(Vec::new()) };
-        let transaction = database.begin_read()?;
-        let (heads, pages) = (transaction.open_table(HEADS)?, transaction.open_table(PAGES)?);
-        let mut manifests: BTreeMap<ContentId, Arc<Manifest>> = BTreeMap::new();
-        let mut all = Vec::new();
-        let first = (user.as_str(), [0; 16], [0; 32]);
-        for row in transaction.open_table(RECORDS)?.range(first..)? {
-            let (key, bytes) = row?;
-            let (owner, group, content) = key.value();
-            if owner != user.as_str() {
-                break;
-            }
-            let content = ContentId(content);
-            let manifest = match manifests.get(&content) {
-                Some(manifest) => manifest.clone(),
-                None => {
-                    let missing = || ShelfError::Damaged(format!("{content} is not described"));
-                    let head = heads.get(content.0)?.ok_or_else(missing)?;
-                    let head = ManifestHead::parse(head.value()).map_err(|_| missing())?;
-                    let mut found = Vec::new();
-                    for page in 0..head.layout().page_count() {
-                        let page = pages.get((content.0, page))?.ok_or_else(missing)?;
-                        found.push(page.value().to_vec());
-                    }
-                    let manifest = Manifest::assemble(head, &found).map_err(|_| missing())?;
-                    if manifest.content_id() != content {
-                        return Err(missing());
-                    }
-                    manifests.entry(content).or_insert(Arc::new(manifest)).clone()
-                }
-            };
-            let key = SwarmKey { group: GroupId(group), content };
-            all.push(Kept { key, record: decode(bytes.value())?, manifest });
-        }
-        all.sort_by_key(|kept| kept.record.number);
-        Ok(all)
+        guarded(|| kept(database, user))
     }
 
     /// Writes changes; durable when it returns. Manifests that no record needs any more go with the
@@ -227,12 +209,75 @@ impl Shelf {
             self.reopen()?;
         }
         let Some(database) = &self.database else { return Ok(()) };
-        let written = write(database, changes);
+        let written = guarded(|| write(database, changes));
         if written.is_err() {
-            self.database = None;
+            self.close();
         }
         written
     }
+
+    fn close(&mut self) {
+        let database = self.database.take();
+        // Closing reads and writes, too.
+        let closed = guarded(|| {
+            drop(database);
+            Ok(())
+        });
+        if let Err(error) = closed {
+            tracing::warn!(%error, "the library was not closed in order");
+        }
+    }
+}
+
+impl Drop for Shelf {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+fn kept(database: &Database, user: &UserName) -> Result<Vec<Kept>, ShelfError> {
+    let transaction = database.begin_read()?;
+    let (heads, pages) = (transaction.open_table(HEADS)?, transaction.open_table(PAGES)?);
+    let mut manifests: BTreeMap<ContentId, Arc<Manifest>> = BTreeMap::new();
+    let mut all = Vec::new();
+    let first = (user.as_str(), [0; 16], [0; 32]);
+    for row in transaction.open_table(RECORDS)?.range(first..)? {
+        let (key, bytes) = row?;
+        let (owner, group, content) = key.value();
+        if owner != user.as_str() {
+            break;
+        }
+        let content = ContentId(content);
+        let manifest = match manifests.get(&content) {
+            Some(manifest) => manifest.clone(),
+            None => {
+                let missing = || ShelfError::Damaged(format!("{content} is not described"));
+                let head = heads.get(content.0)?.ok_or_else(missing)?;
+                let head = ManifestHead::parse(head.value()).map_err(|_| missing())?;
+                let mut found = Vec::new();
+                for page in 0..head.layout().page_count() {
+                    let page = pages.get((content.0, page))?.ok_or_else(missing)?;
+                    found.push(page.value().to_vec());
+                }
+                let manifest = Manifest::assemble(head, &found).map_err(|_| missing())?;
+                if manifest.content_id() != content {
+                    return Err(missing());
+                }
+                manifests.entry(content).or_insert(Arc::new(manifest)).clone()
+            }
+        };
+        let key = SwarmKey { group: GroupId(group), content };
+        all.push(Kept { key, record: decode(bytes.value())?, manifest });
+    }
+    all.sort_by_key(|kept| kept.record.number);
+    Ok(all)
+}
+
+/// Does what reads the file. The database trusts what it reads where its checksums were not looked
+/// at, and panics over what cannot be: that is damage, and no fault of ours.
+fn guarded<T>(read: impl FnOnce() -> Result<T, ShelfError>) -> Result<T, ShelfError> {
+    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(read));
+    result.unwrap_or_else(|_| Err(ShelfError::Damaged("it cannot be read".to_owned())))
 }
 
 fn write(database: &Database, changes: &Changes) -> Result<(), ShelfError> {
@@ -469,6 +514,34 @@ mod tests {
         let shelf = Shelf::open(dir.path()).expect("opened");
         assert!(matches!(shelf.last_number(), Err(ShelfError::Damaged(_))));
         assert!(matches!(shelf.kept(&user("ann")), Err(ShelfError::Damaged(_))));
+    }
+
+    #[test]
+    fn whatever_is_flipped_in_it_is_damage_and_nothing_worse() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join(FILE_NAME);
+        let mut shelf = Shelf::open(dir.path()).expect("made");
+        for number in 0..20 {
+            let manifest = manifest(&number.to_string());
+            shelf.write(&change("ann", 1, &manifest, Some(number))).expect("written");
+        }
+        drop(shelf);
+        let whole = fs::read(&path).expect("there");
+        // Nearly all of it is empty.
+        let used: Vec<_> = (0..whole.len()).filter(|at| whole[*at] != 0).collect();
+        let mut rng = fastrand::Rng::with_seed(7);
+        let mut damaged = 0;
+        for _ in 0..400 {
+            let mut bytes = whole.clone();
+            for _ in 0..rng.usize(1..4) {
+                bytes[used[rng.usize(0..used.len())]] ^= rng.u8(1..);
+            }
+            fs::write(&path, &bytes).expect("written");
+            let read = Shelf::open(dir.path())
+                .and_then(|shelf| Ok((shelf.last_number()?, shelf.kept(&user("ann"))?.len())));
+            damaged += usize::from(matches!(read, Err(ShelfError::Damaged(_))));
+        }
+        assert!(damaged > 0, "something was found");
     }
 
     /// A disk in memory that may fail an operation, fill up, or lose power.

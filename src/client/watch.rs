@@ -1,5 +1,5 @@
-//! Looks after whole files: those that changed or went are served no longer, and those that are back
-//! as they were are served again.
+//! Looks after what is on the disk: whole files that changed or went are served no longer, those that
+//! are back as they were are served again, and part files that are back are gone on with.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -70,6 +70,34 @@ impl Core {
         if tokio::time::timeout(PATIENCE, all).await.is_err() {
             tracing::warn!("a disk does not answer; its files are looked at again later");
             looks.detach_all();
+        }
+    }
+
+    /// Takes up downloads whose part file could not be opened and is there again, as when a disk is
+    /// mounted again.
+    pub(super) async fn look_for_parts(self: &Arc<Self>) {
+        let waits = |entry: &Entry| {
+            let failed = matches!(entry.state, EntryState::Failed(_));
+            failed && entry.waits.is_some() && entry.transfer.is_none()
+        };
+        let entries = self.library().entries();
+        for (key, entry) in entries.into_iter().filter(|(_, entry)| waits(entry)) {
+            let path = entry.path();
+            let Some(turn) = Turn::take(&self.watched, path.clone()) else { continue };
+            let look = tokio::task::spawn_blocking(move || {
+                let _turn = turn;
+                path.exists()
+            });
+            if !matches!(tokio::time::timeout(PATIENCE, look).await, Ok(Ok(true))) {
+                continue;
+            }
+            let keys = {
+                let library = self.library();
+                let mut keys = library.companions(key);
+                keys.retain(|key| library.find(*key).is_some_and(waits));
+                keys
+            };
+            self.take_up(&keys, false);
         }
     }
 

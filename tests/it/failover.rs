@@ -446,6 +446,7 @@ async fn a_group_with_a_new_name_takes_along_what_is_shared_in_it() {
     let path = dir.path().join("file.bin");
     fs::write(&path, b"bytes").expect("written");
     agent.share(&path, group(), None, MetafileTo::Beside).await.expect("shared");
+    assert!(matches!(hear(&mut news).await, Notice::Shared { .. }));
     let name: GroupName = "lab~0707".parse().expect("a name");
     tracker.push(Push::GroupRenamed { id: GROUP, group: name.clone() });
     let renamed = Notice::GroupRenamed { from: group(), group: name.clone() };

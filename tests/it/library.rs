@@ -9,9 +9,12 @@ use mtq::client::agent::Agent;
 use mtq::client::looking::LookingKind;
 use mtq::client::metafile::MetafileTo;
 use mtq::client::report::Notice;
+use mtq::error_code::ErrorCode;
+use mtq::swarm::message::{Control, Nack, PieceHeader};
 use serde_json::json;
 
 use crate::net::{Net, group, soon};
+use crate::raw_peer::{RawPeer, peer_of, ticket};
 use crate::swarm::{MIB, P, begin, complete, gave, limit_up, progress, stored, until};
 use crate::world::{Client, World, content, quoted, wait_for};
 
@@ -149,6 +152,29 @@ async fn a_share_removed_in_the_midst_of_a_transfer_costs_nobody_anything() {
     assert!(fs::read(net.path("file.bin")).expect("the data stays") == bytes);
     assert!(fs::read(net.path("bob/file.bin")).expect("arrived") == bytes);
     net.end([alice, bob, carol]).await;
+}
+
+#[tokio::test]
+async fn peers_see_that_a_removed_share_goes_away() {
+    let net = Net::new();
+    let (alice, manifest) = net.seeder(&content(3 * P, 225)).await;
+    let content = manifest.content_id();
+    let (endpoint, line, _pushes) = net.insider("mallory", &alice).await;
+    let (group, ticket) = ticket(&line).await;
+    let mut peer = RawPeer::dial(&endpoint, peer_of(&line, content).await).await;
+    peer.say(&Control::Ticket { ticket }).await;
+    peer.say(&Control::Open { swarm: 1, group, content }).await;
+    while !matches!(peer.hear().await, Control::Bitfield { .. }) {}
+    alice.remove(&net.path("file.bin.mtorrent")).await.expect("removed");
+    let code = loop {
+        if let Control::Close { refused: false, code, .. } = peer.hear().await {
+            break code;
+        }
+    };
+    assert_eq!(ErrorCode::from_number(code.into()), Some(ErrorCode::GoingAway));
+    let answer = peer.request(1, 0).await.expect("an answer");
+    assert!(matches!(answer, PieceHeader::Nack(Nack::NoSwarm)), "{answer:?}");
+    net.end([alice]).await;
 }
 
 #[tokio::test]

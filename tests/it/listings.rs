@@ -203,6 +203,10 @@ async fn news_reach_whom_they_concern() {
     fs::write(&path, content(100, 43)).expect("written");
     bob.share(&path, group(), None, MetafileTo::Beside).await.expect("shared");
     let name: FileName = "a.bin".parse().expect("a name");
+    let (notice, queue) = next(to_bob).await;
+    to_bob = queue;
+    let path = path.canonicalize().expect("there");
+    assert_eq!(notice, Notice::Shared { group: group(), name: name.clone(), path, size: 100 });
     let listed =
         Notice::FileListed { group: group(), name: name.clone(), size: 100, user: user("bob") };
     let (notice, queue) = next(to_alice).await;

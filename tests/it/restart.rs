@@ -335,3 +335,114 @@ fn whoever_is_no_member_any_more_is_told_at_the_start() {
     bob.quit();
     alice.quit();
 }
+
+#[test]
+fn a_name_that_means_another_group_now_can_be_used_all_the_same() {
+    let world = World::new();
+    let [mut alice, mut bob] = world.lab(["alice", "bob"]);
+    let own = world.write("own.bin", &content(P, 212));
+    bob.ok(&format!("share {} lab", quoted(&own)));
+    bob.kill();
+    // The group ends while he is away, another gets its name, and he is let in on another device.
+    alice.ok("kick lab bob");
+    alice.ok("leave-group lab");
+    alice.ok("create-group lab");
+    let mut second = world.client("second");
+    second.ok("login bob bob-secret");
+    second.ok("join-group lab");
+    alice.ok("accept-request lab bob");
+    second.quit();
+    let mut bob = world.client("bob");
+    let code = wait_for("the news", || {
+        let known = bob.ok("login bob");
+        known["skipped"][0]["code"].as_str().map(str::to_owned)
+    });
+    assert!(["other-group", "not-a-member"].contains(&code.as_str()), "{code}");
+    assert_eq!(alice.ok("list-files lab")["files"], json!([]), "it is shared with nobody else");
+    bob.ok(&format!("share {} lab", quoted(&own)));
+    let dest = world.make_dir("dest");
+    alice.ok(&format!("get lab own.bin {}", quoted(&dest)));
+    alice.ok("wait --timeout 110");
+    let mut bob = again(&world, bob);
+    wait_for("both to seed", || {
+        (bob.ok("list-files lab")["files"][0]["seeders"] == 2).then_some(())
+    });
+    bob.kill();
+    alice.quit();
+}
+
+#[test]
+fn a_signal_in_the_midst_of_all_loses_nothing() {
+    let world = World::new();
+    let [mut alice, mut bob] = world.lab(["alice", "bob"]);
+    let bytes = content(16 * MIB as usize, 213);
+    let dest = begun(&world, &mut alice, &mut bob, &bytes);
+    let had = number(&bob.row("file.bin"), "stored_bytes");
+    assert_eq!((bob.terminate(), alice.terminate()), (130, 130));
+    // A script is not to blame for what it did not begin.
+    assert!(world.script("bob", &[], "downloads\n").status.success());
+    let (alice, mut bob) = (world.client("alice"), world.client("bob"));
+    let row = until_state(&mut bob, "file.bin", "downloading");
+    assert!(number(&row, "stored_bytes") >= had, "{row}");
+    bob.ok("wait --timeout 110");
+    assert!(fs::read(dest.join("file.bin")).expect("arrived") == bytes);
+    assert!(number(&bob.row("file.bin"), "received_bytes") <= bytes.len() as u64 - had);
+    bob.quit();
+    alice.quit();
+}
+
+#[test]
+fn a_download_whose_disk_is_away_fails_and_does_not_begin_again_elsewhere() {
+    let world = World::new();
+    let [mut alice, mut bob] = world.lab(["alice", "bob"]);
+    let bytes = content(16 * MIB as usize, 214);
+    let dest = begun(&world, &mut alice, &mut bob, &bytes);
+    let had = number(&bob.row("file.bin"), "stored_bytes");
+    bob.kill();
+    // As when a disk is not mounted: its mount point is empty.
+    let aside = world.path("aside");
+    fs::rename(&dest, &aside).expect("moved");
+    fs::create_dir(&dest).expect("made");
+    let mut bob = world.client("bob");
+    let row = until_state(&mut bob, "file.bin", "failed");
+    assert_eq!(row["error"]["code"], "not-found", "{row}");
+    let known = bob.ok("login bob");
+    assert_eq!(known["skipped"][0]["code"], "not-found", "{known}");
+    assert_eq!(files(&dest), 0, "nothing is begun there");
+    bob.ok("wait --timeout 60");
+    fs::remove_dir(&dest).expect("removed");
+    fs::rename(&aside, &dest).expect("back");
+    // As when it is mounted: nobody says anything.
+    let row = until_state(&mut bob, "file.bin", "downloading");
+    assert!(number(&row, "stored_bytes") >= had, "{row}");
+    bob.ok("wait --timeout 110");
+    assert!(fs::read(dest.join("file.bin")).expect("arrived") == bytes);
+    bob.quit();
+    alice.quit();
+}
+
+#[test]
+fn a_file_that_got_its_name_just_before_a_crash_is_not_fetched_again() {
+    let world = World::new();
+    let [mut alice, mut bob] = world.lab(["alice", "bob"]);
+    let bytes = content(6 * MIB as usize, 215);
+    let dest = begun(&world, &mut alice, &mut bob, &bytes);
+    bob.kill();
+    // What was known while it was under way.
+    let (library, old) = (world.path("bob.data/library.redb"), world.path("old.redb"));
+    fs::copy(&library, &old).expect("copied");
+    // Something else has its name by then.
+    fs::write(dest.join("file.bin"), b"something else").expect("written");
+    let mut bob = world.client("bob");
+    bob.ok("wait --timeout 110");
+    bob.kill();
+    assert!(fs::read(dest.join("file (1).bin")).expect("arrived") == bytes);
+    fs::copy(&old, &library).expect("put back");
+    let mut bob = world.client("bob");
+    let row = until_state(&mut bob, "file.bin", "seeding");
+    assert_eq!(row["path"], dest.join("file (1).bin").to_str().expect("UTF-8"));
+    assert_eq!(row["received_bytes"], 0, "{row}");
+    assert_eq!(files(&dest), 2);
+    bob.quit();
+    alice.quit();
+}

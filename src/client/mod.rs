@@ -19,3 +19,28 @@ mod account;
 mod share;
 mod get;
 pub mod status;
+
+#[doc(inline)]
+pub use agent::{Agent, AgentConfig};
+#[doc(inline)]
+pub use error::{AgentError, DownloadFailure};
+#[doc(inline)]
+pub use library::EntryState;
+#[doc(inline)]
+pub use line::LineRow;
+#[doc(inline)]
+pub use report::{DownloadRow, Notice, Shared, Started};
+#[doc(inline)]
+pub use status::{LastChange, Status, SyncStatus, TrackerStatus};
+
+// What its functions take and give of the floors below.
+#[doc(inline)]
+pub use crate::swarm::{
+    hold::Hold, meter::Progress, rates::RateLimits, upload_counts::UploadCounts,
+};
+#[doc(inline)]
+pub use crate::tracker::message::{
+    DeviceRow, FileRow, GroupRow, Matching, MemberRow, Password, RequestRow, Standing, Written,
+};
+#[doc(inline)]
+pub use crate::tracker::refusal::Refusal;

@@ -36,7 +36,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::new("internal", error.to_string()))?;
-    let mut config = TrackerConfig::new(identity.clone(), any_address(0));
+    let mut config = TrackerConfig::new(identity, any_address(0));
     config.trackers = info;
     config.rules = rules(args);
     config.metrics = args.metrics;
@@ -45,7 +45,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     }
     runtime.block_on(async {
         let tracker = start(args, link.as_ref(), config).await?;
-        serve(&tracker, &identity).await
+        serve(&tracker).await
     })
 }
 
@@ -135,12 +135,11 @@ pub fn disk_failure(error: &DiskError) -> Failure {
     }
 }
 
-async fn serve(tracker: &Tracker, identity: &Identity) -> Result<(), Failure> {
+async fn serve(tracker: &Tracker) -> Result<(), Failure> {
     let failed = |error: io::Error| Failure::new("internal", error.to_string());
     let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
     let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let address = tracker.local_address().map_err(failed)?;
-    let link = TrackerLink::new(address, identity.peer_id());
+    let link = tracker.link().map_err(failed)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %link, "tracker is up");
     tokio::select! {
         _ = interrupt.recv() => {}

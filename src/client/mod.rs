@@ -27,3 +27,32 @@ mod share;
 mod get;
 mod pausing;
 pub mod status;
+
+#[doc(inline)]
+pub use agent::{Agent, AgentConfig};
+#[doc(inline)]
+pub use error::{AgentError, DownloadFailure};
+#[doc(inline)]
+pub use library::EntryState;
+#[doc(inline)]
+pub use line::LineRow;
+#[doc(inline)]
+pub use looking::{Looking, LookingKind};
+#[doc(inline)]
+pub use metafile::MetafileTo;
+#[doc(inline)]
+pub use report::{Cancelled, DownloadRow, LoggedIn, Notice, Overview, Shared, Skipped, Started};
+#[doc(inline)]
+pub use status::{LastChange, Status, SyncStatus, TrackerStatus};
+
+// What its functions take and give of the floors below.
+#[doc(inline)]
+pub use crate::swarm::{
+    hold::Hold, meter::Progress, rates::RateLimits, upload_counts::UploadCounts,
+};
+#[doc(inline)]
+pub use crate::tracker::message::{
+    DeviceRow, FileRow, GroupRow, Matching, MemberRow, Password, RequestRow, Standing, Written,
+};
+#[doc(inline)]
+pub use crate::tracker::refusal::Refusal;

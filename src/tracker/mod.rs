@@ -1,4 +1,4 @@
-//! Accounts, groups, listings and presence.
+//! Accounts, groups, listings and presence. A program that runs a tracker needs [`Tracker`].
 
 pub mod refusal;
 pub mod greeting;
@@ -48,6 +48,11 @@ pub mod operator;
 pub mod metrics;
 pub mod server;
 pub mod stub;
+
+#[doc(inline)]
+pub use server::{StartError, Tracker, TrackerConfig};
+#[doc(inline)]
+pub use state::{Registration, Rules};
 
 #[cfg(test)]
 mod model_tests;

@@ -1,7 +1,9 @@
 //! The running tracker: accepts connections, reads their requests, writes answers and pushes.
 
+use std::fs;
 use std::io;
 use std::net::SocketAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -35,12 +37,12 @@ use crate::control_socket::ControlSocket;
 use crate::error_code::ErrorCode;
 use crate::id::OriginId;
 use crate::limits::{self, MAX_TRACKER_CONNECTIONS};
-use crate::tracker_link::TrackerInfo;
+use crate::tracker_link::{TrackerInfo, TrackerLink};
 use crate::transport::code::quic_code;
 use crate::transport::connection::{Connection, RecvStream, SendStream};
 use crate::transport::endpoint::{BindError, Endpoint, Incoming};
 use crate::transport::frame::{FrameError, read_frame_within, write_frame};
-use crate::transport::identity::Identity;
+use crate::transport::identity::{FILE_NAME as IDENTITY_FILE, Identity, IdentityError};
 use crate::transport::tls::Alpn;
 
 /// What a tracker is started with.
@@ -66,6 +68,18 @@ impl TrackerConfig {
         let connections_per_address = limits::CONNECTIONS_PER_ADDRESS;
         let rules = Rules::default();
         Self { identity, address, trackers: None, rules, connections_per_address, metrics: None }
+    }
+
+    /// The same, with the key that is kept in `data_dir`. The directory, for its owner only, and the
+    /// key are made where they are not there.
+    ///
+    /// # Errors
+    /// [`IdentityError`].
+    pub fn open(data_dir: &Path, address: SocketAddr) -> Result<Self, IdentityError> {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(data_dir);
+        made.map_err(|error| IdentityError::Io { path: data_dir.to_owned(), error })?;
+        let identity = Identity::load_or_create(&data_dir.join(IDENTITY_FILE))?;
+        Ok(Self::new(Arc::new(identity), address))
     }
 }
 
@@ -100,7 +114,8 @@ pub enum StartError {
     },
 }
 
-/// A tracker that serves until told to stop.
+/// A tracker that serves until told to stop, or until its runtime ends: one that is merely dropped goes
+/// on.
 #[derive(Debug)]
 pub struct Tracker {
     shared: Arc<Shared>,
@@ -111,10 +126,11 @@ pub struct Tracker {
 }
 
 impl Tracker {
-    /// Loads what is in `data_dir`, binds the address and starts serving.
+    /// Loads what is in `data_dir`, which must exist, binds the address and starts serving. Needs a
+    /// tokio runtime. Clients can connect as soon as this returns.
     ///
     /// # Errors
-    /// [`StartError`].
+    /// [`StartError`], also when another tracker uses the directory.
     pub fn start(config: TrackerConfig, data_dir: &Path) -> Result<Self, StartError> {
         let endpoint =
             Endpoint::bind(config.identity, config.address, &[Alpn::Tracker, Alpn::Sync])?;
@@ -180,8 +196,17 @@ impl Tracker {
     ///
     /// # Errors
     /// When the system cannot say.
-    pub fn local_address(&self) -> std::io::Result<SocketAddr> {
+    pub fn local_address(&self) -> io::Result<SocketAddr> {
         self.shared.endpoint.local_address()
+    }
+
+    /// Where clients find it, and whom they must find there. Its address is the bound one: others
+    /// cannot use that of a tracker that listens on all addresses.
+    ///
+    /// # Errors
+    /// When the system cannot say.
+    pub fn link(&self) -> io::Result<TrackerLink> {
+        Ok(TrackerLink::new(self.local_address()?, self.shared.endpoint.identity().peer_id()))
     }
 
     /// Clients now connected.

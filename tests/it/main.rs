@@ -20,6 +20,7 @@ mod listings;
 mod demo;
 mod operator;
 mod settings;
+mod examples;
 mod fake_tracker;
 mod failover;
 mod cluster;

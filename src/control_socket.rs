@@ -105,7 +105,7 @@ impl Drop for ControlSocket {
 pub enum Said {
     /// A line, without its end.
     Line(Vec<u8>),
-    /// A line over this limit; it was skipped.
+    /// A line over this limit; it is skipped.
     TooLong(usize),
 }
 
@@ -118,41 +118,53 @@ impl fmt::Display for Said {
     }
 }
 
-/// The next line of `read`, of at most `limit` bytes; nothing at the end. Of a longer one no more than
-/// the limit is kept in memory.
-///
-/// # Errors
-/// When reading fails.
-pub async fn next_line(
-    read: &mut (impl AsyncBufRead + Unpin),
+/// Lines of at most so many bytes. Of a longer one no more than that is kept in memory.
+#[derive(Debug)]
+pub struct Lines<R> {
+    read: R,
     limit: usize,
-) -> io::Result<Option<Said>> {
-    let mut line = Vec::new();
-    let mut bounded = (&mut *read).take(limit as u64 + 1);
-    if bounded.read_until(b'\n', &mut line).await? == 0 {
-        return Ok(None);
+    /// The rest of a line that was too long comes first.
+    skipping: bool,
+}
+
+impl<R: AsyncBufRead + Unpin> Lines<R> {
+    /// Lines of `read`.
+    pub fn new(read: R, limit: usize) -> Self {
+        Self { read, limit, skipping: false }
     }
-    if line.last() == Some(&b'\n') {
-        line.pop();
-        return Ok(Some(Said::Line(line)));
+
+    /// What they are read from.
+    pub fn into_inner(self) -> R {
+        self.read
     }
-    if line.len() <= limit {
+
+    /// The next one, or nothing at the end. One that is too long is told at once; the rest of it is
+    /// skipped next.
+    ///
+    /// # Errors
+    /// When reading fails.
+    pub async fn next(&mut self) -> io::Result<Option<Said>> {
+        while self.skipping {
+            let buffer = self.read.fill_buf().await?;
+            let end = buffer.iter().position(|byte| *byte == b'\n');
+            let len = end.map_or(buffer.len(), |at| at + 1);
+            self.skipping = end.is_none() && !buffer.is_empty();
+            self.read.consume(len);
+        }
+        let mut line = Vec::new();
+        let mut bounded = (&mut self.read).take(self.limit as u64 + 1);
+        if bounded.read_until(b'\n', &mut line).await? == 0 {
+            return Ok(None);
+        }
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        } else if line.len() > self.limit {
+            self.skipping = true;
+            return Ok(Some(Said::TooLong(self.limit)));
+        }
         // The last one has no end.
-        return Ok(Some(Said::Line(line)));
+        Ok(Some(Said::Line(line)))
     }
-    loop {
-        let buffer = read.fill_buf().await?;
-        if buffer.is_empty() {
-            break;
-        }
-        let end = buffer.iter().position(|byte| *byte == b'\n');
-        let len = end.map_or(buffer.len(), |at| at + 1);
-        read.consume(len);
-        if end.is_some() {
-            break;
-        }
-    }
-    Ok(Some(Said::TooLong(limit)))
 }
 
 #[cfg(test)]
@@ -161,9 +173,9 @@ mod tests {
 
     #[tokio::test]
     async fn long_lines_are_skipped_and_the_next_ones_are_read() {
-        let mut read: &[u8] = b"one\n\n0123456789\n012345\n0123456\nlast";
-        let mut said = Vec::new();
-        while let Some(next) = next_line(&mut read, 6).await.expect("memory") {
+        let read: &[u8] = b"one\n\n0123456789\n012345\n0123456\nlast";
+        let (mut lines, mut said) = (Lines::new(read, 6), Vec::new());
+        while let Some(next) = lines.next().await.expect("memory") {
             said.push(next);
         }
         let line = |text: &str| Said::Line(text.as_bytes().to_vec());

@@ -2,7 +2,6 @@
 
 use std::io::IsTerminal as _;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::ArgMatches;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -14,10 +13,7 @@ use super::plan::Plan;
 use super::screen::{News, Screen};
 use super::seat::Seat;
 use super::stdin::Manner;
-use super::{config, logging, script, secret, stdin, text, transfers};
-
-/// How often `downloads --watch` looks.
-const WATCH: Duration = Duration::from_secs(1);
+use super::{config, logging, one_shot, script, stdin, text, transfers};
 
 /// What the client is to do.
 enum Work {
@@ -33,7 +29,7 @@ enum Work {
 /// [`Failure`] when it cannot start.
 pub fn run(args: &ClientArgs, matches: &ArgMatches) -> Result<u8, Failure> {
     let work = match (&args.verb, matches.subcommand()) {
-        (Some(ClientVerb::Daemon), _) => Work::Daemon,
+        (Some(ClientVerb::Daemon(_)), _) => Work::Daemon,
         (Some(ClientVerb::Command(command)), Some((_, matches))) => {
             if command.has_password() {
                 let message = "passwords are not taken from the command line: others can see it";
@@ -45,7 +41,10 @@ pub fn run(args: &ClientArgs, matches: &ArgMatches) -> Result<u8, Failure> {
         _ if std::io::stdin().is_terminal() => Work::Prompt,
         _ => Work::Script,
     };
-    let settings = config::load(&args.options)?;
+    let settings = match &args.verb {
+        Some(ClientVerb::Daemon(behind)) => config::load(&args.options.and(behind))?,
+        _ => config::load(&args.options)?,
+    };
     logging::start(settings.log_file.value.as_deref(), "warn", LogFormat::Human)?;
     let manner = Manner { json: settings.json.value, keep_going: args.keep_going, stay: args.stay };
     let plan = Plan::new(settings)?;
@@ -98,7 +97,7 @@ async fn session(plan: Plan, manner: Manner, work: Work) -> Result<u8, Failure> 
 async fn carry_out(seat: &mut Seat, manner: Manner, work: Work) -> Result<u8, Failure> {
     match work {
         Work::Daemon => daemon(seat).await,
-        Work::Command(command, words) => one_shot(seat, manner.json, command, words).await,
+        Work::Command(command, words) => Ok(one_shot::run(seat, manner.json, command, words).await),
         Work::Script | Work::Prompt => stdin::run(seat, manner).await,
     }
 }
@@ -117,89 +116,6 @@ async fn daemon(seat: &mut Seat) -> Result<u8, Failure> {
         None => screen.say("nobody is logged in: mtq client login USER"),
     }
     std::future::pending().await
-}
-
-/// Has one command done.
-async fn one_shot(
-    seat: &mut Seat,
-    as_json: bool,
-    command: ClientCommand,
-    words: Vec<String>,
-) -> Result<u8, Failure> {
-    match command {
-        ClientCommand::Quit => return quit(seat, as_json).await,
-        ClientCommand::Events { .. } => loop {
-            seat.front().await?.ended().await;
-        },
-        ClientCommand::Downloads { watch: true } => loop {
-            let request = seat.plan().request_words(words.clone());
-            let reply = seat.ask(&command, request, None).await?;
-            if !as_json && std::io::stdout().is_terminal() {
-                // Over what was there.
-                seat.screen().print("\x1b[H\x1b[2J");
-            }
-            let status = reply.tell(seat.screen(), as_json, "");
-            if status != 0 {
-                return Ok(status);
-            }
-            tokio::time::sleep(WATCH).await;
-        },
-        _ => {}
-    }
-    match command {
-        ClientCommand::Share { .. } => seat.screen().show(|item| item["state"] == "hashing"),
-        ClientCommand::Get { wait: false, .. } => {
-            seat.screen().show(|item| item["state"] == "checking");
-        }
-        _ => seat.screen().show(|item| item["state"] != "hashing"),
-    }
-    let terminal = std::io::stdin().is_terminal();
-    let request = seat.plan().request_words(words);
-    let reply = seat.ask(&command, request, terminal.then_some(secret::ask)).await?;
-    let status = reply.tell(seat.screen(), as_json, "");
-    if status != 0 || seat.is_lasting() {
-        return Ok(status);
-    }
-    match command {
-        ClientCommand::Share { .. } => {
-            seat.screen().set_news(News::All);
-            seat.screen()
-                .say("sharing until interrupted (mtq client daemon does it in the background)");
-            loop {
-                seat.front().await?.ended().await;
-            }
-        }
-        ClientCommand::Get { wait: false, .. } => {
-            seat.screen().show(|item| item["state"] != "hashing");
-            let result = &reply.json["result"];
-            let word = |field: &str| result[field].as_str().unwrap_or("").to_owned();
-            let (group, file) = (word("group"), format!("id:{}", word("content_id")));
-            let words = vec!["wait".to_owned(), "--".to_owned(), group, file];
-            let wait = ClientCommand::Wait { group: None, file: None, timeout: None };
-            let request = seat.plan().request_words(words);
-            let reply = seat.ask(&wait, request, None).await?;
-            Ok(reply.tell(seat.screen(), as_json, ""))
-        }
-        _ => Ok(status),
-    }
-}
-
-/// Ends the agent that runs on the data directory.
-async fn quit(seat: &mut Seat, as_json: bool) -> Result<u8, Failure> {
-    let Some(front) = seat.found().await? else {
-        let message = "no agent runs on the data directory";
-        return Err(Failure::new("no-agent", message).hint("mtq client daemon runs one"));
-    };
-    let request = seat.plan().request_words(vec!["quit".to_owned()]);
-    match front.ask(request).await {
-        Ok(reply) => {
-            let status = reply.tell(seat.screen(), as_json, "");
-            // Whoever starts another one next need not wait.
-            front.gone().await;
-            Ok(status)
-        }
-        Err(_) => Ok(0),
-    }
 }
 
 /// What asks this program to end.

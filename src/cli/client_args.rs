@@ -33,7 +33,7 @@ pub struct ClientArgs {
 #[derive(Debug, Subcommand)]
 pub enum ClientVerb {
     /// Run the agent alone, until a signal or quit; commands find it by its data directory.
-    Daemon,
+    Daemon(AgentOptions),
     /// A command for the agent that runs on the data directory, or for one that runs as long as it
     /// takes.
     #[command(flatten)]
@@ -83,6 +83,38 @@ pub struct ClientOptions {
     /// or history in the directory of --data-dir].
     #[arg(long, value_name = "FILE")]
     pub history: Option<PathBuf>,
+}
+
+/// Settings of the agent itself, behind `daemon`.
+#[derive(Clone, Debug, Default, Args)]
+pub struct AgentOptions {
+    /// UDP address for everything.
+    #[arg(long, value_name = "ADDR")]
+    pub listen: Option<SocketAddr>,
+    /// Send at most so much a second, for example 2MiB or 500KB; none or 0 is no limit.
+    #[arg(long, value_name = "RATE")]
+    pub up: Option<Rate>,
+    /// Receive at most so much a second.
+    #[arg(long, value_name = "RATE")]
+    pub down: Option<Rate>,
+    /// Run this for every event, which stands as JSON on its standard input.
+    #[arg(long, value_name = "COMMAND", value_parser = NonEmptyStringValueParser::new())]
+    pub on_event: Option<String>,
+}
+
+impl ClientOptions {
+    /// These, and in their place what stands behind `daemon`.
+    pub fn and(&self, behind: &AgentOptions) -> Self {
+        let AgentOptions { listen, up, down, on_event } = behind.clone();
+        let own = self.clone();
+        Self {
+            listen: listen.or(own.listen),
+            up: up.or(own.up),
+            down: down.or(own.down),
+            on_event: on_event.or(own.on_event),
+            ..own
+        }
+    }
 }
 
 /// `mtq config`.

@@ -393,6 +393,8 @@ fn provisional(written: Option<Written>, name: &str) -> (bool, Option<String>) {
 fn status(agent: &Agent, status: &Status) -> Answer {
     let name = status.user.as_ref().map_or("nobody".to_owned(), ToString::to_string);
     let mut text = format!("{name}, on device {}", status.peer_id);
+    let data_dir = agent.data_dir();
+    text += &format!("\nagent: process {}, {}", std::process::id(), text::path(data_dir));
     if let Some(offset) = status.clock_offset_ms {
         text += &format!("\ntracker time is {offset:+} ms off ours");
     }
@@ -421,6 +423,8 @@ fn status(agent: &Agent, status: &Status) -> Answer {
     });
     let json = json!({
         "user": status.user, "peer_id": status.peer_id, "clock_offset_ms": status.clock_offset_ms,
+        "pid": std::process::id(), "version": env!("CARGO_PKG_VERSION"),
+        "data_dir": text::lossy(data_dir),
         "trackers": trackers.collect::<Value>(), "transfers": transfers,
         "up_bytes_per_sec": limits.up, "down_bytes_per_sec": limits.down,
         "last_change": status.last_change.map(|change| json!({"on": change.on, "of": change.of})),

@@ -63,7 +63,10 @@ pub fn load(options: &ClientOptions) -> Result<Settings, Failure> {
                 settings.trackers = Setting { value, origin: Origin::Kept(kept) };
             }
             Err(failure) if failure.code == "not-found" => {}
-            Err(failure) => return Err(failure.hint("give them again: --trackers FILE")),
+            Err(failure) if failure.code == "bad-tracker-info" => {
+                return Err(failure.hint("give them again: --trackers FILE"));
+            }
+            Err(failure) => return Err(failure),
         }
     }
     Ok(settings)

@@ -6,12 +6,28 @@ use clap::{CommandFactory as _, FromArgMatches as _};
 
 use super::args::{Cli, Verb};
 use super::exit::Failure;
-use super::{certs, client, config, demo, inspect, manual, operate, tracker, verify};
+use super::{
+    certs, client, config, demo, inspect, manual, operate, output, script, tracker, verify,
+};
 
 /// Runs the program.
 pub fn main() -> ExitCode {
-    let matches = Cli::command().get_matches();
-    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let parsed = Cli::command().try_get_matches();
+    let parsed = parsed.and_then(|matches| Ok((Cli::from_arg_matches(&matches)?, matches)));
+    let (cli, matches) = match parsed {
+        Ok(parsed) => parsed,
+        Err(error) if error.use_stderr() => {
+            let failure = script::failure(&error);
+            // What was to be printed as JSON is not known of a line that makes no sense but by this.
+            if std::env::args_os().any(|word| word == "--json") {
+                output::print("", &Err(failure.clone()), true);
+            }
+            failure.print();
+            return ExitCode::from(failure.status);
+        }
+        // Help, and the version.
+        Err(error) => error.exit(),
+    };
     let result: Result<u8, Failure> = match cli.verb {
         Verb::Demo(args) => demo::run(&args),
         Verb::Certs(args) => certs::run(&args).map(|()| 0),

@@ -21,7 +21,7 @@ use super::output::Answer;
 use super::request::{self, Request, RequestId};
 use super::screen::Screen;
 use super::text;
-use crate::control_socket::{Said, SocketPath, next_line};
+use crate::control_socket::{Lines, Said, SocketPath};
 use crate::limits;
 
 /// An agent greets at once.
@@ -167,9 +167,9 @@ impl Front {
     /// [`AgentEnded`] when nobody greets.
     pub async fn over(stream: UnixStream, hear: Hear) -> Result<Self, AgentEnded> {
         let (read, write) = stream.into_split();
-        let mut read = BufReader::new(read);
-        let said = tokio::time::timeout(GREETING, next_line(&mut read, limits::MAX_REPLY_LINE));
-        let Ok(Ok(Some(Said::Line(line)))) = said.await else {
+        let mut read = Lines::new(BufReader::new(read), limits::MAX_REPLY_LINE);
+        let said = tokio::time::timeout(GREETING, read.next()).await;
+        let Ok(Ok(Some(Said::Line(line)))) = said else {
             return Err(AgentEnded { said: false, in_order: true });
         };
         let hello: Value = serde_json::from_slice(&line).unwrap_or_default();
@@ -251,7 +251,7 @@ impl Drop for Asked<'_> {
 /// Writes what is asked and reads what comes, until either side ends.
 async fn converse(
     shared: Arc<Shared>,
-    mut read: BufReader<OwnedReadHalf>,
+    mut read: Lines<BufReader<OwnedReadHalf>>,
     mut write: OwnedWriteHalf,
     mut queue: mpsc::Receiver<Zeroizing<String>>,
     hear: Hear,
@@ -267,7 +267,7 @@ async fn converse(
         std::future::pending::<()>().await;
     };
     let reading = async {
-        while let Ok(Some(said)) = next_line(&mut read, limits::MAX_REPLY_LINE).await {
+        while let Ok(Some(said)) = read.next().await {
             let Said::Line(line) = said else { continue };
             let Ok(json) = serde_json::from_slice::<Value>(&line) else { continue };
             match (json["event"].as_str(), json["id"].as_u64()) {

@@ -26,7 +26,7 @@ use super::script::{self, Parsed};
 use super::{command, events, hook};
 use crate::client::agent::Agent;
 use crate::clock;
-use crate::control_socket::{ControlSocket, Said, next_line};
+use crate::control_socket::{ControlSocket, Lines, Said};
 use crate::limits;
 
 /// How often those who asked for it are told how far everything is.
@@ -156,14 +156,14 @@ async fn converse(shared: Arc<Shared>, stream: UnixStream) {
     talk.tell(talk.greeting()).await;
     let written = write_lines(write, lines, gone.clone());
     let asked = async {
-        let mut read = BufReader::new(read);
-        talk.listen(&mut read).await;
+        let mut lines = Lines::new(BufReader::new(read), limits::MAX_REQUEST_LINE);
+        talk.listen(&mut lines).await;
         if shared.draining.is_cancelled() {
             talk.tell(request::event(json!({"event": "ending"}), clock::now())).await;
         }
         // What is under way holds it too; when that is done, there is nothing more to write.
         drop(talk);
-        hung_up(&read.into_inner()).await;
+        hung_up(&lines.into_inner().into_inner()).await;
     };
     tokio::pin!(written);
     tokio::select! {
@@ -233,12 +233,12 @@ impl Talk {
     }
 
     /// Takes requests until there are no more.
-    async fn listen(self: &Arc<Self>, read: &mut BufReader<OwnedReadHalf>) {
+    async fn listen(self: &Arc<Self>, lines: &mut Lines<BufReader<OwnedReadHalf>>) {
         loop {
             let said = tokio::select! {
                 () = self.shared.draining.cancelled() => return,
                 () = self.gone.cancelled() => return,
-                said = next_line(read, limits::MAX_REQUEST_LINE) => said,
+                said = lines.next() => said,
             };
             match said {
                 Ok(Some(Said::Line(line))) => {

@@ -30,6 +30,7 @@ pub mod plan;
 pub mod secret;
 pub mod seat;
 pub mod stdin;
+pub mod one_shot;
 pub mod certs;
 pub mod operate;
 pub mod client;

@@ -20,12 +20,13 @@ impl Plan {
     ///
     /// # Errors
     /// [`Failure`] when there is none, or its path is not Unicode.
-    pub fn new(settings: Settings) -> Result<Self, Failure> {
+    pub fn new(mut settings: Settings) -> Result<Self, Failure> {
         let cwd = std::env::current_dir()
             .map_err(|error| Failure::new("disk", format!("the current directory: {error}")))?;
         if cwd.to_str().is_none() {
             return Err(Failure::usage("the current directory's path is not Unicode"));
         }
+        settings.data_dir.value = cwd.join(&settings.data_dir.value);
         Ok(Self { settings, cwd })
     }
 
@@ -73,8 +74,9 @@ impl Plan {
 
     /// Flags that mean the agent itself, and nothing to one that runs already.
     pub fn unused_flags(&self) -> Vec<&'static str> {
-        let Settings { listen, up, down, on_event, .. } = &self.settings;
-        let origins = [&listen.origin, &up.origin, &down.origin, &on_event.origin];
+        let Settings { trackers, listen, up, down, on_event, .. } = &self.settings;
+        let origins =
+            [&trackers.origin, &listen.origin, &up.origin, &down.origin, &on_event.origin];
         let flags = origins.into_iter().filter_map(|origin| match origin {
             Origin::Flag(flag) => Some(*flag),
             _ => None,

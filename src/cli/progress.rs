@@ -29,26 +29,34 @@ pub fn noted_bar() -> ProgressBar {
     styled(0, "{msg} [{bar:20}] {bytes}/{total_bytes} {prefix}")
 }
 
+/// Peers that take part in a download now.
+pub fn peers(row: &DownloadRow) -> usize {
+    row.progress.sources.values().filter(|source| source.connected).count()
+}
+
+/// When a download will be complete at the rate it has; nothing when it has none, or is not moving.
+pub fn left(row: &DownloadRow) -> Option<Duration> {
+    let bytes = row.size.saturating_sub(row.progress.stored_bytes);
+    let is_moving = row.state == EntryState::Downloading;
+    bytes.checked_div(row.progress.bytes_per_sec).filter(|_| is_moving).map(Duration::from_secs)
+}
+
 /// What a download is doing, in a few words.
 pub fn note(row: &DownloadRow) -> String {
-    let connected = row.progress.sources.values().filter(|source| source.connected).count();
-    let rate = row.progress.bytes_per_sec;
-    let left = row.size.saturating_sub(row.progress.stored_bytes);
     if let Some(hold) = row.progress.hold.as_ref().filter(|_| row.state.is_under_way()) {
         return text::printable(&format!("waiting: {hold}"));
     }
-    match &row.state {
-        EntryState::Checking => "looking at what is there".to_owned(),
-        EntryState::Finishing => "checking the whole file".to_owned(),
-        EntryState::Downloading if connected == 0 => "waiting for a peer".to_owned(),
-        EntryState::Downloading => {
-            let peers =
-                if connected == 1 { "1 peer".to_owned() } else { format!("{connected} peers") };
-            let eta = left.checked_div(rate).map_or(String::new(), |seconds| {
-                format!("  {} left", humantime::format_duration(Duration::from_secs(seconds)))
+    match (&row.state, peers(row)) {
+        (EntryState::Checking, _) => "looking at what is there".to_owned(),
+        (EntryState::Finishing, _) => "checking the whole file".to_owned(),
+        (EntryState::Downloading, 0) => "waiting for a peer".to_owned(),
+        (EntryState::Downloading, peers) => {
+            let left = left(row).map_or(String::new(), |left| {
+                format!("  {} left", humantime::format_duration(left))
             });
-            format!("{}  {peers}{eta}", text::rate(rate))
+            let peers = if peers == 1 { "1 peer".to_owned() } else { format!("{peers} peers") };
+            format!("{}{left}  {peers}", text::rate(row.progress.bytes_per_sec))
         }
-        EntryState::Paused | EntryState::Seeding | EntryState::Failed(_) => String::new(),
+        (EntryState::Paused | EntryState::Seeding | EntryState::Failed(_), _) => String::new(),
     }
 }

@@ -83,7 +83,10 @@ impl Request {
             (id, Failure::usage(format!("not a request: {error}")).hint(hint))
         };
         let value: Value = serde_json::from_slice(line).map_err(|error| nonsense(None, error))?;
-        let id: Option<RequestId> = serde_json::from_value(value["id"].clone()).unwrap_or(None);
+        let id: Option<RequestId> = match serde_json::from_value(value["id"].clone()) {
+            Ok(id) => id,
+            Err(_) => return Err((None, Failure::usage("an id is a number or a string"))),
+        };
         match value.get("v").map(Value::as_u64) {
             None | Some(Some(VERSION)) => {}
             _ => {

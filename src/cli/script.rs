@@ -1,6 +1,6 @@
 //! Turns a line of text into a command: words split as a shell does, then the one grammar.
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::parser::ValueSource;
 use clap::{ArgMatches, CommandFactory as _, Parser as _};
 
@@ -36,6 +36,10 @@ pub fn parse(line: &str) -> Parsed {
 /// Parses the words of a line.
 pub fn parse_words(mut words: Vec<String>) -> Parsed {
     let first = words.first().cloned().unwrap_or_default();
+    if first.is_empty() {
+        let failure = Failure::usage("there is no command").hint("help lists the commands");
+        return Parsed::Wrong(first, failure);
+    }
     // The seeds' two-word form.
     if words.len() >= 2 && words[0] == "show" && words[1] == "downloads" {
         words.splice(..2, ["downloads".to_owned()]);
@@ -96,7 +100,7 @@ pub fn words_of(name: &str, matches: &ArgMatches) -> Result<Vec<String>, Failure
 }
 
 /// A clap error as one line and a hint.
-fn failure(error: &clap::Error) -> Failure {
+pub fn failure(error: &clap::Error) -> Failure {
     let text = error.to_string();
     let message = text
         .lines()
@@ -117,11 +121,21 @@ fn failure(error: &clap::Error) -> Failure {
         [] => message,
         missing => format!("missing {}", missing.join(" ")),
     };
-    let usage = text.lines().find_map(|line| line.strip_prefix("Usage: "));
     let failure = Failure::usage(super::text::printable(&message));
-    match (error.kind(), usage) {
-        (ErrorKind::InvalidSubcommand, _) | (_, None) => failure.hint("help lists the commands"),
-        (_, Some(usage)) => failure.hint(format!("usage: {}", usage.trim())),
+    let suggested = [ContextKind::SuggestedSubcommand, ContextKind::SuggestedArg];
+    let nearest = suggested.into_iter().find_map(|kind| match error.get(kind)? {
+        ContextValue::String(word) => Some(word.clone()),
+        // The nearest comes last.
+        ContextValue::Strings(words) => words.last().cloned(),
+        _ => None,
+    });
+    let usage = text.lines().find_map(|line| line.trim().strip_prefix("Usage: "));
+    match (error.kind(), nearest, usage) {
+        (_, Some(nearest), _) => failure.hint(format!("did you mean {nearest}?")),
+        (ErrorKind::InvalidSubcommand, ..) | (_, _, None) => {
+            failure.hint("help lists the commands")
+        }
+        (_, _, Some(usage)) => failure.hint(format!("usage: {}", usage.trim())),
     }
 }
 

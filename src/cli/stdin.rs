@@ -119,10 +119,10 @@ fn read_lines() -> (std::sync::mpsc::Sender<()>, Lines) {
                     if input.skip_until(b'\n').is_err() {
                         return;
                     }
-                    Err(Failure::usage(format!("a line is over the limit of {MAX_LINE_LEN} bytes")))
+                    Err(Failure::usage(format!("it is over the limit of {MAX_LINE_LEN} bytes")))
                 }
                 Ok(_) => {
-                    String::from_utf8(line).map_err(|_| Failure::usage("a line is not valid UTF-8"))
+                    String::from_utf8(line).map_err(|_| Failure::usage("it is not valid UTF-8"))
                 }
                 Err(error) => Err(Failure::new("disk", format!("standard input: {error}"))),
             };

@@ -10,15 +10,40 @@ use super::progress;
 use super::text::{self, or_none, table};
 use crate::client::agent::Agent;
 use crate::client::library::EntryState;
+use crate::client::looking::LookingKind;
 use crate::client::report::{DownloadRow, LoggedIn, Overview, Skipped};
 use crate::name::{GroupName, Selector};
 use crate::swarm::meter::{Requests, Source, Waste};
 
-/// All of them, one row each.
+/// All of them, one row each, and what is just being hashed.
 pub fn downloads(agent: &Agent) -> Answer {
     let rows = agent.downloads();
-    let lines: Vec<_> = rows.iter().map(line).collect();
-    Answer::new(rows_json(&rows), or_none(&lines, "downloads or shares"))
+    let mut lines: Vec<_> = rows.iter().map(line).collect();
+    let mut json = rows_json(&rows);
+    let mut hashing = agent.looking();
+    hashing.retain(|looking| looking.kind == LookingKind::Hashing);
+    lines.extend(hashing.iter().map(|looking| {
+        vec![
+            "[H]".to_owned(),
+            looking.group.to_string(),
+            looking.name.to_string(),
+            text::size(looking.size),
+            percent(looking.done_bytes, looking.size),
+            "hashing, shared when that is done".to_owned(),
+        ]
+    }));
+    let hashing = hashing.iter().map(|looking| {
+        json!({
+            "group": looking.group, "name": looking.name, "path": text::lossy(&looking.path),
+            "done_bytes": looking.done_bytes, "size": looking.size,
+        })
+    });
+    json["hashing"] = hashing.collect();
+    Answer::new(json, or_none(&lines, "downloads or shares"))
+}
+
+fn percent(done: u64, size: u64) -> String {
+    format!("{}%", (done * 100).checked_div(size).unwrap_or(100))
 }
 
 /// With whom pieces are exchanged, of everything or of the one share or download that `which` means.
@@ -140,7 +165,6 @@ fn mark(row: &DownloadRow) -> &'static str {
 }
 
 fn line(row: &DownloadRow) -> Vec<String> {
-    let percent = (row.progress.stored_bytes * 100).checked_div(row.size).unwrap_or(100);
     let note = match &row.state {
         EntryState::Checking | EntryState::Downloading | EntryState::Finishing => {
             progress::note(row)
@@ -160,7 +184,7 @@ fn line(row: &DownloadRow) -> Vec<String> {
         row.group.to_string(),
         row.name.to_string(),
         text::size(row.size),
-        format!("{percent}%"),
+        percent(row.progress.stored_bytes, row.size),
         note,
     ]
 }
@@ -247,6 +271,7 @@ fn row_json(row: &DownloadRow) -> Value {
         "download": row.number, "state": state(row), "error": error, "hold": hold, "group": row.group,
         "name": row.name, "path": text::lossy(&row.path), "content_id": row.content, "size": row.size,
         "stored_bytes": row.progress.stored_bytes, "bytes_per_sec": row.progress.bytes_per_sec,
+        "eta_secs": progress::left(row).map(|left| left.as_secs()), "peers": progress::peers(row),
         "elapsed_ms": row.progress.elapsed.as_millis() as u64,
         "received_bytes": received, "wasted": waste_json(&wasted),
         "requests": requests_json(&row.progress.requests()),
@@ -277,12 +302,16 @@ fn requests_json(requests: &Requests) -> Value {
     })
 }
 
-/// What became complete, for `wait`.
+/// What became complete, or waits for somebody, for `wait`.
 pub fn finished(rows: &[DownloadRow]) -> String {
-    let fetched = |row: &&DownloadRow| !row.progress.sources.is_empty();
-    let done = rows.iter().filter(fetched).filter(|row| row.state == EntryState::Seeding);
-    let lines: Vec<_> = done
-        .map(|row| vec!["complete".to_owned(), row.name.to_string(), text::path(&row.path)])
+    let lines: Vec<_> = rows
+        .iter()
+        .filter_map(|row| match row.state {
+            EntryState::Seeding if !row.progress.sources.is_empty() => Some(("complete", row)),
+            EntryState::Paused => Some(("paused", row)),
+            _ => None,
+        })
+        .map(|(what, row)| vec![what.to_owned(), row.name.to_string(), text::path(&row.path)])
         .collect();
-    table(&lines)
+    if lines.is_empty() { "nothing is under way".to_owned() } else { table(&lines) }
 }

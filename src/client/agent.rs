@@ -351,7 +351,8 @@ impl Agent {
     /// Waits until one download is not under way; returns its row.
     ///
     /// # Errors
-    /// [`AgentError::Timeout`], [`AgentError::Download`] when it failed, or that there is none.
+    /// [`AgentError::Timeout`], [`AgentError::Download`] when it failed, [`AgentError::Paused`], or that
+    /// there is none.
     pub async fn wait_for(
         &self,
         group: &GroupName,
@@ -364,6 +365,7 @@ impl Agent {
             EntryState::Failed(error) => {
                 Err(AgentError::Download { name: row.name.to_string(), error })
             }
+            EntryState::Paused => Err(AgentError::Paused(row.name.to_string())),
             _ => Ok(row),
         }
     }

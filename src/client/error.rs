@@ -77,6 +77,9 @@ pub enum AgentError {
     /// The disk.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// A download that was waited for is paused.
+    #[error("{0} is paused")]
+    Paused(String),
     /// There is no such share or download on this device.
     #[error("{file} in {group} is neither shared nor downloaded here")]
     NotHere {
@@ -213,6 +216,7 @@ impl AgentError {
             Self::NoDestination(_) => "no-destination",
             Self::Exists(_) => "exists",
             Self::Storage(error) => storage_code(error),
+            Self::Paused(_) => "paused",
             Self::NotHere { .. } => "not-here",
             Self::Downloading(_) => "downloading",
             Self::Have(_) => "have",
@@ -244,6 +248,7 @@ impl AgentError {
             }
             Self::Hash { error: HashError::Changed, .. } => "share it again once it stays as it is",
             Self::NoDestination(_) => "create the directory first",
+            Self::Paused(_) => "resume GROUP NAME goes on with it",
             Self::NotHere { .. } => "downloads shows what is",
             Self::Exists(_) => "name a directory, or another file",
             Self::Have(_) => "to get it anew, stop-share GROUP NAME first",
@@ -257,7 +262,8 @@ impl AgentError {
             Self::Library { error: ShelfError::Format(_), .. } => {
                 "a later version of mtq wrote it: use that one, or another --data-dir"
             }
-            Self::Locked { .. } => "use another --data-dir, or stop the other one first",
+            Self::Locked { .. } => "mtq client quit ends another agent; or use another --data-dir",
+            Self::Bind(_) => "another process may use the port: --listen names another",
             Self::Identity(IdentityError::Exposed { .. }) => "chmod 600 the key file",
             Self::Timeout(_) => "they go on as long as the client runs; wait again",
             Self::Storage(StorageError::NoSpace { .. }) => "make room and get it again",

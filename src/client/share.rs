@@ -235,12 +235,16 @@ impl Agent {
             (Err(error), None) => return Err(error),
         };
         let file = Selector::Id(content.into());
+        let is_here = self.core.library().select(&group, &file).is_some();
         match self.stop_share(group.clone(), file.clone()).await {
-            // What is over already need not be stopped.
-            Ok(())
-            | Err(AgentError::Refused(
+            Ok(()) => {}
+            // What is over already need not be stopped; what never was is somebody else's.
+            Err(AgentError::Refused(
                 Refusal::NoSuchGroup(_) | Refusal::NotAMember(_) | Refusal::NotShared { .. },
-            )) => {}
+            )) if is_here => {}
+            Err(AgentError::Refused(Refusal::NotShared { .. })) => {
+                return Err(AgentError::NotHere { file: name.to_string(), group });
+            }
             Err(error) => return Err(error),
         }
         // What is left of it here, such as a download that failed.

@@ -28,7 +28,7 @@ use super::rosters::{Known, Rosters, RostersError};
 use super::session::{Shared, invite_id};
 use super::state::Registration;
 use super::status::Status;
-use crate::control_socket::{ControlSocket, Said, next_line};
+use crate::control_socket::{ControlSocket, Lines, Said};
 use crate::id::RequestId;
 use crate::limits;
 use crate::name::{GroupName, UserName};
@@ -83,18 +83,17 @@ impl Operator {
     /// Answers one connection until it ends, is idle, or says too much.
     async fn converse(&self, stream: UnixStream) {
         let (read, mut write) = stream.into_split();
-        let mut read = BufReader::new(read);
-        loop {
+        let mut lines = Lines::new(BufReader::new(read), limits::MAX_CONTROL_LINE);
+        let mut over = false;
+        while !over {
             let next = tokio::select! {
                 () = self.stop.cancelled() => return,
-                next = tokio::time::timeout(
-                    limits::CONTROL_IDLE,
-                    next_line(&mut read, limits::MAX_CONTROL_LINE),
-                ) => next,
+                next = tokio::time::timeout(limits::CONTROL_IDLE, lines.next()) => next,
             };
             let answer = match next {
                 Ok(Ok(Some(Said::Line(line)))) => self.answer(&line).await,
                 Ok(Ok(Some(said @ Said::TooLong(_)))) => {
+                    over = true;
                     control::answer("", &Err(Fault::new("usage", said.to_string())))
                 }
                 _ => return,

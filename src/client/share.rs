@@ -231,8 +231,13 @@ impl Agent {
         };
         let (group, name, content) = match (metafile::read(path), known) {
             (Ok(meta), _) => (meta.group, meta.name, meta.manifest.content_id()),
-            (Err(_), Some((key, entry))) => (entry.group, entry.name, key.content),
-            (Err(error), None) => return Err(error),
+            (Err(AgentError::File { error, .. }), Some((key, entry)))
+                if error.kind() == std::io::ErrorKind::NotFound =>
+            {
+                (entry.group, entry.name, key.content)
+            }
+            // What is no metafile any more is not ours to delete.
+            (Err(error), _) => return Err(error),
         };
         let file = Selector::Id(content.into());
         let is_here = self.core.library().select(&group, &file).is_some();

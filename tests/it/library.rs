@@ -105,6 +105,11 @@ fn a_share_is_removed_by_a_metafile_that_is_gone_already() {
     assert_eq!(alice.ok("downloads")["downloads"].as_array().map(Vec::len), Some(1), "one share");
     alice.kill();
     let metafile = world.path("f.bin.mtorrent");
+    // Something else in its place is not deleted.
+    fs::write(&metafile, b"not a metafile").expect("written");
+    let mut alice = world.client("alice");
+    assert_eq!(alice.err(&format!("remove {}", quoted(&metafile))), "bad-metafile");
+    alice.kill();
     fs::remove_file(&metafile).expect("removed");
     let mut alice = world.client("alice");
     let removed = alice.ok(&format!("remove {}", quoted(&world.path("net/../f.bin.mtorrent"))));

@@ -437,3 +437,70 @@ fn a_daemon_has_everything_again_that_it_had() {
     assert_eq!((&login["sharing"], &login["skipped"][0]["name"]), (&json!(1), &json!("gone.bin")));
     assert_eq!(daemon.end(), 130);
 }
+
+#[test]
+fn one_user_on_two_devices_has_two_libraries_and_one_account() {
+    let world = lab();
+    let laptop = "laptop";
+    let (at_laptop, desk) = (
+        |words: &[&str]| {
+            let mut command = command(&world, laptop, words);
+            told(&run(command.env("MTQ_PASSWORD", "alice-secret")))
+        },
+        Running::daemon(&world, "alice"),
+    );
+    assert_eq!(at_laptop(&["login", "alice"]).2, 0);
+    let mut second = command(&world, laptop, &["daemon"]);
+    second.env("MTQ_PASSWORD", "alice-secret");
+    let second = Running::start(second, "alice is logged in");
+    let bytes = content(1_500_000, 9);
+    world.write("f.bin", &bytes);
+    ok(&world, "alice", &["share", "f.bin", "lab"]);
+    world.make_dir("in");
+    // A device fetches from another of the same user.
+    let (stdout, stderr, status) = at_laptop(&["get", "lab", "f.bin", "in", "--wait"]);
+    assert_eq!(status, 0, "{stdout}{stderr}");
+    assert_eq!(fs::read(world.path("in/f.bin")).expect("there"), bytes);
+    let devices = ok(&world, "alice", &["devices"]);
+    assert_eq!(devices["devices"].as_array().map(Vec::len), Some(2));
+    wait_for("both seeders", || {
+        let files = ok(&world, "bob", &["list-files", "lab"]);
+        (files["files"][0]["seeders"] == 2).then_some(())
+    });
+    // One logs out; the other goes on, also after a restart.
+    assert_eq!(at_laptop(&["logout"]).2, 0);
+    assert_eq!(desk.end(), 130);
+    let _desk = Running::daemon(&world, "alice");
+    wait_for("the one that is left", || {
+        let files = ok(&world, "bob", &["list-files", "lab"]);
+        (files["files"][0]["seeders"] == 1).then_some(())
+    });
+    assert_eq!(at_laptop(&["list-groups"]).2, 3);
+    drop(second);
+}
+
+#[test]
+fn metafiles_go_where_they_are_configured_to_and_a_default_group_is_meant() {
+    let world = lab();
+    let metafiles = world.make_dir("metafiles");
+    let config = format!(
+        "default-group = \"lab\"\nmtorrent-dir = \"{}\"\n",
+        metafiles.to_str().expect("UTF-8")
+    );
+    let config = world.write("config.toml", config.as_bytes());
+    let _daemon = Running::daemon(&world, "alice");
+    world.write("f.bin", &content(10, 1));
+    let share = |words: &[&str]| {
+        let mut command = command(&world, "alice", words);
+        told(&run(command.arg("--config").arg(&config)))
+    };
+    let (stdout, stderr, status) = share(&["share", "f.bin"]);
+    assert_eq!(status, 0, "{stdout}{stderr}");
+    assert!(metafiles.join("f.bin.mtorrent").exists(), "{stdout}");
+    assert!(!world.path("f.bin.mtorrent").exists());
+    fs::remove_dir_all(&metafiles).expect("removed");
+    world.write("g.bin", &content(10, 2));
+    let (stdout, stderr, status) = share(&["share", "g.bin"]);
+    assert_eq!(status, 0, "it is shared all the same: {stdout}{stderr}");
+    assert!(stderr.contains("no metafile was written"), "{stderr}");
+}

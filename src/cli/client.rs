@@ -2,10 +2,8 @@
 
 use std::io::IsTerminal as _;
 use std::sync::Arc;
-use std::time::Duration;
 
 use clap::ArgMatches;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::client_args::{ClientArgs, ClientCommand, ClientVerb};
 use super::exit::{Failure, status};
@@ -13,11 +11,10 @@ use super::operator_args::LogFormat;
 use super::plan::Plan;
 use super::screen::{News, Screen};
 use super::seat::Seat;
+use super::signals::Signals;
 use super::stdin::Manner;
-use super::{config, logging, script, secret, stdin};
-
-/// How often `downloads --watch` looks.
-const WATCH: Duration = Duration::from_secs(1);
+use super::terminal::{self, Terminal};
+use super::{config, logging, script, secret, shell, stdin, watch};
 
 /// What the client is to do.
 enum Work {
@@ -42,12 +39,18 @@ pub fn run(args: &ClientArgs, matches: &ArgMatches) -> Result<u8, Failure> {
             }
             Work::Command(command.clone(), script::words_of(command.name(), matches)?)
         }
-        _ if std::io::stdin().is_terminal() => Work::Prompt,
         _ => Work::Script,
     };
     let settings = config::load(&args.options)?;
+    let work = match work {
+        Work::Script if terminal::can_edit() && !settings.json.value => Work::Prompt,
+        work => work,
+    };
     logging::start(settings.log_file.value.as_deref(), "warn", LogFormat::Human)?;
-    let manner = Manner { json: settings.json.value, keep_going: args.keep_going, stay: args.stay };
+    // Whoever types commands on a terminal that can do nothing else can type the next one.
+    let is_typed = matches!(work, Work::Script) && std::io::stdin().is_terminal();
+    let keep_going = args.keep_going || is_typed;
+    let manner = Manner { json: settings.json.value, keep_going, stay: args.stay };
     let plan = Plan::new(settings)?;
     // One thread moves all bytes; hashing and disk work go to the blocking pool.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -61,7 +64,8 @@ pub fn run(args: &ClientArgs, matches: &ArgMatches) -> Result<u8, Failure> {
 }
 
 async fn session(plan: Plan, manner: Manner, work: Work) -> Result<u8, Failure> {
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::new(matches!(work, Work::Prompt))?;
+    let terminal = Terminal::keep();
     let stays = manner.stay || matches!(work, Work::Daemon | Work::Prompt);
     let news = match (&work, manner.json) {
         (Work::Daemon | Work::Command(ClientCommand::Events { .. }, _), true) => News::Json,
@@ -70,10 +74,17 @@ async fn session(plan: Plan, manner: Manner, work: Work) -> Result<u8, Failure> 
         _ => News::Grave,
     };
     let screen = Arc::new(Screen::new(news));
+    let shown = screen.clone();
+    logging::hand_to(move |lines| shown.say(lines));
     let mut seat = Seat::new(plan, screen.clone(), stays);
-    let result = tokio::select! {
-        result = carry_out(&mut seat, manner, work) => Some(result),
-        () = signals.next() => None,
+    let result = if matches!(work, Work::Prompt) {
+        terminal.hush();
+        shell::run(&mut seat, &mut signals).await.transpose()
+    } else {
+        tokio::select! {
+            result = carry_out(&mut seat, manner, work) => Some(result),
+            () = signals.next() => None,
+        }
     };
     screen.hide();
     if result.is_none() && seat.host().is_some() {
@@ -118,19 +129,10 @@ async fn one_shot(
         ClientCommand::Events { .. } => loop {
             seat.front().await?.ended().await;
         },
-        ClientCommand::Downloads { watch: true } => loop {
-            let request = seat.plan().request_words(words.clone());
-            let reply = seat.ask(&command, request, None).await?;
-            if !as_json && std::io::stdout().is_terminal() {
-                // Over what was there.
-                seat.screen().print("\x1b[H\x1b[2J");
-            }
-            let status = reply.tell(seat.screen(), as_json, "");
-            if status != 0 {
-                return Ok(status);
-            }
-            tokio::time::sleep(WATCH).await;
-        },
+        ClientCommand::Downloads { watch: true } => {
+            let request = seat.plan().request_words(words);
+            return watch::run(seat, &command, request, as_json).await;
+        }
         _ => {}
     }
     match command {
@@ -186,28 +188,5 @@ async fn quit(seat: &mut Seat, as_json: bool) -> Result<u8, Failure> {
             Ok(status)
         }
         Err(_) => Ok(0),
-    }
-}
-
-/// What asks this program to end.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, Failure> {
-        let failed = |error: std::io::Error| Failure::new("internal", error.to_string());
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
-            terminate: signal(SignalKind::terminate()).map_err(failed)?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
     }
 }

@@ -87,6 +87,8 @@ const PURE: &[&str] = &[
     "cli/operator_args.rs",
     "cli/args.rs",
     "cli/script.rs",
+    "cli/history.rs",
+    "cli/complete.rs",
 ];
 
 /// What a pure file may not say.
@@ -116,6 +118,8 @@ const HOMES: &[(&str, &str)] = &[
     ("socket2::", "transport/"),
     ("clap::", "cli/"),
     ("indicatif::", "cli/"),
+    ("rustyline::", "cli/editor.rs cli/secret.rs"),
+    ("rpassword::", "cli/secret.rs"),
     ("argon2::", "tracker/password.rs"),
     ("redb::", "tracker/disk.rs"),
     ("governor::", "tracker/throttle.rs"),

@@ -18,6 +18,7 @@ mod listings;
 mod demo;
 mod operator;
 mod settings;
+mod shell;
 mod fake_tracker;
 mod failover;
 mod cluster;

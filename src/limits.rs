@@ -525,6 +525,15 @@ pub const PIECE_DEADLINE: Duration = Duration::from_secs(300);
 /// A line of a script: a path, a name and their quotes.
 pub const MAX_LINE_LEN: usize = 64 * 1024;
 
+/// Lines typed at the prompt that are remembered: some months of them, read at once.
+pub const HISTORY_LINES: usize = 2_000;
+
+/// Words offered for the one being typed: more than anybody reads.
+pub const CHOICES: usize = 200;
+
+/// News that wait while they cannot be shown, each with its lines; of more, the oldest go.
+pub const SCREEN_LINES: usize = 1_000;
+
 /// Bytes of one request on a tracker's control socket: a path of 4,096 bytes, every one escaped.
 pub const MAX_CONTROL_LINE: usize = 32 * 1024;
 

@@ -4,7 +4,6 @@ use std::io::IsTerminal as _;
 use std::sync::Arc;
 
 use clap::ArgMatches;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::client_args::{ClientArgs, ClientCommand, ClientVerb};
 use super::exit::{Failure, status};
@@ -12,8 +11,10 @@ use super::operator_args::LogFormat;
 use super::plan::Plan;
 use super::screen::{News, Screen};
 use super::seat::Seat;
+use super::signals::Signals;
 use super::stdin::Manner;
-use super::{config, logging, one_shot, script, stdin, text, transfers};
+use super::terminal::{self, Terminal};
+use super::{config, logging, one_shot, script, shell, stdin, text, transfers};
 
 /// What the client is to do.
 enum Work {
@@ -38,15 +39,21 @@ pub fn run(args: &ClientArgs, matches: &ArgMatches) -> Result<u8, Failure> {
             }
             Work::Command(command.clone(), script::words_of(command.name(), matches)?)
         }
-        _ if std::io::stdin().is_terminal() => Work::Prompt,
         _ => Work::Script,
     };
     let settings = match &args.verb {
         Some(ClientVerb::Daemon(behind)) => config::load(&args.options.and(behind))?,
         _ => config::load(&args.options)?,
     };
+    let work = match work {
+        Work::Script if terminal::can_edit() && !settings.json.value => Work::Prompt,
+        work => work,
+    };
     logging::start(settings.log_file.value.as_deref(), "warn", LogFormat::Human)?;
-    let manner = Manner { json: settings.json.value, keep_going: args.keep_going, stay: args.stay };
+    // Whoever types commands on a terminal that can do nothing else can type the next one.
+    let is_typed = matches!(work, Work::Script) && std::io::stdin().is_terminal();
+    let keep_going = args.keep_going || is_typed;
+    let manner = Manner { json: settings.json.value, keep_going, stay: args.stay };
     let plan = Plan::new(settings)?;
     // One thread moves all bytes; hashing and disk work go to the blocking pool.
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -60,27 +67,40 @@ pub fn run(args: &ClientArgs, matches: &ArgMatches) -> Result<u8, Failure> {
 }
 
 async fn session(plan: Plan, manner: Manner, work: Work) -> Result<u8, Failure> {
-    let mut signals = Signals::new()?;
+    let mut signals = Signals::new(matches!(work, Work::Prompt))?;
+    let terminal = Terminal::keep();
     let stays = manner.stay || matches!(work, Work::Daemon | Work::Prompt);
     let news = match (&work, manner.json) {
         (Work::Daemon | Work::Command(ClientCommand::Events { .. }, _), true) => News::Json,
-        (Work::Command(ClientCommand::Events { .. }, _), false) => News::All,
-        _ if stays => News::All,
+        (Work::Daemon | Work::Command(ClientCommand::Events { .. }, _), false) => News::All,
+        _ if stays => News::Others,
         _ => News::Grave,
     };
     let screen = Arc::new(Screen::new(news));
+    let shown = screen.clone();
+    logging::hand_to(move |lines| shown.say(lines));
     let mut seat = Seat::new(plan, screen.clone(), stays);
+    let interrupted = || {
+        let words = "interrupted: ending in order; once more ends at once";
+        (Ok(status::INTERRUPTED), Some(words))
+    };
     let (quit, is_daemon) = (seat.quit(), matches!(work, Work::Daemon));
-    let (result, words) = tokio::select! {
-        result = carry_out(&mut seat, manner, work) => (result, None),
-        () = quit.cancelled() => match is_daemon {
-            true => (Ok(0), None),
-            false => (Ok(status::FAILED), Some("the agent was told to end")),
-        },
-        () = signals.next() => {
-            let words = "interrupted: ending in order; once more ends at once";
-            (Ok(status::INTERRUPTED), Some(words))
+    let (result, words) = match work {
+        Work::Prompt => {
+            terminal.hush();
+            match shell::run(&mut seat, &mut signals).await.transpose() {
+                Some(result) => (result, None),
+                None => interrupted(),
+            }
         }
+        work => tokio::select! {
+            result = carry_out(&mut seat, manner, work) => (result, None),
+            () = quit.cancelled() => match is_daemon {
+                true => (Ok(0), None),
+                false => (Ok(status::FAILED), Some("the agent was told to end")),
+            },
+            () = signals.next() => interrupted(),
+        },
     };
     screen.hide();
     if let Some(words) = words.filter(|_| seat.host().is_some()) {
@@ -116,27 +136,4 @@ async fn daemon(seat: &mut Seat) -> Result<u8, Failure> {
         None => screen.say("nobody is logged in: mtq client login USER"),
     }
     std::future::pending().await
-}
-
-/// What asks this program to end.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-}
-
-impl Signals {
-    fn new() -> Result<Self, Failure> {
-        let failed = |error: std::io::Error| Failure::new("internal", error.to_string());
-        Ok(Self {
-            interrupt: signal(SignalKind::interrupt()).map_err(failed)?,
-            terminate: signal(SignalKind::terminate()).map_err(failed)?,
-        })
-    }
-
-    async fn next(&mut self) {
-        tokio::select! {
-            _ = self.interrupt.recv() => {}
-            _ = self.terminate.recv() => {}
-        }
-    }
 }

@@ -1,7 +1,10 @@
 //! Failures as the command line sees them, and their exit statuses.
 
+use std::io::{self, Write as _};
+
 use serde_json::{Value, json};
 
+use super::colour;
 use crate::client::error::AgentError;
 
 /// Exit statuses; README.md lists them.
@@ -84,7 +87,9 @@ impl Failure {
 
     /// Says it on standard error.
     pub fn print(&self) {
-        eprintln!("{}", self.words("error: "));
+        let words = self.words("error: ");
+        let words = if colour::is_on(&io::stderr()) { colour::marked(&words) } else { words };
+        let _ = writeln!(io::stderr(), "{words}");
     }
 
     /// It and its hint, as a person reads them.

@@ -16,6 +16,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use zeroize::Zeroizing;
 
+use super::client_args::ClientCommand;
 use super::exit::Failure;
 use super::output::Answer;
 use super::request::{self, Request, RequestId};
@@ -102,6 +103,20 @@ pub struct AgentEnded {
     pub in_order: bool,
 }
 
+impl AgentEnded {
+    /// Whether another agent may be asked the same: nothing was done yet, or what was can be done
+    /// again.
+    pub fn may_ask_again(self, front: &Front, command: &ClientCommand) -> bool {
+        !self.said || (self.in_order && !front.lasts() && command.is_repeatable())
+    }
+
+    /// What is said when it may not.
+    pub fn failure() -> Failure {
+        let message = "the agent ended before it answered; it may have been done";
+        Failure::new("agent-ended", message).hint("mtq client status shows how things stand")
+    }
+}
+
 /// Who is told what an agent says unasked.
 pub type Hear = Box<dyn Fn(&Value) + Send + Sync>;
 
@@ -184,6 +199,11 @@ impl Front {
     /// Whether the agent goes on without this connection.
     pub fn lasts(&self) -> bool {
         self.hello["lasts"] == true
+    }
+
+    /// Who was logged in at the agent when it was found.
+    pub fn user(&self) -> Option<String> {
+        self.hello["user"].as_str().map(text::printable)
     }
 
     /// Whether the agent can no longer be asked.

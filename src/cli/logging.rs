@@ -1,14 +1,19 @@
 //! Where the log goes: standard error, or a file; as lines for people, or as JSON.
 
 use std::fs::OpenOptions;
-use std::io::IsTerminal as _;
+use std::io::{self, Write};
 use std::path::Path;
+use std::sync::OnceLock;
 
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::fmt::writer::BoxMakeWriter;
 
+use super::colour;
 use super::exit::Failure;
 use super::operator_args::LogFormat;
+
+/// Who takes lines that would go to standard error.
+static TAKER: OnceLock<Box<dyn Fn(&str) + Send + Sync>> = OnceLock::new();
 
 /// Starts logging from `level` up, or as `MTQ_LOG` says (for example `debug` or `mtq=trace`).
 ///
@@ -19,7 +24,7 @@ pub fn start(file: Option<&Path>, level: &str, format: LogFormat) -> Result<(), 
     let default = format!("{level},quinn=error,quinn_proto=error,quinn_udp=error");
     let filter = EnvFilter::try_from_env("MTQ_LOG").unwrap_or_else(|_| EnvFilter::new(default));
     let (writer, colours) = match file {
-        None => (BoxMakeWriter::new(std::io::stderr), std::io::stderr().is_terminal()),
+        None => (BoxMakeWriter::new(|| Lines), colour::is_on(&io::stderr())),
         Some(path) => {
             let log =
                 OpenOptions::new().create(true).append(true).open(path).map_err(|error| {
@@ -34,4 +39,27 @@ pub fn start(file: Option<&Path>, level: &str, format: LogFormat) -> Result<(), 
         LogFormat::Json => builder.json().flatten_event(true).init(),
     }
     Ok(())
+}
+
+/// From now on `taker` gets the lines that would go to standard error; only the first one does. It
+/// must not log.
+pub fn hand_to(taker: impl Fn(&str) + Send + Sync + 'static) {
+    let _ = TAKER.set(Box::new(taker));
+}
+
+/// Standard error, or who takes its place. An event is written at once, whole lines.
+struct Lines;
+
+impl Write for Lines {
+    fn write(&mut self, lines: &[u8]) -> io::Result<usize> {
+        match TAKER.get() {
+            Some(take) => take(String::from_utf8_lossy(lines).trim_end()),
+            None => io::stderr().write_all(lines)?,
+        }
+        Ok(lines.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

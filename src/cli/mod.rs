@@ -1,5 +1,6 @@
 //! The command line: what is typed, what is printed, and the exit status.
 
+pub mod colour;
 pub mod text;
 pub mod exit;
 pub mod rate;
@@ -14,9 +15,13 @@ pub mod output;
 pub mod progress;
 pub mod transfers;
 pub mod request;
+pub mod terminal;
+pub mod bars;
 pub mod screen;
 pub mod command;
 pub mod script;
+pub mod history;
+pub mod complete;
 pub mod events;
 pub mod hook;
 pub mod host;
@@ -30,7 +35,11 @@ pub mod plan;
 pub mod secret;
 pub mod seat;
 pub mod stdin;
+pub mod watch;
 pub mod one_shot;
+pub mod signals;
+pub mod editor;
+pub mod shell;
 pub mod certs;
 pub mod operate;
 pub mod client;

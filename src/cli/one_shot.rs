@@ -4,17 +4,13 @@
 //! does.
 
 use std::io::IsTerminal as _;
-use std::time::Duration;
 
 use super::client_args::ClientCommand;
 use super::exit::Failure;
 use super::front::Reply;
 use super::screen::News;
 use super::seat::Seat;
-use super::secret;
-
-/// How often `downloads --watch` looks.
-const WATCH: Duration = Duration::from_secs(1);
+use super::{secret, watch};
 
 /// Has a command done that was given as these words; returns the exit status.
 pub async fn run(seat: &mut Seat, as_json: bool, command: ClientCommand, words: Vec<String>) -> u8 {
@@ -34,19 +30,10 @@ async fn obey(
     match command {
         ClientCommand::Quit => quit(seat, as_json).await,
         ClientCommand::Events { .. } => stay(seat).await,
-        ClientCommand::Downloads { watch: true } => loop {
-            let request = seat.plan().request_words(words.clone());
-            let reply = seat.ask(&command, request, None).await?;
-            if !as_json && std::io::stdout().is_terminal() {
-                // Over what was there.
-                seat.screen().print("\x1b[H\x1b[2J");
-            }
-            let status = reply.tell(seat.screen(), as_json, "");
-            if status != 0 {
-                return Ok(status);
-            }
-            tokio::time::sleep(WATCH).await;
-        },
+        ClientCommand::Downloads { watch: true } => {
+            let request = seat.plan().request_words(words);
+            watch::run(seat, &command, request, as_json).await
+        }
         ClientCommand::Share { .. } => {
             seat.screen().show(|item| item["state"] == "hashing");
             let reply = ask(seat, &command, words).await?;
@@ -54,7 +41,7 @@ async fn obey(
             if status != 0 || seat.is_lasting() {
                 return Ok(status);
             }
-            seat.screen().set_news(News::All);
+            seat.screen().set_news(News::Others);
             let words = "sharing until interrupted (mtq client daemon does it in the background)";
             seat.screen().say(words);
             stay(seat).await

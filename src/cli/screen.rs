@@ -1,42 +1,40 @@
 //! What a person sees: results, words, and below them a bar for everything under way.
 //!
-//! Bars are drawn where a terminal is and nowhere else. Whatever is said goes above them, whole lines at
-//! a time, also while a person is typing at the prompt.
+//! Bars are drawn where a terminal is and nowhere else. They stand below the cursor, which is therefore
+//! always where the next line begins: nothing about them has to be remembered, and a terminal may change
+//! its size at any time. While a person types at the prompt, lines appear above it and bars below it; what
+//! is being typed is painted again between them.
 
+use std::collections::VecDeque;
 use std::fmt;
-use std::io::{self, IsTerminal as _, Write as _};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::io::{self, IsTerminal as _, Write};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use indicatif::{ProgressBar, ProgressDrawTarget, TermLike};
 use serde_json::Value;
 use unicode_width::UnicodeWidthChar as _;
 
-use super::{progress, text};
+use super::bars::Bars;
+use super::{colour, terminal, text};
+use crate::limits;
 
-/// Bars shown at once; what is more is counted.
-const MAX_BARS: usize = 8;
-
-/// Columns of a terminal that does not say.
-const COLUMNS: usize = 80;
+/// The distance between the stops of a tabulator, as the editor has it.
+const TAB: usize = 8;
 
 /// Which news are told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum News {
-    /// None.
-    None,
     /// What was taken, or is not what it was.
     Grave,
     /// All.
     All,
+    /// All but what one does oneself, for those who see the answers to that.
+    Others,
     /// All, as objects on standard output.
     Json,
 }
 
 /// Whether something under way gets a bar.
 pub type Which = fn(&Value) -> bool;
-
-/// Where lines go above a prompt.
-pub type Prompt = Box<dyn FnMut(String) + Send>;
 
 /// A terminal, or whatever stands in its place.
 pub struct Screen {
@@ -46,11 +44,76 @@ pub struct Screen {
 struct State {
     news: News,
     which: Option<Which>,
-    prompt: Option<Prompt>,
+    mode: Mode,
+    /// Whether standard error is a terminal: words and bars can be drawn on it.
     has_bars: bool,
-    bars: Vec<Bar>,
-    /// Lines of bars above the cursor.
-    drawn: usize,
+    colours: bool,
+    bars: Bars,
+    /// Whether there are bars below the cursor.
+    drawn: bool,
+    /// Where everything is drawn.
+    out: Box<dyn Write + Send>,
+    /// Columns and rows of that.
+    size: fn() -> (usize, usize),
+}
+
+/// Who has the terminal.
+enum Mode {
+    /// Nobody else.
+    Free,
+    /// Somebody types a line.
+    Typing(Typing),
+    /// Somebody who must not be disturbed.
+    Held(Waiting),
+}
+
+/// What the editor shows, or is just about to show.
+#[derive(Default)]
+struct Typing {
+    /// With its colours.
+    prompt: String,
+    /// Without.
+    plain: String,
+    line: String,
+    /// Bytes of the line before the cursor.
+    position: usize,
+    is_shown: bool,
+    /// Set while the editor lists what a word may become.
+    listing: Option<Waiting>,
+}
+
+/// Lines that are said later.
+#[derive(Default)]
+struct Waiting {
+    lines: VecDeque<String>,
+    lost: usize,
+}
+
+impl Waiting {
+    fn push(&mut self, lines: &str) {
+        if self.lines.len() == limits::SCREEN_LINES {
+            self.lines.pop_front();
+            self.lost += 1;
+        }
+        self.lines.push_back(lines.to_owned());
+    }
+
+    fn take(self) -> String {
+        let lost = match self.lost {
+            0 => String::new(),
+            lost => format!("... {lost} lines are left out\n"),
+        };
+        self.lines.into_iter().fold(lost, |all, lines| all + &lines)
+    }
+}
+
+/// A terminal that is left alone as long as this is kept.
+pub struct Hold<'a>(&'a Screen);
+
+impl Drop for Hold<'_> {
+    fn drop(&mut self) {
+        self.0.lock().release();
+    }
 }
 
 impl fmt::Debug for Screen {
@@ -63,18 +126,29 @@ impl Screen {
     /// Standard output and standard error.
     pub fn new(news: News) -> Self {
         let has_bars = io::stderr().is_terminal();
-        let state = State { news, which: None, prompt: None, has_bars, bars: Vec::new(), drawn: 0 };
+        let out: Box<dyn Write + Send> = match has_bars {
+            true => Box::new(io::stderr()),
+            false => Box::new(io::stdout()),
+        };
+        Self::over(out, news, has_bars, colour::is_on(&io::stderr()), terminal::size)
+    }
+
+    fn over(
+        out: Box<dyn Write + Send>,
+        news: News,
+        has_bars: bool,
+        colours: bool,
+        size: fn() -> (usize, usize),
+    ) -> Self {
+        let (mode, bars) = (Mode::Free, Bars::default());
+        let state =
+            State { news, which: None, mode, has_bars, colours, bars, drawn: false, out, size };
         Self { state: Mutex::new(state) }
     }
 
     /// From now on these news are told.
     pub fn set_news(&self, news: News) {
         self.lock().news = news;
-    }
-
-    /// From now on lines go above a prompt.
-    pub fn set_prompt(&self, prompt: Prompt) {
-        self.lock().prompt = Some(prompt);
     }
 
     /// Whether bars can be seen.
@@ -87,29 +161,33 @@ impl Screen {
         self.lock().which = Some(which);
     }
 
-    /// No bars from now on.
+    /// No bars from now on, and nobody types any more.
     pub fn hide(&self) {
         let mut state = self.lock();
-        (state.which, state.bars) = (None, Vec::new());
-        state.draw("");
+        (state.which, state.bars) = (None, Bars::default());
+        state.release();
+        state.end_typing();
+        state.paint("");
     }
 
-    /// A line was typed at the prompt: the bars that stood above it are gone.
-    pub fn typed(&self) {
-        self.lock().drawn = 0;
-    }
-
-    /// How many lines of bars stand above the cursor.
-    pub fn drawn(&self) -> usize {
-        self.lock().drawn
+    /// Leaves the terminal alone: what is said meanwhile is said afterwards.
+    pub fn hold(&self) -> Hold<'_> {
+        let mut state = self.lock();
+        state.erase();
+        state.mode = Mode::Held(Waiting::default());
+        Hold(self)
     }
 
     /// Says something on standard error.
     pub fn say(&self, words: &str) {
         let mut state = self.lock();
-        match state.is_drawing() {
-            true => state.draw(&format!("{words}\n")),
-            false => eprintln!("{words}"),
+        match state.has_bars {
+            true => {
+                let words = if state.colours { colour::marked(words) } else { words.to_owned() };
+                state.paint(&format!("{words}\n"));
+            }
+            // A reader that went away is nobody's fault.
+            false => drop(writeln!(io::stderr(), "{words}")),
         }
     }
 
@@ -119,16 +197,19 @@ impl Screen {
             return;
         }
         let mut state = self.lock();
-        if state.prompt.is_some() && io::stdout().is_terminal() {
-            return state.draw(&format!("{result}\n"));
+        if !matches!(state.mode, Mode::Free) && io::stdout().is_terminal() {
+            return state.paint(&format!("{result}\n"));
         }
-        if state.drawn > 0 {
-            let bars = std::mem::take(&mut state.bars);
-            state.draw("");
-            state.bars = bars;
-        }
+        state.erase();
         let mut out = io::stdout().lock();
         let _ = writeln!(out, "{result}").and_then(|()| out.flush());
+    }
+
+    /// Empties the terminal.
+    pub fn clear(&self) {
+        let mut state = self.lock();
+        state.drawn = false;
+        state.write("\x1b[H\x1b[2J");
     }
 
     /// Hears an event of an agent.
@@ -141,10 +222,73 @@ impl Screen {
         match (news, message) {
             (News::Json, Some(_)) => self.print(&event.to_string()),
             (News::All, Some(message)) => self.say(&format!("* {message}")),
+            (News::Others, Some(message)) if !is_ones_own(event) => {
+                self.say(&format!("* {message}"));
+            }
             (News::Grave, Some(message)) if event["grave"] == true => {
                 self.say(&format!("* {message}"));
             }
             _ => {}
+        }
+    }
+
+    /// From now on a line is edited where the cursor is.
+    pub fn begin_typing(&self) {
+        let mut state = self.lock();
+        state.erase();
+        state.mode = Mode::Typing(Typing::default());
+    }
+
+    /// The editor is about to show this prompt, coloured if it is `own`; what it is to write instead.
+    pub fn shown_prompt(&self, prompt: &str, own: bool) -> String {
+        let mut state = self.lock();
+        let coloured = match own && state.colours {
+            true => colour::prompt(prompt),
+            false => prompt.to_owned(),
+        };
+        let Mode::Typing(typing) = &mut state.mode else { return coloured };
+        (typing.prompt, typing.plain) = (coloured.clone(), prompt.to_owned());
+        match typing.listing.take() {
+            // The cursor stands where the prompt begins.
+            Some(waiting) => format!("\x1b[J{}{coloured}", waiting.take()),
+            None => coloured,
+        }
+    }
+
+    /// The editor is about to show this line, its cursor behind so many bytes.
+    pub fn shown_line(&self, line: &str, position: usize) {
+        if let Mode::Typing(typing) = &mut self.lock().mode {
+            (typing.line, typing.position, typing.is_shown) = (line.to_owned(), position, true);
+        }
+    }
+
+    /// What the editor is to write behind the line: what stands below it.
+    pub fn shown_below(&self) -> String {
+        let mut state = self.lock();
+        let (columns, rows) = (state.size)();
+        let Mode::Typing(typing) = &state.mode else { return String::new() };
+        let end = typing.place(typing.line.len(), columns);
+        let below = state.below(columns, rows.saturating_sub(end.row + 2));
+        match end.is_wrapped() {
+            // The editor goes to the next row itself, only later.
+            true => format!("\n{below}\x1b[A"),
+            false => below,
+        }
+    }
+
+    /// The editor is about to list what a word may become, and shows its prompt anew afterwards.
+    pub fn lists(&self) {
+        if let Mode::Typing(typing) = &mut self.lock().mode {
+            typing.listing.get_or_insert_default();
+        }
+    }
+
+    /// The line is typed, the cursor stands below it.
+    pub fn end_typing(&self) {
+        let mut state = self.lock();
+        if let Mode::Typing(typing) = std::mem::replace(&mut state.mode, Mode::Free) {
+            state.erase();
+            state.paint(&typing.listing.unwrap_or_default().take());
         }
     }
 
@@ -154,193 +298,238 @@ impl Screen {
 }
 
 impl State {
-    fn is_drawing(&self) -> bool {
-        self.drawn > 0 || self.prompt.is_some()
-    }
-
     /// Everything that gets a bar is this far.
     fn progress(&mut self, items: &Value) {
         let Some(which) = self.which.filter(|_| self.has_bars) else { return };
-        let wanted: Vec<_> = items.as_array().into_iter().flatten().filter(|i| which(i)).collect();
-        let mut old = std::mem::take(&mut self.bars);
-        for item in wanted {
-            let key = key(item);
-            let bar = match old.iter().position(|bar| bar.key == key) {
-                Some(at) => old.swap_remove(at),
-                None => Bar::new(key, item),
-            };
-            bar.set(item);
-            self.bars.push(bar);
-        }
-        self.draw("");
+        self.bars.set(items.as_array().into_iter().flatten().filter(|item| which(item)));
+        self.paint("");
     }
 
-    /// Puts whole lines where the bars were, and the bars below them.
-    fn draw(&mut self, lines: &str) {
-        let rows: Vec<_> = self.bars.iter().map(Bar::row).collect();
-        let more = rows.len().saturating_sub(MAX_BARS);
+    /// Puts whole lines where the cursor is, and the bars below them.
+    fn paint(&mut self, lines: &str) {
+        let has_news = !lines.is_empty() || !self.bars.is_empty() || self.drawn;
+        let (columns, rows) = (self.size)();
         let mut out = String::new();
-        if self.drawn > 0 {
-            out += &format!("\x1b[{}A\r\x1b[J", self.drawn);
-        }
-        out += lines;
-        let columns = columns();
-        for row in rows.iter().take(MAX_BARS) {
-            out += &cut(row, columns.saturating_sub(1));
-            out += "\n";
-        }
-        if more > 0 {
-            out += &format!("... and {more} more\n");
-        }
-        if out.is_empty() {
-            return;
-        }
-        let had = std::mem::replace(&mut self.drawn, rows.len().min(MAX_BARS) + more.min(1));
-        match &mut self.prompt {
-            Some(prompt) => {
-                if had > 0 && self.drawn == 0 && lines.is_empty() {
-                    // What goes above a prompt ends with a line end.
-                    out += "\x1b[A\n";
+        match &mut self.mode {
+            Mode::Held(waiting) => {
+                if !lines.is_empty() {
+                    waiting.push(lines);
                 }
-                prompt(out);
             }
-            None => {
-                let mut err = io::stderr().lock();
-                let _ = err.write_all(out.as_bytes()).and_then(|()| err.flush());
+            Mode::Typing(Typing { listing: Some(waiting), .. }) => {
+                if !lines.is_empty() {
+                    waiting.push(lines);
+                }
             }
+            // The editor begins where the cursor is.
+            Mode::Typing(typing) if !typing.is_shown => out += lines,
+            Mode::Typing(typing) if has_news => {
+                let cursor = typing.place(typing.position, columns);
+                let end = typing.place(typing.line.len(), columns);
+                let shown = format!("{}{}", typing.prompt, typing.line);
+                out += &format!("{}\r\x1b[J{lines}{shown}", up(cursor.row));
+                if end.is_wrapped() {
+                    out += "\n";
+                }
+                out += &self.below(columns, rows.saturating_sub(end.row + 2));
+                out += &up(end.row - cursor.row);
+                out += "\r";
+                if cursor.column > 0 {
+                    out += &format!("\x1b[{}C", cursor.column);
+                }
+            }
+            Mode::Free if self.drawn || !self.bars.is_empty() => {
+                let below = self.below(columns, rows.saturating_sub(2));
+                out = format!("\r\x1b[J{lines}{below}\r");
+            }
+            Mode::Typing(_) | Mode::Free => out += lines,
+        }
+        self.write(&out);
+    }
+
+    /// What puts the bars below the cursor and leaves it in its row.
+    fn below(&mut self, columns: usize, room: usize) -> String {
+        let lines = self.bars.lines(columns.saturating_sub(1), room);
+        self.drawn = !lines.is_empty();
+        let text = lines.iter().fold(String::new(), |text, line| text + "\n" + line);
+        format!("\x1b[J{text}{}", up(lines.len()))
+    }
+
+    /// Takes away the bars below the cursor.
+    fn erase(&mut self) {
+        if std::mem::take(&mut self.drawn) {
+            self.write("\r\x1b[J");
+        }
+    }
+
+    /// Whoever wanted to be left alone no longer does.
+    fn release(&mut self) {
+        if matches!(self.mode, Mode::Held(_))
+            && let Mode::Held(waiting) = std::mem::replace(&mut self.mode, Mode::Free)
+        {
+            self.paint(&waiting.take());
+        }
+    }
+
+    /// Goes below a line that is being typed and will never be finished.
+    fn end_typing(&mut self) {
+        let Mode::Typing(typing) = &self.mode else { return };
+        if typing.is_shown {
+            let (columns, _) = (self.size)();
+            let (end, cursor) = (typing.line.len(), typing.position);
+            let down = typing.place(end, columns).row - typing.place(cursor, columns).row;
+            self.drawn = false;
+            self.write(&format!("{}\r\x1b[J", "\n".repeat(down + 1)));
+        }
+        self.mode = Mode::Free;
+    }
+
+    /// Writes at once; a terminal that went away is nobody's fault.
+    fn write(&mut self, text: &str) {
+        if !text.is_empty() {
+            let _ = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
         }
     }
 }
 
-/// What makes an item the same one as before.
-fn key(item: &Value) -> String {
-    format!("{} {} {}", item["state"] == "hashing", item["group"], item["name"])
-}
-
-/// One bar, drawn into memory.
-struct Bar {
-    key: String,
-    bar: ProgressBar,
-    line: Line,
-}
-
-impl Bar {
-    fn new(key: String, item: &Value) -> Self {
-        let line = Line::default();
-        let bar = match item["note"].as_str() {
-            Some(_) => progress::noted_bar(),
-            None => progress::bytes_bar(0, String::new()),
-        };
-        bar.set_draw_target(ProgressDrawTarget::term_like(Box::new(line.clone())));
-        Self { key, bar, line }
-    }
-
-    fn set(&self, item: &Value) {
-        let word = |field: &str| text::printable(item[field].as_str().unwrap_or(""));
-        let verb = match item["state"].as_str() {
-            Some(state @ ("hashing" | "checking")) => format!("{state} "),
-            _ => String::new(),
-        };
-        self.bar.set_length(item["size"].as_u64().unwrap_or(0));
-        self.bar.set_message(format!("{verb}{}", cut(&word("name"), 40)));
-        self.bar.set_prefix(word("note"));
-        self.bar.set_position(item["done_bytes"].as_u64().unwrap_or(0));
-        self.bar.tick();
-    }
-
-    fn row(&self) -> String {
-        self.line.text().trim_end().to_owned()
+impl Typing {
+    /// Where the cursor is behind so many bytes of the line, from where the prompt begins.
+    fn place(&self, position: usize, columns: usize) -> Place {
+        let before = self.line.get(..position).unwrap_or(&self.line);
+        Place::default().behind(&self.plain, columns).behind(before, columns).settled(columns)
     }
 }
 
-/// A terminal of one line that is only remembered.
-#[derive(Clone, Debug, Default)]
-struct Line(Arc<Mutex<String>>);
-
-impl Line {
-    fn text(&self) -> MutexGuard<'_, String> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
+/// A place on a terminal.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Place {
+    row: usize,
+    column: usize,
+    /// Whether the row above is full to its end.
+    is_full: bool,
 }
 
-impl TermLike for Line {
-    fn width(&self) -> u16 {
-        // It is cut where it is shown.
-        500
-    }
-
-    fn move_cursor_up(&self, _: usize) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn move_cursor_down(&self, _: usize) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn move_cursor_right(&self, _: usize) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn move_cursor_left(&self, _: usize) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn write_line(&self, words: &str) -> io::Result<()> {
-        self.write_str(words)
-    }
-
-    fn write_str(&self, words: &str) -> io::Result<()> {
-        match words {
-            // The line begins anew.
-            "\r" => self.text().clear(),
-            words => self.text().push_str(words),
+impl Place {
+    fn behind(mut self, text: &str, columns: usize) -> Self {
+        for c in text.chars() {
+            let width = match c {
+                '\n' => {
+                    (self.row, self.column) = (self.row + 1, 0);
+                    continue;
+                }
+                '\t' => TAB - self.column % TAB,
+                c => c.width().unwrap_or(0),
+            };
+            self.column += width;
+            if self.column > columns {
+                (self.row, self.column) = (self.row + 1, width);
+            }
         }
-        Ok(())
+        self
     }
 
-    fn clear_line(&self) -> io::Result<()> {
-        self.text().clear();
-        Ok(())
+    /// Behind a full row the cursor belongs into the next one.
+    fn settled(self, columns: usize) -> Self {
+        match self.column == columns {
+            true => Self { row: self.row + 1, column: 0, is_full: true },
+            false => self,
+        }
     }
 
-    fn flush(&self) -> io::Result<()> {
-        Ok(())
+    /// Whether a terminal left to itself would still be in the row above.
+    fn is_wrapped(self) -> bool {
+        self.is_full
     }
 }
 
-/// How wide the terminal is.
-pub fn columns() -> usize {
-    let size = rustix::termios::tcgetwinsize(io::stderr());
-    size.ok().map(|size| size.ws_col.into()).filter(|columns| *columns > 0).unwrap_or(COLUMNS)
+fn up(rows: usize) -> String {
+    match rows {
+        0 => String::new(),
+        rows => format!("\x1b[{rows}A"),
+    }
 }
 
-/// As much of a line as fits into so many columns.
-fn cut(line: &str, columns: usize) -> String {
-    let mut left = columns;
-    let fits = line.chars().take_while(|c| {
-        let width = c.width().unwrap_or(0);
-        let fits = width <= left;
-        left = left.saturating_sub(width);
-        fits
-    });
-    fits.collect()
+/// Whether an event is what became of a command.
+fn is_ones_own(event: &Value) -> bool {
+    let name = event["event"].as_str().unwrap_or("");
+    let own = ["shared", "stopped", "started", "paused", "cancelled", "logged-in", "logged-out"];
+    own.contains(&name)
 }
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::{Receiver, channel};
+    use std::sync::Arc;
 
     use serde_json::json;
 
     use super::*;
 
-    fn screen() -> (Screen, Receiver<String>) {
-        let screen = Screen::new(News::All);
-        let (sender, lines) = channel();
-        screen.set_prompt(Box::new(move |line| sender.send(line).expect("heard")));
-        screen.lock().has_bars = true;
-        screen.show(|item| item["state"] != "hashing");
-        (screen, lines)
+    /// A terminal of 40 columns and 12 rows.
+    #[derive(Clone)]
+    struct Glass {
+        parser: Arc<Mutex<vt100::Parser>>,
+        /// What the editor has drawn: rows above the cursor, and below it.
+        drawn: (usize, usize),
+    }
+
+    impl Write for Glass {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            // Terminals go to the first column with every line end.
+            let text = String::from_utf8_lossy(bytes).replace('\n', "\r\n");
+            self.parser.lock().expect("whole").process(text.as_bytes());
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn size(count: u16) -> std::num::NonZeroU16 {
+        count.try_into().expect("some")
+    }
+
+    impl Glass {
+        fn new() -> (Self, Screen) {
+            let parser = Arc::new(Mutex::new(vt100::Parser::new(size(12), size(40), 0)));
+            let glass = Self { parser, drawn: (0, 0) };
+            let screen = Screen::over(Box::new(glass.clone()), News::All, true, false, || (40, 12));
+            screen.show(|item| item["state"] != "hashing");
+            (glass, screen)
+        }
+
+        fn rows(&self) -> Vec<String> {
+            let parser = self.parser.lock().expect("whole");
+            let rows = parser.screen().rows(0, 40).map(|row| row.trim_end().to_owned());
+            let mut rows: Vec<_> = rows.collect();
+            while rows.last().is_some_and(String::is_empty) {
+                rows.pop();
+            }
+            rows
+        }
+
+        fn cursor(&self) -> (u16, u16) {
+            self.parser.lock().expect("whole").screen().cursor_position()
+        }
+
+        /// Draws as the editor does.
+        fn edit(&mut self, screen: &Screen, line: &str, position: usize) {
+            let prompt = screen.shown_prompt("mtq> ", true);
+            screen.shown_line(line, position);
+            let below = screen.shown_below();
+            let place = |text: &str| Place::default().behind(text, 40).settled(40);
+            let end = place(&format!("mtq> {line}"));
+            let cursor = place(&format!("mtq> {}", &line[..position]));
+            let wrap = if end.is_wrapped() { "\n" } else { "" };
+            let column = format!("\x1b[{}C", cursor.column);
+            let column = if cursor.column > 0 { column } else { String::new() };
+            let back = up(end.row - cursor.row);
+            let (above, under) =
+                std::mem::replace(&mut self.drawn, (cursor.row, end.row - cursor.row));
+            let down = if under > 0 { format!("\x1b[{under}B") } else { String::new() };
+            let clear = down + &"\r\x1b[K\x1b[A".repeat(above + under) + "\r\x1b[K";
+            write!(self, "{clear}{prompt}{line}{below}{wrap}{back}\r{column}").expect("drawn");
+        }
     }
 
     fn progress(names: &[&str]) -> Value {
@@ -353,36 +542,102 @@ mod tests {
         json!({"event": "progress", "items": names.iter().map(item).collect::<Value>()})
     }
 
+    fn news(message: &str) -> Value {
+        json!({"event": "notice", "message": message, "grave": false})
+    }
+
     #[test]
-    fn words_go_above_the_bars_and_bars_go_when_all_is_done() {
-        let (screen, lines) = screen();
+    fn bars_stand_below_words_and_go_when_all_is_done() {
+        let (glass, screen) = Glass::new();
         screen.hear(&progress(&["a.iso", "b.iso"]));
-        let drawn = lines.recv().expect("drawn");
-        let rows: Vec<_> = drawn.lines().collect();
-        assert_eq!(rows.len(), 2, "{drawn}");
-        assert!(rows[0].starts_with("a.iso [==========>"), "{drawn}");
-        assert!(rows[0].ends_with("1.00 MiB/2.00 MiB 1 peer"), "{drawn}");
-        screen.hear(
-            &json!({"event": "file-listed", "message": "bob shares \u{1b}c", "grave": false}),
-        );
-        let drawn = lines.recv().expect("drawn");
-        assert!(drawn.starts_with("\x1b[2A\r\x1b[J* bob shares \\u{1b}c\na.iso"), "{drawn:?}");
-        assert!(drawn.ends_with('\n'));
+        let rows = glass.rows();
+        assert_eq!(rows.len(), 3, "{rows:?}");
+        assert!(rows[1].starts_with("a.iso [==========>"), "{rows:?}");
+        screen.hear(&news("bob shares \u{1b}c"));
+        let rows = glass.rows();
+        assert_eq!((rows[0].as_str(), rows.len()), ("* bob shares \\u{1b}c", 4), "{rows:?}");
+        screen.hear(&progress(&["b.iso"]));
+        let rows = glass.rows();
+        assert_eq!((rows[2].starts_with("b.iso"), rows.len()), (true, 3), "{rows:?}");
         screen.hear(&progress(&[]));
-        assert_eq!(lines.recv().expect("drawn"), "\x1b[2A\r\x1b[J\x1b[A\n");
-        screen.hear(&progress(&[]));
-        assert!(lines.try_recv().is_err(), "nothing to draw, nothing drawn");
+        assert_eq!(glass.rows(), ["* bob shares \\u{1b}c"]);
+        assert_eq!(glass.cursor(), (1, 0));
+    }
+
+    #[test]
+    fn what_is_typed_stays_between_news_and_bars() {
+        let (mut glass, screen) = Glass::new();
+        screen.begin_typing();
+        screen.hear(&news("early"));
+        glass.edit(&screen, "get lab", 3);
+        screen.hear(&progress(&["a.iso"]));
+        screen.hear(&news("bob joins"));
+        let rows = glass.rows();
+        assert_eq!(rows[..3], ["* early", "* bob joins", "mtq> get lab"], "{rows:?}");
+        assert!(rows[3].starts_with("a.iso ["), "{rows:?}");
+        assert_eq!(glass.cursor(), (2, 8));
+        // Lines of every length, also those that fill rows to their ends.
+        for len in 1..=120 {
+            let line = "0123456789".repeat(12)[..len].to_owned();
+            for position in [0, len / 2, len] {
+                let (mut glass, screen) = Glass::new();
+                screen.begin_typing();
+                glass.edit(&screen, &line, position);
+                let (rows, cursor) = (glass.rows(), glass.cursor());
+                screen.hear(&news("one"));
+                screen.hear(&progress(&["a.iso", "b.iso"]));
+                glass.edit(&screen, &line, position);
+                screen.hear(&news("two"));
+                let now = glass.rows();
+                let height = (5 + len).div_ceil(40);
+                assert_eq!(now[..2], ["* one", "* two"], "{len} {now:?}");
+                assert_eq!(now[2..2 + height], rows[..height], "{len} {now:?}");
+                assert!(now[now.len() - 2].starts_with("a.iso"), "{len} {now:?}");
+                assert_eq!(glass.cursor(), (cursor.0 + 2, cursor.1), "{len} {position}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_said_meanwhile_is_said_when_there_is_room() {
+        let (mut glass, screen) = Glass::new();
+        let hold = screen.hold();
+        screen.hear(&news("one"));
+        screen.hear(&progress(&["a.iso"]));
+        assert!(glass.rows().is_empty());
+        drop(hold);
+        assert_eq!(glass.rows()[0], "* one");
+        screen.begin_typing();
+        glass.edit(&screen, "ge", 2);
+        screen.lists();
+        screen.hear(&news("two"));
+        assert!(!glass.rows().contains(&"* two".to_owned()), "{:?}", glass.rows());
+        write!(glass, "\n\x1b[Kget  \x1b[Kgetter\n").expect("drawn");
+        glass.edit(&screen, "get", 3);
+        let rows = glass.rows();
+        assert_eq!(rows[..5], ["* one", "mtq> ge", "get  getter", "* two", "mtq> get"]);
+        screen.hide();
+        assert_eq!(glass.rows().len(), 5, "{:?}", glass.rows());
+        assert_eq!(glass.cursor(), (5, 0));
+        let mut waiting = Waiting::default();
+        for n in 0..=limits::SCREEN_LINES {
+            waiting.push(&format!("{n}\n"));
+        }
+        assert!(waiting.take().starts_with("... 1 lines are left out\n1\n"));
     }
 
     #[test]
     fn many_bars_are_counted_and_long_lines_cut() {
-        let (screen, lines) = screen();
+        let (glass, screen) = Glass::new();
         let names: Vec<_> = (0..20).map(|n| format!("{n} {}", "日".repeat(100))).collect();
         screen.hear(&progress(&names.iter().map(String::as_str).collect::<Vec<_>>()));
-        let drawn = lines.recv().expect("drawn");
-        assert_eq!(drawn.lines().count(), MAX_BARS + 1);
-        assert!(drawn.ends_with("... and 12 more\n"), "{drawn}");
-        let wide = |line: &str| line.chars().filter_map(|c| c.width()).sum::<usize>();
-        assert!(drawn.lines().all(|line| wide(line) < columns()), "{drawn}");
+        let rows = glass.rows();
+        assert_eq!(rows.len(), 10, "{rows:?}");
+        assert_eq!(rows[9], "... and 12 more");
+        let mut bars = Bars::default();
+        bars.set(progress(&["a", "b", "c"])["items"].as_array().expect("items").iter());
+        let lines = |room| bars.lines(39, room).len();
+        assert_eq!([0, 1, 2, 3, 4].map(lines), [0, 1, 2, 3, 3]);
+        assert_eq!(bars.lines(39, 2)[1], "... and 2 more");
     }
 }

@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::client_args::ClientCommand;
 use super::command::PASSWORD_NEEDED;
 use super::exit::Failure;
-use super::front::{Front, Reply};
+use super::front::{AgentEnded, Front, Reply};
 use super::host::Host;
 use super::plan::Plan;
 use super::request::Request;
@@ -175,19 +175,15 @@ impl Seat {
                     Err(failure)
                         if failure.code == PASSWORD_NEEDED && request.password.is_none() =>
                     {
+                        // What is said meanwhile would be read as a part of the question.
+                        let _hold = ask.map(|_| self.screen.hold());
                         let Some(said) = secrets(command, ask).await? else { return Ok(reply) };
                         (request.password, request.new_password) = said;
                     }
                     _ => return Ok(reply),
                 },
-                // Nothing was done yet, or what was can be done again: another agent will.
-                Err(ended) if !ended.said => {}
-                Err(ended) if ended.in_order && !front.lasts() && command.is_repeatable() => {}
-                Err(_) => {
-                    let message = "the agent ended before it answered; it may have been done";
-                    return Err(Failure::new("agent-ended", message)
-                        .hint("mtq client status shows how things stand"));
-                }
+                Err(ended) if ended.may_ask_again(&front, command) => {}
+                Err(_) => return Err(AgentEnded::failure()),
             }
         }
     }

@@ -3,7 +3,9 @@
 use std::borrow::Cow;
 
 use rustyline::highlight::{CmdKind, Highlighter};
-use rustyline::{Config, Editor, Helper, completion, hint, history, validate};
+use rustyline::{ColorMode, Config, Editor, Helper, completion, hint, history, validate};
+
+use super::terminal;
 
 /// Shows nothing of what is typed but how much it is.
 struct Masked;
@@ -32,8 +34,11 @@ impl Helper for Masked {}
 
 /// Asks with these words; blocks. Nothing when the person does not want to.
 pub fn ask(words: &str) -> Option<String> {
-    let config =
-        Config::builder().auto_add_history(false).color_mode(rustyline::ColorMode::Forced).build();
+    if !terminal::can_edit() {
+        return rpassword::prompt_password(words).ok();
+    }
+    // Masking is what the editor takes for a colour.
+    let config = Config::builder().auto_add_history(false).color_mode(ColorMode::Forced).build();
     let mut editor = Editor::with_history(config, history::MemHistory::new()).ok()?;
     editor.set_helper(Some(Masked));
     editor.readline(words).ok()

@@ -88,19 +88,26 @@ pub async fn run(seat: &mut Seat, manner: Manner) -> Result<u8, Failure> {
 
 /// The status to end with. A script that leaves downloads unfinished did not succeed.
 fn ended(seat: &Seat, first_failure: u8) -> u8 {
-    let mut rows = seat.host().map(|host| host.agent().under_way()).unwrap_or_default();
-    // What came back by itself goes on whenever it can.
-    rows.retain(|row| row.asked);
-    if !rows.is_empty() {
-        let words =
-            format!("{} downloads are not finished; they go on with the next client", rows.len());
-        seat.screen().say(&words);
+    let is_finished = unfinished(seat) == 0;
+    if !is_finished {
         seat.screen().say("hint: wait, as the last command, waits for them");
     }
-    match (first_failure, rows.is_empty()) {
+    match (first_failure, is_finished) {
         (0, false) => status::FAILED,
         (failure, _) => failure,
     }
+}
+
+/// Says how many downloads of an agent run here are not finished when it ends; returns it.
+pub fn unfinished(seat: &Seat) -> usize {
+    let rows = seat.host().map(|host| host.agent().under_way()).unwrap_or_default();
+    // What came back by itself goes on whenever it can.
+    let count = rows.iter().filter(|row| row.asked).count();
+    if count > 0 {
+        let words = format!("{count} downloads are not finished; they go on with the next client");
+        seat.screen().say(&words);
+    }
+    count
 }
 
 /// Reads standard input on a thread of its own, a line when one is wanted.

@@ -89,6 +89,8 @@ const PURE: &[&str] = &[
     "cli/operator_args.rs",
     "cli/args.rs",
     "cli/script.rs",
+    "cli/history.rs",
+    "cli/complete.rs",
 ];
 
 /// What a pure file may not say.
@@ -120,6 +122,8 @@ const HOMES: &[(&str, &str)] = &[
     ("clap_complete::", "cli/manual.rs"),
     ("clap_mangen::", "cli/manual.rs"),
     ("indicatif::", "cli/"),
+    ("rustyline::", "cli/editor.rs cli/secret.rs"),
+    ("rpassword::", "cli/secret.rs"),
     ("argon2::", "tracker/password.rs"),
     ("redb::", "tracker/disk.rs client/shelf.rs"),
     ("governor::", "tracker/throttle.rs"),

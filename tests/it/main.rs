@@ -21,6 +21,7 @@ mod demo;
 mod operator;
 mod settings;
 mod examples;
+mod shell;
 mod fake_tracker;
 mod failover;
 mod cluster;

@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use super::client_args::ClientCommand;
@@ -56,7 +57,7 @@ struct Shell<'a> {
 /// # Errors
 /// [`Failure`] when there is no agent to begin with.
 pub async fn run(seat: &mut Seat, signals: &mut Signals) -> Result<Option<u8>, Failure> {
-    let advice = Advice::new();
+    let advice = Advice::new(Handle::current());
     let history = seat.plan().settings().history.value.clone();
     let front = seat.front().await?;
     seat.screen().show(|_| true);

@@ -66,11 +66,13 @@ struct Bar {
 impl Bar {
     fn new(key: String, item: &Value) -> Self {
         let line = Line::default();
-        let bar = match item["note"].as_str() {
-            Some(_) => progress::noted_bar(),
-            None => progress::bytes_bar(0, String::new()),
+        let style = match item["note"].as_str() {
+            Some(_) => progress::noted(),
+            None => progress::counting(),
         };
-        bar.set_draw_target(ProgressDrawTarget::term_like(Box::new(line.clone())));
+        // Nothing is ever drawn on the terminal by itself.
+        let target = ProgressDrawTarget::term_like(Box::new(line.clone()));
+        let bar = ProgressBar::with_draw_target(Some(0), target).with_style(style);
         Self { key, bar, line }
     }
 

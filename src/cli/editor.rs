@@ -54,9 +54,9 @@ pub struct Advice {
 }
 
 impl Advice {
-    /// Nobody's yet. In a tokio runtime.
-    pub fn new() -> Self {
-        Self { front: Arc::default(), runtime: Handle::current(), tasks: TaskTracker::new() }
+    /// Nobody's yet; asks in this runtime.
+    pub fn new(runtime: Handle) -> Self {
+        Self { front: Arc::default(), runtime, tasks: TaskTracker::new() }
     }
 
     /// From now on this agent's.

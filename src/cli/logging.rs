@@ -12,8 +12,11 @@ use super::colour;
 use super::exit::Failure;
 use super::operator_args::LogFormat;
 
-/// Who takes lines that would go to standard error.
-static TAKER: OnceLock<Box<dyn Fn(&str) + Send + Sync>> = OnceLock::new();
+/// Somebody who takes lines.
+type Taker = Box<dyn Fn(&str) + Send + Sync>;
+
+/// Who takes those that would go to standard error.
+static TAKER: OnceLock<Taker> = OnceLock::new();
 
 /// Starts logging from `level` up, or as `MTQ_LOG` says (for example `debug` or `mtq=trace`).
 ///

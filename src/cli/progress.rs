@@ -13,20 +13,24 @@ pub const REDRAW: Duration = Duration::from_millis(150);
 
 /// A bar that counts bytes.
 pub fn bytes_bar(len: u64, what: String) -> ProgressBar {
-    let bar = styled(len, "{msg} [{bar:20}] {bytes}/{total_bytes} {bytes_per_sec} {eta}");
+    let bar = ProgressBar::new(len).with_style(counting());
     bar.set_message(what);
     bar
 }
 
-fn styled(len: u64, template: &str) -> ProgressBar {
-    let style =
-        ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
-    ProgressBar::new(len).with_style(style.progress_chars("=> "))
+/// Bytes, how fast they come, and when all are there.
+pub fn counting() -> ProgressStyle {
+    style("{msg} [{bar:20}] {bytes}/{total_bytes} {bytes_per_sec} {eta}")
 }
 
-/// A bar that counts bytes, with a note behind it.
-pub fn noted_bar() -> ProgressBar {
-    styled(0, "{msg} [{bar:20}] {bytes}/{total_bytes} {prefix}")
+/// Bytes, with a note behind them.
+pub fn noted() -> ProgressStyle {
+    style("{msg} [{bar:20}] {bytes}/{total_bytes} {prefix}")
+}
+
+fn style(template: &str) -> ProgressStyle {
+    let style = ProgressStyle::with_template(template);
+    style.unwrap_or_else(|_| ProgressStyle::default_bar()).progress_chars("=> ")
 }
 
 /// Peers that take part in a download now.

@@ -6,6 +6,7 @@
 use std::future::Future;
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
 use tokio::task::JoinSet;
 
 use super::client_args::ClientCommand;
@@ -56,7 +57,7 @@ struct Shell<'a> {
 /// # Errors
 /// [`Failure`] when there is no agent to begin with.
 pub async fn run(seat: &mut Seat, signals: &mut Signals) -> Result<Option<u8>, Failure> {
-    let advice = Advice::new();
+    let advice = Advice::new(Handle::current());
     let history = seat.plan().settings().history.value.clone();
     let front = seat.front().await?;
     seat.screen().show(|_| true);
@@ -249,10 +250,8 @@ impl Shell<'_> {
         let screen = self.seat.screen();
         let open = self.begun.len();
         if open > 0 && !std::mem::replace(&mut self.is_warned, true) {
-            let words = if open == 1 { "a share or get is" } else { "shares or gets are" };
-            screen.say(&format!(
-                "{open} {words} not begun yet and would be given up; quit (or Ctrl-D) again ends anyway"
-            ));
+            let words = if open == 1 { "share or get is" } else { "shares or gets are" };
+            screen.say(&format!("{open} {words} not begun yet: quit or Ctrl-D once more gives up"));
             return false;
         }
         stdin::unfinished(self.seat);

@@ -24,10 +24,11 @@ impl Terminal {
         Self { found: input.is_terminal().then(|| tcgetattr(input).ok()).flatten() }
     }
 
-    /// From now on what is typed is not shown by the terminal itself.
+    /// From now on what is typed is not shown by the terminal itself, and kept as it is until somebody
+    /// reads it; but keys that are signals stay signals.
     pub fn hush(&self) {
         if let Some(mut modes) = self.found.clone() {
-            modes.local_modes -= LocalModes::ECHO;
+            modes.local_modes -= LocalModes::ECHO | LocalModes::ICANON;
             // A terminal that cannot do it only looks worse.
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, &modes);
         }

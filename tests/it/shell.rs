@@ -137,7 +137,7 @@ impl Person {
 
     /// Waits until a command runs and no line is edited.
     fn sees_work(&self) {
-        wait_for("a command", || self.modes().contains(LocalModes::ICANON).then_some(()));
+        wait_for("a command", || self.modes().contains(LocalModes::ISIG).then_some(()));
     }
 
     /// Waits for the end; the terminal must be as it was found.
@@ -403,7 +403,7 @@ fn a_signal_leaves_the_terminal_as_it_was() {
     bob.sees_line("bob>");
     bob.types("half a li");
     bob.sees_line("bob> half a li");
-    assert!(!bob.modes().contains(LocalModes::ICANON));
+    assert!(!bob.modes().contains(LocalModes::ISIG));
     terminate(&bob.child);
     bob.sees_words("ending in order");
     assert_eq!(bob.ends(), 130);

@@ -107,7 +107,10 @@ pub async fn run(
             let stopped = agent.logout().await?;
             let text = match stopped {
                 0 => "logged out".to_owned(),
-                n => format!("logged out; {n} files are no longer shared or downloaded"),
+                n => format!(
+                    "logged out; no more sharing and downloading of {}",
+                    text::count(n, "file")
+                ),
             };
             Ok(Answer::new(json!({"stopped": stopped}), text))
         }
@@ -148,7 +151,7 @@ pub async fn run(
                             Some(owner) => format!("owner {owner}"),
                             None => "everybody's".to_owned(),
                         },
-                        format!("{} members", row.member_count),
+                        text::count(row.member_count as usize, "member"),
                         standing.to_owned(),
                     ]
                 })
@@ -443,8 +446,8 @@ fn tracker_line(TrackerStatus { line, sync }: &TrackerStatus) -> Vec<String> {
     };
     let sync = match sync {
         Some(sync) if sync.behind > 0 => format!(
-            "{} changes behind for {}",
-            sync.behind,
+            "{} behind for {}",
+            text::count(sync.behind as usize, "change"),
             humantime::format_duration(Duration::from_secs(sync.behind_ms / 1_000))
         ),
         Some(sync) if sync.connected => "in sync".to_owned(),

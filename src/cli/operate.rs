@@ -396,7 +396,7 @@ fn group_line(row: &Value) -> Vec<String> {
             Value::String(owner) => format!("owner {owner}"),
             _ => "no owner".to_owned(),
         },
-        format!("{} members", row["members"]),
+        text::count(row["members"].as_u64().unwrap_or(0) as usize, "member"),
         format!("{} files", row["files"]),
         marks.join(", "),
         match &row["created"] {

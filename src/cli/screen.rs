@@ -101,7 +101,7 @@ impl Waiting {
     fn take(self) -> String {
         let lost = match self.lost {
             0 => String::new(),
-            lost => format!("... {lost} lines are left out\n"),
+            lost => format!("... {} left out\n", text::count(lost, "line")),
         };
         self.lines.into_iter().fold(lost, |all, lines| all + &lines)
     }
@@ -623,7 +623,7 @@ mod tests {
         for n in 0..=limits::SCREEN_LINES {
             waiting.push(&format!("{n}\n"));
         }
-        assert!(waiting.take().starts_with("... 1 lines are left out\n1\n"));
+        assert!(waiting.take().starts_with("... 1 line left out\n1\n"));
     }
 
     #[test]

@@ -73,8 +73,10 @@ pub async fn run(seat: &mut Seat, manner: Manner) -> Result<u8, Failure> {
     let rows = seat.host().map(|host| host.agent().downloads()).unwrap_or_default();
     let seeding = rows.iter().filter(|row| row.state == EntryState::Seeding).count();
     if manner.stay {
-        let words =
-            format!("no more commands; {} files are shared or downloaded until Ctrl-C", rows.len());
+        let words = format!(
+            "no more commands; sharing and downloading of {} until Ctrl-C",
+            text::count(rows.len(), "file")
+        );
         seat.screen().say(&words);
         loop {
             seat.front().await?.ended().await;
@@ -104,7 +106,10 @@ pub fn unfinished(seat: &Seat) -> usize {
     // What came back by itself goes on whenever it can.
     let count = rows.iter().filter(|row| row.asked).count();
     if count > 0 {
-        let words = format!("{count} downloads are not finished; they go on with the next client");
+        let words = format!(
+            "{} not finished; to go on with the next client",
+            text::count(count, "download")
+        );
         seat.screen().say(&words);
     }
     count

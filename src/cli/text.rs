@@ -33,6 +33,11 @@ pub fn rate(bytes_per_sec: u64) -> String {
     format!("{}/s", ByteSize(bytes_per_sec).display().si())
 }
 
+/// So many of something: `1 file`, `2 files`.
+pub fn count(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
 /// Rows as columns, each as wide as its widest cell, two blanks apart; nothing trails.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
@@ -70,6 +75,7 @@ mod tests {
     fn columns_line_up() {
         let rows = [vec!["a".into(), "bb".into()], vec!["ccc".into(), "d".into()]];
         assert_eq!(table(&rows), "a    bb\nccc  d");
+        assert_eq!((count(1, "file"), count(0, "file")), ("1 file".into(), "0 files".into()));
         assert_eq!(size(3 * 1024 * 1024), "3.0 MiB");
         assert_eq!(rate(83_100_000), "83.1 MB/s");
     }

@@ -123,7 +123,7 @@ pub enum AgentError {
     #[error(transparent)]
     Bind(#[from] BindError),
     /// A wait was not long enough.
-    #[error("{0} downloads are not finished yet")]
+    #[error("not finished yet: {0} under way")]
     Timeout(usize),
     /// A download failed.
     #[error("{name}: {error}")]

@@ -74,7 +74,7 @@ pub async fn run(seat: &mut Seat, manner: Manner) -> Result<u8, Failure> {
     let seeding = rows.iter().filter(|row| row.state == EntryState::Seeding).count();
     if manner.stay {
         let words = format!(
-            "no more commands; sharing and downloading of {} until Ctrl-C",
+            "no more commands; {} shared or downloaded until Ctrl-C",
             text::count(rows.len(), "file")
         );
         seat.screen().say(&words);
@@ -106,10 +106,10 @@ pub fn unfinished(seat: &Seat) -> usize {
     // What came back by itself goes on whenever it can.
     let count = rows.iter().filter(|row| row.asked).count();
     if count > 0 {
-        let words = format!(
-            "{} not finished; to go on with the next client",
-            text::count(count, "download")
-        );
+        let words = match count {
+            1 => "1 download is not finished; it goes on with the next client".to_owned(),
+            _ => format!("{count} downloads are not finished; they go on with the next client"),
+        };
         seat.screen().say(&words);
     }
     count

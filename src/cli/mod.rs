@@ -19,6 +19,7 @@ pub mod terminal;
 pub mod bars;
 pub mod screen;
 pub mod command;
+pub mod help;
 pub mod script;
 pub mod history;
 pub mod complete;

@@ -6,6 +6,7 @@ use clap::{ArgMatches, CommandFactory as _, Parser as _};
 
 use super::client_args::{ClientCommand, Line};
 use super::exit::Failure;
+use super::help;
 
 /// What a line asks for.
 #[derive(Debug)]
@@ -43,6 +44,9 @@ pub fn parse_words(mut words: Vec<String>) -> Parsed {
     // The seeds' two-word form.
     if words.len() >= 2 && words[0] == "show" && words[1] == "downloads" {
         words.splice(..2, ["downloads".to_owned()]);
+    }
+    if matches!(words.as_slice(), [word] if ["help", "--help", "-h"].contains(&word.as_str())) {
+        return Parsed::Help(help::all());
     }
     match Line::try_parse_from(words) {
         Ok(line) => Parsed::Command(line.command),

@@ -88,7 +88,9 @@ const PURE: &[&str] = &[
     "cli/settings.rs",
     "cli/operator_args.rs",
     "cli/args.rs",
+    "cli/help.rs",
     "cli/script.rs",
+    "cli/request.rs",
     "cli/history.rs",
     "cli/complete.rs",
 ];

@@ -479,13 +479,13 @@ async fn get(
         }
     };
     let warning = started.warning.clone();
-    let answer = match wait {
-        false => Answer::new(started_json(&started), started_text(&started)),
-        true => {
-            let which = (started.group, Selector::Id(started.content.into()));
-            self::wait(agent, Some(which), None).await?
-        }
-    };
+    let mut answer = Answer::new(started_json(&started), started_text(&started));
+    if wait {
+        let which = (started.group, Selector::Id(started.content.into()));
+        let over = self::wait(agent, Some(which), None).await?;
+        answer.json["downloads"] = over.json["downloads"].clone();
+        answer.text = over.text;
+    }
     Ok(answer.warn_if(warning))
 }
 

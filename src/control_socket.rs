@@ -79,7 +79,7 @@ impl ControlSocket {
         socket.bind(SocketPath::named(directory, NEW_SOCKET_NAME)?.path())?;
         // Nobody can connect before it listens, and by then nobody else may.
         fs::set_permissions(&new, Permissions::from_mode(0o600))?;
-        let listener = socket.listen(limits::CONTROL_CONNECTIONS as u32)?;
+        let listener = socket.listen(limits::CONTROL_BACKLOG)?;
         let path = directory.join(SOCKET_NAME);
         fs::rename(&new, &path)?;
         Ok(Self { listener, path })

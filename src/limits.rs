@@ -547,6 +547,10 @@ pub const CONTROL_ROWS: usize = 1_000;
 /// Connections to a tracker's control socket at once; more wait to be accepted.
 pub const CONTROL_CONNECTIONS: usize = 16;
 
+/// Connections to a control socket that wait to be accepted; the system may allow fewer. Hundreds of
+/// processes may ask at the same moment.
+pub const CONTROL_BACKLOG: u32 = 1024;
+
 /// A control connection that asks nothing, or does not read its answer, for this long is closed.
 pub const CONTROL_IDLE: Duration = Duration::from_secs(60);
 
@@ -557,9 +561,9 @@ pub const MAX_REQUEST_LINE: usize = 8 * MAX_LINE_LEN;
 /// Bytes of one answer of an agent: the rows of 20,000 downloads with their sources.
 pub const MAX_REPLY_LINE: usize = 64 * 1024 * 1024;
 
-/// Connections to a client's control socket at once; more wait to be accepted. Each may be a shell that
-/// stays for days.
-pub const CONTROL_CLIENTS: usize = 64;
+/// Connections to a client's control socket at once; more are told that it is busy. Each may be a shell
+/// that stays for days.
+pub const CONTROL_CLIENTS: usize = 512;
 
 /// Requests of one such connection under way at once.
 pub const CONTROL_REQUESTS: usize = 64;

@@ -7,6 +7,7 @@ use clap::ArgMatches;
 
 use super::client_args::{ClientArgs, ClientCommand, ClientVerb};
 use super::exit::{Failure, status};
+use super::front::Reply;
 use super::operator_args::LogFormat;
 use super::plan::Plan;
 use super::screen::{News, Screen};
@@ -32,6 +33,11 @@ pub fn run(args: &ClientArgs, matches: &ArgMatches) -> Result<u8, Failure> {
     let work = match (&args.verb, matches.subcommand()) {
         (Some(ClientVerb::Daemon(_)), _) => Work::Daemon,
         (Some(ClientVerb::Command(command)), Some((_, matches))) => {
+            if args.stay || args.keep_going {
+                let message = "--stay and --keep-going are for scripts on standard input";
+                return Err(Failure::usage(message)
+                    .hint("mtq client daemon goes on sharing; share does until Ctrl-C"));
+            }
             if command.has_password() {
                 let message = "passwords are not taken from the command line: others can see it";
                 return Err(Failure::usage(message)
@@ -84,7 +90,13 @@ async fn session(plan: Plan, manner: Manner, work: Work) -> Result<u8, Failure> 
         let words = "interrupted: ending in order; once more ends at once";
         (Ok(status::INTERRUPTED), Some(words))
     };
-    let (quit, is_daemon) = (seat.quit(), matches!(work, Work::Daemon));
+    let quit = seat.quit();
+    // What is said to whoever waits for what an agent that was told to end does not do any more.
+    let stopped = match &work {
+        Work::Daemon => None,
+        Work::Command(command, _) => Some(command.name()),
+        Work::Script | Work::Prompt => Some(""),
+    };
     let (result, words) = match work {
         Work::Prompt => {
             terminal.hush();
@@ -95,9 +107,13 @@ async fn session(plan: Plan, manner: Manner, work: Work) -> Result<u8, Failure> 
         }
         work => tokio::select! {
             result = carry_out(&mut seat, manner, work) => (result, None),
-            () = quit.cancelled() => match is_daemon {
-                true => (Ok(0), None),
-                false => (Ok(status::FAILED), Some("the agent was told to end")),
+            () = quit.cancelled() => match stopped {
+                None => (Ok(0), None),
+                Some(name) => {
+                    let failure = Failure::new("stopped", "the agent was told to end");
+                    let reply = Reply::here(name, Err(failure));
+                    (Ok(reply.tell(&screen, manner.json && !name.is_empty(), "")), None)
+                }
             },
             () = signals.next() => interrupted(),
         },
@@ -111,7 +127,10 @@ async fn session(plan: Plan, manner: Manner, work: Work) -> Result<u8, Failure> 
         // Once more means now.
         () = signals.next() => {}
     }
-    result
+    match screen.take_lost() {
+        Some(error) => Err(Failure::new("disk", format!("standard output: {error}"))),
+        None => result,
+    }
 }
 
 async fn carry_out(seat: &mut Seat, manner: Manner, work: Work) -> Result<u8, Failure> {
@@ -124,7 +143,7 @@ async fn carry_out(seat: &mut Seat, manner: Manner, work: Work) -> Result<u8, Fa
 
 /// Runs the agent alone.
 async fn daemon(seat: &mut Seat) -> Result<u8, Failure> {
-    let agent = seat.run_agent()?.agent().clone();
+    let agent = seat.run_next_agent().await?.agent().clone();
     let _news = seat.front().await?;
     let screen = seat.screen();
     screen.say(&format!("the agent is up on {}", text::path(agent.data_dir())));

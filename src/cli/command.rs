@@ -569,8 +569,10 @@ fn bad_name(text: &str, error: &dyn std::error::Error) -> Failure {
 /// A password, from the words of the command or said with it.
 fn secret(given: Option<String>, said: &Option<Password>) -> Result<Password, Failure> {
     given.map(Password).or_else(|| said.clone()).ok_or_else(|| {
-        Failure::new(PASSWORD_NEEDED, "a password is needed")
-            .hint("it follows the user name, or comes from MTQ_PASSWORD")
+        Failure::new(PASSWORD_NEEDED, "a password is needed").hint(
+            "put it into MTQ_PASSWORD, a new one for passwd into MTQ_NEW_PASSWORD; in a script it \
+             may follow the user name",
+        )
     })
 }
 

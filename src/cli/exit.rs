@@ -145,6 +145,28 @@ fn status_of(code: &str) -> u8 {
         "usage" | "bad-name" | "bad-pattern" | "bad-config" | "no-trackers" | "password-needed" => {
             status::USAGE
         }
+        "interrupted" => status::INTERRUPTED,
         _ => status::FAILED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_of_codes_is_true() {
+        let table = include_str!("../../JSON.md");
+        let rows = table.lines().filter_map(|line| {
+            let mut cells = line.split('|').map(str::trim);
+            let (_, code, status) = (cells.next()?, cells.next()?, cells.next()?);
+            let code = code.strip_prefix('`')?.strip_suffix('`')?;
+            Some((code, status.parse::<u8>().ok()?))
+        });
+        let rows: Vec<_> = rows.collect();
+        assert!(rows.len() > 80, "{}", rows.len());
+        for (code, status) in rows {
+            assert_eq!(status_of(code), status, "{code}");
+        }
     }
 }

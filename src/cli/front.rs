@@ -22,11 +22,15 @@ use super::output::Answer;
 use super::request::{self, Request, RequestId};
 use super::screen::Screen;
 use super::text;
+use crate::clock;
 use crate::control_socket::{Lines, Said, SocketPath};
 use crate::limits;
 
 /// An agent greets at once.
-const GREETING: Duration = Duration::from_secs(10);
+const GREETING: Duration = Duration::from_secs(5);
+
+/// How often it is tried to connect where many do.
+const CONNECT_AGAIN: Duration = Duration::from_millis(20);
 
 /// What an agent answered.
 #[derive(Clone, Debug)]
@@ -107,7 +111,9 @@ impl AgentEnded {
     /// Whether another agent may be asked the same: nothing was done yet, or what was can be done
     /// again.
     pub fn may_ask_again(self, front: &Front, command: &ClientCommand) -> bool {
-        !self.said || (self.in_order && !front.lasts() && command.is_repeatable())
+        // One that was to end for good is not run again for those who only watched.
+        let for_good = self.in_order && front.lasts();
+        !self.said || (command.is_repeatable() && !for_good)
     }
 
     /// What is said when it may not.
@@ -115,6 +121,22 @@ impl AgentEnded {
         let message = "the agent ended before it answered; it may have been done";
         Failure::new("agent-ended", message).hint("mtq client status shows how things stand")
     }
+}
+
+/// Why there is no talking to whoever has the socket.
+#[derive(Debug)]
+pub enum NoGreeting {
+    /// It is just ending.
+    Ended,
+    /// It says nothing.
+    Silent,
+    /// It does not want to.
+    Refused(Failure),
+}
+
+fn silent(directory: &Path) -> Failure {
+    let message = format!("the agent on {} does not answer", text::path(directory));
+    Failure::new("agent-silent", message).hint("is it stopped, or is it a tracker's directory?")
 }
 
 /// Who is told what an agent says unasked.
@@ -132,14 +154,15 @@ pub struct Front {
 
 #[derive(Debug, Default)]
 struct Shared {
-    waiting: Mutex<HashMap<u64, oneshot::Sender<Value>>>,
+    /// Who waits for an answer; they get none for what was not heard.
+    waiting: Mutex<HashMap<u64, oneshot::Sender<Option<Value>>>>,
     next_id: AtomicU64,
     ending: CancellationToken,
     over: CancellationToken,
 }
 
 impl Shared {
-    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Value>>> {
+    fn waiting(&self) -> MutexGuard<'_, HashMap<u64, oneshot::Sender<Option<Value>>>> {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -150,44 +173,67 @@ impl Front {
     /// # Errors
     /// [`Failure`] when there is one and it cannot be used.
     pub async fn find(directory: &Path, hear: Hear) -> Result<Option<Self>, Failure> {
-        let connected = match SocketPath::of(directory) {
-            Ok(path) => UnixStream::connect(path.path()).await,
-            Err(error) => Err(error),
-        };
-        let stream = match connected {
-            Ok(stream) => stream,
-            Err(error) => {
-                return match error.kind() {
-                    // Refused: a killed agent left its socket.
-                    io::ErrorKind::NotFound
-                    | io::ErrorKind::NotADirectory
-                    | io::ErrorKind::ConnectionRefused => Ok(None),
-                    io::ErrorKind::PermissionDenied => {
-                        let message =
-                            format!("the agent on {} is not yours to use", text::path(directory));
-                        Err(Failure::new("permission-denied", message)
-                            .hint("use a data directory of your own: --data-dir DIR"))
-                    }
-                    _ => Err(Failure::new("disk", format!("{}: {error}", text::path(directory)))),
-                };
+        let begun = clock::monotonic();
+        let stream = loop {
+            let connected = match SocketPath::of(directory) {
+                Ok(path) => UnixStream::connect(path.path()).await,
+                Err(error) => Err(error),
+            };
+            let error = match connected {
+                Ok(stream) => break stream,
+                Err(error) => error,
+            };
+            match error.kind() {
+                // So many connect that this one has to wait.
+                io::ErrorKind::WouldBlock if begun.elapsed() < GREETING => {
+                    tokio::time::sleep(CONNECT_AGAIN).await;
+                }
+                kind => {
+                    return match kind {
+                        // Refused: a killed agent left its socket.
+                        io::ErrorKind::NotFound
+                        | io::ErrorKind::NotADirectory
+                        | io::ErrorKind::ConnectionRefused => Ok(None),
+                        io::ErrorKind::WouldBlock => Err(silent(directory)),
+                        io::ErrorKind::PermissionDenied => {
+                            let message = format!(
+                                "the agent on {} is not yours to use",
+                                text::path(directory)
+                            );
+                            Err(Failure::new("permission-denied", message)
+                                .hint("use a data directory of your own: --data-dir DIR"))
+                        }
+                        _ => {
+                            Err(Failure::new("disk", format!("{}: {error}", text::path(directory))))
+                        }
+                    };
+                }
             }
         };
-        // One that is just ending says nothing any more.
-        Ok(Self::over(stream, hear).await.ok())
+        match Self::over(stream, hear).await {
+            Ok(front) => Ok(Some(front)),
+            Err(NoGreeting::Ended) => Ok(None),
+            Err(NoGreeting::Silent) => Err(silent(directory)),
+            Err(NoGreeting::Refused(failure)) => Err(failure),
+        }
     }
 
     /// Talks over `stream`, in a tokio runtime.
     ///
     /// # Errors
-    /// [`AgentEnded`] when nobody greets.
-    pub async fn over(stream: UnixStream, hear: Hear) -> Result<Self, AgentEnded> {
+    /// [`NoGreeting`].
+    pub async fn over(stream: UnixStream, hear: Hear) -> Result<Self, NoGreeting> {
         let (read, write) = stream.into_split();
         let mut read = Lines::new(BufReader::new(read), limits::MAX_REPLY_LINE);
-        let said = tokio::time::timeout(GREETING, read.next()).await;
-        let Ok(Ok(Some(Said::Line(line)))) = said else {
-            return Err(AgentEnded { said: false, in_order: true });
+        let line = match tokio::time::timeout(GREETING, read.next()).await {
+            Ok(Ok(Some(Said::Line(line)))) => line,
+            Ok(_) => return Err(NoGreeting::Ended),
+            Err(_) => return Err(NoGreeting::Silent),
         };
         let hello: Value = serde_json::from_slice(&line).unwrap_or_default();
+        if hello["event"] != "hello" {
+            return Err(NoGreeting::Refused(Failure::of_json(&hello["error"])));
+        }
         let (lines, queue) = mpsc::channel(limits::CONTROL_LINES);
         let shared = Arc::new(Shared::default());
         let stop = CancellationToken::new();
@@ -236,16 +282,20 @@ impl Front {
         let (sender, answer) = oneshot::channel();
         self.shared.waiting().insert(id, sender);
         let asked = Asked { front: self, id };
-        if self.shared.over.is_cancelled() {
+        if self.is_over() {
             return Err(unsaid);
         }
         let line = Zeroizing::new(line + "\n");
         self.lines.send(line).await.map_err(|_| unsaid)?;
         // At the end those who still wait are forgotten.
-        let answer = answer.await.ok();
+        let answer = answer.await;
         drop(asked);
         let in_order = self.shared.ending.is_cancelled();
-        answer.map(Reply::of).ok_or(AgentEnded { said: true, in_order })
+        match answer {
+            Ok(Some(answer)) => Ok(Reply::of(answer)),
+            Ok(None) => Err(unsaid),
+            Err(_) => Err(AgentEnded { said: true, in_order }),
+        }
     }
 }
 
@@ -288,17 +338,28 @@ async fn converse(
     };
     let reading = async {
         while let Ok(Some(said)) = read.next().await {
-            let Said::Line(line) = said else { continue };
-            let Ok(json) = serde_json::from_slice::<Value>(&line) else { continue };
+            // An answer that cannot be taken is never given: those who wait must not wait for it.
+            let Said::Line(line) = said else { return };
+            let Ok(json) = serde_json::from_slice::<Value>(&line) else { return };
             match (json["event"].as_str(), json["id"].as_u64()) {
-                (Some("ending"), _) => shared.ending.cancel(),
+                (Some("ending"), _) => {
+                    shared.ending.cancel();
+                    let under_way = json["under_way"].as_array().cloned().unwrap_or_default();
+                    let mut waiting = shared.waiting();
+                    let unheard = |id: &u64| !under_way.iter().any(|heard| *heard == json!(id));
+                    let ids: Vec<_> = waiting.keys().copied().filter(unheard).collect();
+                    for sender in ids.into_iter().filter_map(|id| waiting.remove(&id)) {
+                        // Whoever asked may have given it up.
+                        let _ = sender.send(None);
+                    }
+                }
                 (Some(_), _) => hear(&json),
                 (None, Some(id)) => {
                     let waiting = shared.waiting().remove(&id);
                     // Whoever asked may have given it up.
-                    let _ = waiting.map(|waiting| waiting.send(json));
+                    let _ = waiting.map(|waiting| waiting.send(Some(json)));
                 }
-                (None, None) => {}
+                (None, None) => return,
             }
         }
     };

@@ -5,6 +5,7 @@
 
 use std::process::Stdio;
 
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 use tokio::sync::broadcast::Receiver;
@@ -14,16 +15,31 @@ use tokio_util::sync::CancellationToken;
 use super::{events, request};
 use crate::client::report::Notice;
 use crate::clock;
-use crate::limits::HOOK_PATIENCE;
+use crate::limits::{DRAIN, HOOK_PATIENCE};
 
-/// Runs `command` by the shell for every notice, until `draining`; then for those that are there. The
-/// event stands on its standard input as one JSON object, and its name in `MTQ_EVENT`.
-pub async fn run(command: String, mut notices: Receiver<Notice>, draining: CancellationToken) {
+/// Runs `command` by the shell for every notice, until it is `quiet`; then for those that are there, as
+/// far as that does not take long. The event stands on its standard input as one JSON object, and its name
+/// in `MTQ_EVENT`.
+pub async fn run(command: String, mut notices: Receiver<Notice>, quiet: CancellationToken) {
+    let late = async {
+        quiet.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    tokio::select! {
+        () = obey(&command, &mut notices, &quiet) => {}
+        () = late => {
+            let count = notices.len();
+            tracing::warn!(count, "the program for events was too slow: it is not told of the last");
+        }
+    }
+}
+
+async fn obey(command: &str, notices: &mut Receiver<Notice>, quiet: &CancellationToken) {
     loop {
         let next = tokio::select! {
             biased;
             next = notices.recv() => next,
-            () = draining.cancelled() => match notices.try_recv() {
+            () = quiet.cancelled() => match notices.try_recv() {
                 Ok(notice) => Ok(notice),
                 Err(TryRecvError::Lagged(missed)) => Err(RecvError::Lagged(missed)),
                 Err(TryRecvError::Empty | TryRecvError::Closed) => return,
@@ -36,7 +52,7 @@ pub async fn run(command: String, mut notices: Receiver<Notice>, draining: Cance
         };
         let name = event["event"].as_str().unwrap_or("").to_owned();
         let line = request::event(event, clock::now());
-        match tokio::time::timeout(HOOK_PATIENCE, call(&command, &name, &line)).await {
+        match tokio::time::timeout(HOOK_PATIENCE, call(command, &name, &line)).await {
             Ok(Ok(())) => {}
             Ok(Err(why)) => tracing::warn!(event = name, why, "the program for events failed"),
             Err(_) => tracing::warn!(event = name, "the program for events took too long"),
@@ -44,24 +60,43 @@ pub async fn run(command: String, mut notices: Receiver<Notice>, draining: Cance
     }
 }
 
-/// Runs it once, to its end.
+/// Runs it once, to its end. It is a process group of its own: what is typed on the terminal does not
+/// mean it, and what it began ends with it when it is given up.
 async fn call(command: &str, name: &str, line: &str) -> Result<(), String> {
     let words = |error: std::io::Error| error.to_string();
     let mut child = Command::new("/bin/sh")
         .args(["-c", command])
         .env("MTQ_EVENT", name)
+        // What is asked of the agent is none of its business.
+        .env_remove("MTQ_PASSWORD")
+        .env_remove("MTQ_NEW_PASSWORD")
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
+        .process_group(0)
         .kill_on_drop(true)
         .spawn()
         .map_err(words)?;
+    let mut group = Group(child.id().and_then(|id| Pid::from_raw(id.cast_signed())));
     if let Some(mut input) = child.stdin.take() {
         // One that does not read it does not want to know.
         let _ = input.write_all(format!("{line}\n").as_bytes()).await;
     }
     let status = child.wait().await.map_err(words)?;
+    group.0 = None;
     if status.success() { Ok(()) } else { Err(status.to_string()) }
+}
+
+/// A program under way, and all it began; killed when this goes.
+struct Group(Option<Pid>);
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // It may have ended by itself.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
 }
 
 #[cfg(test)]

@@ -54,6 +54,9 @@ struct Shared {
     stop: CancellationToken,
     tasks: TaskTracker,
     places: Arc<Semaphore>,
+    /// There will be no more events.
+    quiet: CancellationToken,
+    hooks: TaskTracker,
 }
 
 impl Host {
@@ -74,11 +77,13 @@ impl Host {
             stop: CancellationToken::new(),
             tasks: TaskTracker::new(),
             places: Arc::new(Semaphore::new(limits::CONTROL_CLIENTS)),
+            quiet: CancellationToken::new(),
+            hooks: TaskTracker::new(),
         });
         shared.tasks.spawn(accept(shared.clone(), socket));
         if let Some(hook) = hook {
-            let work = hook::run(hook, shared.agent.notices(), shared.draining.clone());
-            shared.tasks.spawn(shared.stop.clone().run_until_cancelled_owned(work));
+            let work = hook::run(hook, shared.agent.notices(), shared.quiet.clone());
+            shared.hooks.spawn(work);
         }
         Self { shared }
     }
@@ -108,34 +113,45 @@ impl Host {
         shared.stop.cancel();
         shared.agent.shutdown().await;
         shared.tasks.wait().await;
+        shared.quiet.cancel();
+        shared.hooks.close();
+        shared.hooks.wait().await;
     }
 }
 
 /// Takes connections until there is an end; the socket's file goes with it.
 async fn accept(shared: Arc<Shared>, socket: ControlSocket) {
     loop {
-        let next = async {
-            let place = shared.places.clone().acquire_owned().await;
-            (place, socket.accept().await)
-        };
-        let (place, accepted) = tokio::select! {
+        let accepted = tokio::select! {
             () = shared.draining.cancelled() => return,
-            next = next => next,
+            accepted = socket.accept() => accepted,
         };
         match accepted {
-            Ok(stream) => {
-                let conversation = converse(shared.clone(), stream);
-                shared.tasks.spawn(async move {
-                    conversation.await;
-                    drop(place);
-                });
-            }
+            Ok(stream) => match shared.places.clone().try_acquire_owned() {
+                Ok(place) => {
+                    let conversation = converse(shared.clone(), stream);
+                    shared.tasks.spawn(async move {
+                        conversation.await;
+                        drop(place);
+                    });
+                }
+                Err(_) => refuse(&stream),
+            },
             Err(error) => {
                 tracing::warn!(%error, "cannot accept on the control socket");
                 tokio::time::sleep(limits::ACCEPT_PAUSE).await;
             }
         }
     }
+}
+
+/// Tells one connection too many so, and lets it go.
+fn refuse(stream: &UnixStream) {
+    let message = format!("{} connections are open to the agent", limits::CONTROL_CLIENTS);
+    let failure = Failure::new("busy", message).hint("close some of them");
+    let line = request::answer(None, "", &Err(failure), false) + "\n";
+    // There is room for it: nothing was written before.
+    let _ = stream.try_write(line.as_bytes());
 }
 
 /// What waits to be written: it may hold secrets.
@@ -159,7 +175,10 @@ async fn converse(shared: Arc<Shared>, stream: UnixStream) {
         let mut lines = Lines::new(BufReader::new(read), limits::MAX_REQUEST_LINE);
         talk.listen(&mut lines).await;
         if shared.draining.is_cancelled() {
-            talk.tell(request::event(json!({"event": "ending"}), clock::now())).await;
+            // Whoever asked for anything else is told by this that it was not heard.
+            let under_way: Vec<_> = talk.running().keys().cloned().collect();
+            let ending = json!({"event": "ending", "under_way": under_way});
+            talk.tell(request::event(ending, clock::now())).await;
         }
         // What is under way holds it too; when that is done, there is nothing more to write.
         drop(talk);
@@ -316,6 +335,7 @@ impl Talk {
             Parsed::Command(mut command) => {
                 if let Some(cwd) = &request.cwd {
                     command.start_from(cwd);
+                    request.mtorrent_dir = request.mtorrent_dir.map(|dir| cwd.join(dir));
                 }
                 let name = command.name().to_owned();
                 let told = match command {

@@ -5,9 +5,12 @@
 
 use std::io::IsTerminal as _;
 
+use serde_json::json;
+
 use super::client_args::ClientCommand;
 use super::exit::Failure;
 use super::front::Reply;
+use super::output::Answer;
 use super::screen::News;
 use super::seat::Seat;
 use super::{secret, watch};
@@ -29,7 +32,13 @@ async fn obey(
 ) -> Result<u8, Failure> {
     match command {
         ClientCommand::Quit => quit(seat, as_json).await,
-        ClientCommand::Events { .. } => stay(seat).await,
+        ClientCommand::Events { progress } => {
+            if progress {
+                seat.tell_progress();
+                seat.screen().show(|_| true);
+            }
+            stay(seat).await
+        }
         ClientCommand::Downloads { watch: true } => {
             let request = seat.plan().request_words(words);
             watch::run(seat, &command, request, as_json).await
@@ -42,7 +51,7 @@ async fn obey(
                 return Ok(status);
             }
             seat.screen().set_news(News::Others);
-            let words = "sharing until interrupted (mtq client daemon does it in the background)";
+            let words = "sharing until interrupted (a running mtq client daemon does it for good)";
             seat.screen().say(words);
             stay(seat).await
         }
@@ -65,10 +74,19 @@ async fn ask(
     seat.ask(command, request, person.then_some(secret::ask)).await
 }
 
-/// Sees to it that there is an agent until somebody interrupts.
+/// Sees to it that there is an agent until somebody interrupts, or the one there was is ended, or nobody
+/// reads what is said.
 async fn stay(seat: &mut Seat) -> Result<u8, Failure> {
+    let unread = seat.screen().unread();
     loop {
-        seat.front().await?.ended().await;
+        let front = seat.front().await?;
+        tokio::select! {
+            () = front.ended() => {}
+            () = unread.cancelled() => return Ok(0),
+        }
+        if seat.is_ended() {
+            return Err(Failure::new("agent-ended", "the agent has ended"));
+        }
     }
 }
 
@@ -81,7 +99,10 @@ async fn get(
     waits: bool,
 ) -> Result<u8, Failure> {
     // Waited for apart: that can go on with another agent.
-    words.retain(|word| word != "--wait");
+    let options = words.iter().position(|word| word == "--").unwrap_or(words.len());
+    if let Some(at) = words[..options].iter().position(|word| word == "--wait") {
+        words.remove(at);
+    }
     seat.screen().show(|item| item["state"] == "checking");
     let mut begun = ask(seat, command, words).await?;
     let waits = begun.result.is_ok() && (waits || !seat.is_lasting());
@@ -114,6 +135,8 @@ async fn get(
 /// Ends the agent that runs on the data directory.
 async fn quit(seat: &mut Seat, as_json: bool) -> Result<u8, Failure> {
     let Some(front) = seat.found().await? else {
+        // One that ends already is what was wanted.
+        seat.until_free().await;
         let message = "no agent runs on the data directory";
         return Err(Failure::new("no-agent", message).hint("mtq client daemon runs one"));
     };
@@ -123,8 +146,14 @@ async fn quit(seat: &mut Seat, as_json: bool) -> Result<u8, Failure> {
             let status = reply.tell(seat.screen(), as_json, "");
             // Whoever starts another one next need not wait.
             front.gone().await;
+            seat.until_free().await;
             Ok(status)
         }
-        Err(_) => Ok(0),
+        // It was just ending.
+        Err(_) => {
+            seat.until_free().await;
+            let answer = Answer::new(json!({}), "the agent ends");
+            Ok(Reply::here("quit", Ok(answer)).tell(seat.screen(), as_json, ""))
+        }
     }
 }

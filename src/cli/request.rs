@@ -97,6 +97,9 @@ impl Request {
         }
         let request: Self =
             serde_json::from_value(value).map_err(|error| nonsense(id.clone(), error))?;
+        if request.cwd.as_ref().is_some_and(|cwd| !cwd.is_absolute()) {
+            return Err((id, Failure::usage("cwd is an absolute path")));
+        }
         let asked = [request.args.is_some(), request.line.is_some(), request.cancel.is_some()];
         if asked.into_iter().filter(|is| *is).count() != 1 {
             let message = "a request has one of args, line and cancel";
@@ -185,6 +188,7 @@ mod tests {
             (r#"{"id":7,"lines":"wait"}"#, id(7)),
             (r#"{"id":7,"line":"wait","args":["wait"]}"#, id(7)),
             (r#"{"id":7,"args":"wait"}"#, id(7)),
+            (r#"{"id":7,"args":["wait"],"cwd":"here"}"#, id(7)),
             (r#"{"id":7,"args":["wait",3]}"#, id(7)),
         ] {
             let (named, failure) = Request::parse(line.as_bytes()).expect_err(line);

@@ -13,6 +13,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use serde_json::Value;
 use unicode_width::UnicodeWidthChar as _;
 
+use tokio_util::sync::CancellationToken;
+
 use super::bars::Bars;
 use super::{colour, terminal, text};
 use crate::limits;
@@ -39,6 +41,7 @@ pub type Which = fn(&Value) -> bool;
 /// A terminal, or whatever stands in its place.
 pub struct Screen {
     state: Mutex<State>,
+    unread: CancellationToken,
 }
 
 struct State {
@@ -51,6 +54,8 @@ struct State {
     bars: Bars,
     /// Whether there are bars below the cursor.
     drawn: bool,
+    /// Why a result could not be printed.
+    lost: Option<io::Error>,
     /// Where everything is drawn.
     out: Box<dyn Write + Send>,
     /// Columns and rows of that.
@@ -141,9 +146,9 @@ impl Screen {
         size: fn() -> (usize, usize),
     ) -> Self {
         let (mode, bars) = (Mode::Free, Bars::default());
-        let state =
-            State { news, which: None, mode, has_bars, colours, bars, drawn: false, out, size };
-        Self { state: Mutex::new(state) }
+        let (which, drawn, lost) = (None, false, None);
+        let state = State { news, which, mode, has_bars, colours, bars, drawn, lost, out, size };
+        Self { state: Mutex::new(state), unread: CancellationToken::new() }
     }
 
     /// From now on these news are told.
@@ -153,7 +158,8 @@ impl Screen {
 
     /// Whether bars can be seen.
     pub fn has_bars(&self) -> bool {
-        self.lock().has_bars
+        let state = self.lock();
+        state.has_bars && state.news != News::Json
     }
 
     /// From now on these get bars.
@@ -202,7 +208,24 @@ impl Screen {
         }
         state.erase();
         let mut out = io::stdout().lock();
-        let _ = writeln!(out, "{result}").and_then(|()| out.flush());
+        let written = writeln!(out, "{result}").and_then(|()| out.flush());
+        match written {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.unread.cancel(),
+            Err(error) => {
+                state.lost.get_or_insert(error);
+            }
+        }
+    }
+
+    /// Cancelled when nobody reads results any more.
+    pub fn unread(&self) -> CancellationToken {
+        self.unread.clone()
+    }
+
+    /// Why results could not be printed, if they could not.
+    pub fn take_lost(&self) -> Option<io::Error> {
+        self.lock().lost.take()
     }
 
     /// Empties the terminal.
@@ -214,10 +237,13 @@ impl Screen {
 
     /// Hears an event of an agent.
     pub fn hear(&self, event: &Value) {
-        if event["event"] == "progress" {
-            return self.lock().progress(&event["items"]);
-        }
         let news = self.lock().news;
+        if event["event"] == "progress" {
+            return match news {
+                News::Json => self.print(&event.to_string()),
+                _ => self.lock().progress(&event["items"]),
+            };
+        }
         let message = event["message"].as_str().map(text::printable);
         match (news, message) {
             (News::Json, Some(_)) => self.print(&event.to_string()),

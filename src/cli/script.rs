@@ -54,7 +54,7 @@ pub fn parse_words(mut words: Vec<String>) -> Parsed {
             ErrorKind::DisplayHelp => Parsed::Help(error.to_string().trim_end().to_owned()),
             // What stands behind a user name may be a password: it is not repeated.
             ErrorKind::UnknownArgument
-                if ["login", "create-user", "create_user"].contains(&first.as_str()) =>
+                if ["login", "create-user", "create_user", "passwd"].contains(&first.as_str()) =>
             {
                 let failure = Failure::usage("there are words after the password")
                     .hint("a password with blanks is put in quotes");

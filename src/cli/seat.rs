@@ -16,9 +16,10 @@ use super::host::Host;
 use super::plan::Plan;
 use super::request::Request;
 use super::screen::Screen;
+use crate::client::data_dir;
 use crate::clock;
 use crate::control_socket::ControlSocket;
-use crate::limits::{DRAIN, MAX_LINE_LEN};
+use crate::limits::{DRAIN, MAX_LINE_LEN, MAX_REQUEST_LINE};
 use crate::tracker::message::Password;
 
 /// An agent that is just beginning or ending is waited for so long: one that ends answers what it was
@@ -42,13 +43,16 @@ pub struct Seat {
     front: Option<Arc<Front>>,
     host: Option<Host>,
     warned: bool,
+    tells_progress: bool,
 }
 
 impl Seat {
     /// A place that is taken when it is needed.
     pub fn new(plan: Plan, screen: Arc<Screen>, lasts: bool) -> Self {
         let quit = CancellationToken::new();
-        Self { plan, screen, lasts, quit, front: None, host: None, warned: false }
+        let (front, host) = (None, None);
+        let (warned, tells_progress) = (false, false);
+        Self { plan, screen, lasts, quit, front, host, warned, tells_progress }
     }
 
     /// Cancelled when somebody wants the agent that is run here to end.
@@ -81,6 +85,42 @@ impl Seat {
         Ok(self.host.insert(host))
     }
 
+    /// Runs the agent here, when one that is just ending has ended.
+    ///
+    /// # Errors
+    /// [`Failure`], also when one runs on the data directory.
+    pub async fn run_next_agent(&mut self) -> Result<&Host, Failure> {
+        let begun = clock::monotonic();
+        while data_dir::is_locked(self.plan.data_dir()) && begun.elapsed() < HANDOVER {
+            // One that can be asked is not ending.
+            if self.connect().await?.is_some() {
+                break;
+            }
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+        self.run_agent()
+    }
+
+    /// Waits until no agent runs on the data directory, if that does not take long.
+    pub async fn until_free(&self) {
+        let begun = clock::monotonic();
+        while data_dir::is_locked(self.plan.data_dir()) && begun.elapsed() < HANDOVER {
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+    }
+
+    /// Whether the agent that was used was to go on by itself, and has ended: it is not run again for
+    /// those who only watched it.
+    pub fn is_ended(&self) -> bool {
+        let used = self.front.as_ref();
+        self.host.is_none() && used.is_some_and(|front| front.lasts() && front.is_over())
+    }
+
+    /// Has everything under way told, whoever sees it.
+    pub fn tell_progress(&mut self) {
+        self.tells_progress = true;
+    }
+
     /// The connection to the agent; makes one, and an agent, where there is none.
     ///
     /// # Errors
@@ -103,7 +143,7 @@ impl Seat {
             }
         };
         let mut words = vec!["events".to_owned()];
-        if self.screen.has_bars() {
+        if self.tells_progress || self.screen.has_bars() {
             words.push("--progress".to_owned());
         }
         // One that just ended is noticed by whoever asks next.
@@ -169,6 +209,10 @@ impl Seat {
             return Err(Failure::usage(message));
         }
         loop {
+            if request.line()?.len() > MAX_REQUEST_LINE {
+                let message = format!("a request is over the limit of {MAX_REQUEST_LINE} bytes");
+                return Err(Failure::usage(message));
+            }
             let front = self.front().await?;
             match front.ask(request.clone()).await {
                 Ok(reply) => match &reply.result {
@@ -227,8 +271,13 @@ async fn secret(
     is_new: bool,
     ask: Option<Ask>,
 ) -> Result<Option<Password>, Failure> {
-    if let Ok(password) = std::env::var(variable) {
-        return Ok(Some(Password(password)));
+    match std::env::var(variable) {
+        Ok(password) if !password.is_empty() => return Ok(Some(Password(password))),
+        Err(std::env::VarError::NotUnicode(_)) => {
+            return Err(Failure::usage(format!("{variable}: not Unicode")));
+        }
+        // An empty variable is none.
+        Ok(_) | Err(std::env::VarError::NotPresent) => {}
     }
     let Some(ask) = ask else { return Ok(None) };
     // A person takes time; everything else goes on meanwhile.

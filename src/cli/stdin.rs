@@ -9,6 +9,7 @@ use super::client_args::ClientCommand;
 use super::exit::{Failure, status};
 use super::front::Reply;
 use super::output::Answer;
+use super::screen::News;
 use super::script::{self, Parsed};
 use super::seat::Seat;
 use super::text;
@@ -55,6 +56,12 @@ pub async fn run(seat: &mut Seat, manner: Manner) -> Result<u8, Failure> {
                 reply.tell(seat.screen(), manner.json, "");
                 return Ok(ended(seat, first_failure));
             }
+            Parsed::Command(ClientCommand::Events { .. }) => {
+                // From now on; the agent tells them anyway.
+                let news = if manner.json { News::Json } else { News::All };
+                seat.screen().set_news(news);
+                Reply::here("events", Ok(Answer::new(json!({}), "")))
+            }
             Parsed::Command(command) => {
                 let request = seat.plan().request_line(line);
                 seat.ask(&command, request, None).await?
@@ -73,13 +80,19 @@ pub async fn run(seat: &mut Seat, manner: Manner) -> Result<u8, Failure> {
     let rows = seat.host().map(|host| host.agent().downloads()).unwrap_or_default();
     let seeding = rows.iter().filter(|row| row.state == EntryState::Seeding).count();
     if manner.stay {
-        let words = format!(
-            "no more commands; {} shared or downloaded until Ctrl-C",
-            text::count(rows.len(), "file")
-        );
+        let words = match seat.host() {
+            Some(_) => format!(
+                "no more commands; {} shared or downloaded until Ctrl-C",
+                text::count(rows.len(), "file")
+            ),
+            None => "no more commands; the agent goes on, also after Ctrl-C".to_owned(),
+        };
         seat.screen().say(&words);
         loop {
             seat.front().await?.ended().await;
+            if seat.is_ended() {
+                return Err(Failure::new("agent-ended", "the agent has ended"));
+            }
         }
     } else if seeding > 0 {
         let words = "no more commands; sharing ends with this client (--stay keeps it on)";

@@ -40,7 +40,7 @@ impl Drop for Terminal {
         let (Some(found), Ok(now)) = (&self.found, tcgetattr(io::stdin())) else { return };
         let was_edited = !now.local_modes.contains(LocalModes::ICANON)
             && found.local_modes.contains(LocalModes::ICANON);
-        if was_edited {
+        if was_edited && io::stdout().is_terminal() {
             let mut out = io::stdout().lock();
             let _ = out.write_all(NO_MARKED_PASTE).and_then(|()| out.flush());
         }

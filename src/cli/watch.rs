@@ -21,7 +21,11 @@ pub async fn run(
     request: Request,
     as_json: bool,
 ) -> Result<u8, Failure> {
+    let unread = seat.screen().unread();
     loop {
+        if seat.is_ended() {
+            return Err(Failure::new("agent-ended", "the agent has ended"));
+        }
         let reply = seat.ask(command, request.clone(), None).await?;
         if !as_json && std::io::stdout().is_terminal() {
             // Over what was there.
@@ -31,6 +35,9 @@ pub async fn run(
         if status != 0 {
             return Ok(status);
         }
-        tokio::time::sleep(EVERY).await;
+        tokio::select! {
+            () = unread.cancelled() => return Ok(0),
+            () = tokio::time::sleep(EVERY) => {}
+        }
     }
 }

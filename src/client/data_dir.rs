@@ -1,6 +1,6 @@
 //! A data directory belongs to one running process at a time.
 
-use std::fs::{self, File};
+use std::fs::{self, File, TryLockError};
 use std::io::{self, Read as _, Write as _};
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
@@ -35,6 +35,12 @@ pub fn lock(path: &Path) -> Result<File, AgentError> {
     }
     lock.set_len(0).and_then(|()| writeln!(lock, "{}", std::process::id())).map_err(file_error)?;
     Ok(lock)
+}
+
+/// Whether a running process has the directory. Makes and changes nothing.
+pub fn is_locked(path: &Path) -> bool {
+    let lock = File::open(path.join("lock"));
+    lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
 }
 
 /// Who is logged in on this data directory, over restarts.

@@ -278,7 +278,7 @@ fn what_is_waited_for_can_be_given_up() {
     bob.types(&format!("events{ENTER}"));
     bob.sees_row("what happens is shown here as it happens");
     bob.types(CTRL_D);
-    bob.sees_row("1 downloads are not finished; they go on with the next client");
+    bob.sees_row("1 download is not finished; it goes on with the next client");
     assert_eq!(bob.ends(), 0);
 }
 
@@ -325,7 +325,7 @@ fn bars_and_news_leave_what_is_typed_alone() {
     bob.types("whoami");
     bob.sees_line("bob> whoami");
     bob.types(&format!("{CTRL_U}{CTRL_D}"));
-    bob.sees_words("1 downloads are not finished");
+    bob.sees_words("1 download is not finished");
     assert_eq!(bob.ends(), 0);
     alice.quit();
 }

@@ -504,3 +504,81 @@ fn metafiles_go_where_they_are_configured_to_and_a_default_group_is_meant() {
     assert_eq!(status, 0, "it is shared all the same: {stdout}{stderr}");
     assert!(stderr.contains("no metafile was written"), "{stderr}");
 }
+
+/// What fields an object has, those of the objects in it too; an array's are its first element's.
+fn shape(value: &Value) -> Value {
+    match value {
+        Value::Object(fields) => {
+            fields.iter().map(|(name, value)| (name.clone(), shape(value))).collect()
+        }
+        Value::Array(elements) => elements.first().map(shape).into_iter().collect(),
+        _ => Value::Null,
+    }
+}
+
+/// Whether one shape is the other, but for what may be null, or empty.
+fn is_alike(one: &Value, other: &Value) -> bool {
+    match (one, other) {
+        (Value::Null, _) | (_, Value::Null) => true,
+        (Value::Array(one), Value::Array(other)) => match (one.first(), other.first()) {
+            (Some(one), Some(other)) => is_alike(one, other),
+            _ => true,
+        },
+        (Value::Object(one), Value::Object(other)) => {
+            one.len() == other.len()
+                && one
+                    .iter()
+                    .all(|(name, one)| other.get(name).is_some_and(|other| is_alike(one, other)))
+        }
+        _ => false,
+    }
+}
+
+#[test]
+fn the_page_of_shapes_is_true() {
+    let page = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/JSON.md")).expect("there");
+    let client = page.split("## The operator's commands").next().expect("the client's part");
+    let mut examples: Vec<Value> =
+        client.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
+    examples.retain(|example| example["ok"] == true && example.get("id").is_none());
+    let world = lab();
+    let _daemon = Running::daemon(&world, "alice");
+    world.write("mine.bin", &content(100, 1));
+    world.make_dir("in");
+    world.write("bobs.bin", &content(3_000_000, 2));
+    let _bob =
+        Running::start(command(&world, "bob", &["share", "bobs.bin", "lab"]), "sharing until");
+    let mut seen = 0;
+    for words in [
+        &["login", "alice"][..],
+        &["whoami"],
+        &["devices"],
+        &["list-groups"],
+        &["list-requests", "lab"],
+        &["list-members", "lab"],
+        &["nominate", "lab", "bob"],
+        &["set-group", "lab", "--offline-grace", "1h"],
+        &["share", "mine.bin", "lab"],
+        &["list-files", "lab"],
+        &["search", "bin"],
+        &["limit", "--down", "1MiB", "lab", "mine.bin"],
+        &["get", "lab", "bobs.bin", "in"],
+        &["wait"],
+        &["downloads"],
+        &["status"],
+        &["stop-share", "lab", "bobs.bin"],
+        &["remove", "mine.bin.mtorrent"],
+        &["logout"],
+    ] {
+        let result = shape(&ok(&world, "alice", words));
+        let name = words[0];
+        let known = examples.iter().filter(|example| example["command"] == name);
+        let known: Vec<_> = known.map(|example| shape(&example["result"])).collect();
+        assert!(!known.is_empty(), "{name} has no example");
+        for known in known {
+            assert!(is_alike(&result, &known), "{name}: {result} is written down as {known}");
+            seen += 1;
+        }
+    }
+    assert!(seen >= 19, "{seen}");
+}

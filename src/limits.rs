@@ -368,6 +368,19 @@ pub const CLOSE_WAIT: Duration = Duration::from_millis(500);
 /// A shutdown lets work in flight finish for this long.
 pub const DRAIN: Duration = Duration::from_secs(3);
 
+/// An answer waits so long for the disk to take its record: far longer than any that works needs.
+pub const KEEP_PATIENCE: Duration = Duration::from_secs(10);
+
+/// A shutdown waits so long for part files and records to reach the disk: one that works brings
+/// there what its memory held of them, one that hangs is left to the system.
+pub const LAST_WRITES: Duration = Duration::from_secs(30);
+
+/// A `get` waits so long for what is already being looked at.
+pub const LOOK_PATIENCE: Duration = Duration::from_secs(60);
+
+/// Disks that an agent looks at for changes at once: those that hang keep a thread each.
+pub const LOOKERS: usize = 8;
+
 /// Streams a client may have open at a tracker at once.
 pub const TRACKER_STREAMS: u32 = 64;
 

@@ -1,7 +1,9 @@
 //! Accounts: who is made, who logs in and out on this device, and which devices one has.
 
+use std::sync::Arc;
+
 use super::agent::{Agent, request_id};
-use super::data_dir;
+use super::core::Core;
 use super::error::AgentError;
 use super::report::{LoggedIn, Notice};
 use crate::name::UserName;
@@ -27,29 +29,16 @@ impl Agent {
     /// fine. What this user shared and downloaded with this data directory comes back.
     ///
     /// # Errors
-    /// [`AgentError`].
+    /// [`AgentError`]; nobody is logged in then who was not before. Once begun it goes on to its
+    /// end, whatever becomes of who waits for it.
     pub async fn login(&self, user: UserName, password: Password) -> Result<LoggedIn, AgentError> {
-        if let Some(other) = self.user().filter(|other| *other != user) {
-            return Err(Refusal::LoggedInAs(other).into());
-        }
-        let found = self.core.line.log_in(user.clone(), password).await?;
-        if found != user {
-            self.core.notify(Notice::Renamed { from: user.clone(), user: found.clone() });
-        }
-        data_dir::keep_user(&self.core.data_dir, &found)?;
-        let before = self.core.library().user().cloned();
-        match before {
-            Some(before) if before == user || before == found => {
-                self.core.rename_user(&before, &found);
-            }
-            // Whoever was logged in before is so no more, and that was not heard of yet.
-            before => {
-                before.iter().for_each(|_| drop(self.core.leave_all()));
-                self.core.restore(&user, &found).await?;
-            }
-        }
-        self.core.notify(Notice::LoggedIn { user: found.clone() });
-        self.core.resume().await;
+        let core = self.core.clone();
+        let found = self.core.to_the_end(async move {
+            let found = core.log_in(user, password).await?;
+            core.resume().await;
+            Ok(found)
+        });
+        let found = found.await?;
         Ok(self.logged_in(found).await)
     }
 
@@ -78,31 +67,13 @@ impl Agent {
     }
 
     /// Logs out and stops all sharing and downloading until the next login; returns how many files
-    /// that were.
+    /// that were. Once begun it goes on to its end, whatever becomes of who waits for it.
     ///
     /// # Errors
     /// [`AgentError`].
     pub async fn logout(&self) -> Result<usize, AgentError> {
-        let user = self.user();
-        // Here first: whatever the tracker says, nothing is served any more.
-        let stopped = self.core.leave_all();
-        let transfers = stopped.iter().filter_map(|entry| entry.transfer.clone()).collect();
-        self.core.until_let_go(transfers).await;
-        let over = self.core.line.log_out().await;
-        // A tracker that could not store it still has us logged in.
-        match self.user() {
-            None => {
-                self.core.forget_login();
-                if let Some(user) = user {
-                    self.core.notify(Notice::LoggedOut { user });
-                }
-            }
-            Some(user) => {
-                self.core.restore(&user, &user).await?;
-                self.core.resume().await;
-            }
-        }
-        over.map(|()| stopped.len())
+        let core = self.core.clone();
+        self.core.to_the_end(async move { core.log_out().await }).await
     }
 
     /// Changes one's password; all other devices have to log in anew.
@@ -132,5 +103,110 @@ impl Agent {
     pub async fn remove_device(&self, device: PeerId) -> Result<(), AgentError> {
         self.done(Request::RemoveDevice { request_id: request_id(), device }).await?;
         Ok(())
+    }
+}
+
+impl Core {
+    /// Logs in with a password, and brings back what the user had; returns what trackers call him.
+    async fn log_in(
+        self: &Arc<Self>,
+        user: UserName,
+        password: Password,
+    ) -> Result<UserName, AgentError> {
+        let _account = self.account.lock().await;
+        if let Some(other) = self.line.user().filter(|other| *other != user) {
+            return Err(Refusal::LoggedInAs(other).into());
+        }
+        let found = self.line.log_in(user.clone(), password).await?;
+        if found != user {
+            self.notify(Notice::Renamed { from: user.clone(), user: found.clone() });
+        }
+        let before = self.library().user().cloned();
+        match before {
+            Some(before) if before == found => self.keep_login(&found).await?,
+            Some(before) if before == user => self.rename_user(&before, &found).await,
+            // Whoever was logged in before is so no more, and that was not heard of yet.
+            before => {
+                before.iter().for_each(|_| drop(self.leave_all()));
+                if let Err(error) = self.begin_anew(&user, &found).await {
+                    // Who is logged in without what is his would lose all he does from here on.
+                    self.leave_all();
+                    if let Err(error) = self.line.log_out().await {
+                        tracing::warn!(%error, "the tracker does not know that the login failed");
+                    }
+                    self.forget_login().await;
+                    return Err(error);
+                }
+            }
+        }
+        self.notify(Notice::LoggedIn { user: found.clone() });
+        Ok(found)
+    }
+
+    /// Brings back what `found` had, also by the name `user`, and keeps who is logged in: by the name
+    /// that the records on the disk go by.
+    async fn begin_anew(
+        self: &Arc<Self>,
+        user: &UserName,
+        found: &UserName,
+    ) -> Result<(), AgentError> {
+        self.restore(user, found).await?;
+        let moved = user == found || self.keeper.written().await.is_ok();
+        self.keep_login(if moved { found } else { user }).await
+    }
+
+    /// Logs out; returns how many files were shared or downloaded until then.
+    async fn log_out(self: &Arc<Self>) -> Result<usize, AgentError> {
+        let _account = self.account.lock().await;
+        let user = self.line.user();
+        // Here first: whatever the tracker says, nothing is served any more.
+        let stopped = self.leave_all();
+        let transfers = stopped.iter().filter_map(|entry| entry.transfer.clone()).collect();
+        self.until_let_go(transfers).await;
+        let over = self.line.log_out().await;
+        // A tracker that could not store it still has us logged in.
+        match self.line.user() {
+            None => {
+                self.leave_all();
+                self.forget_login().await;
+                if let Some(user) = user {
+                    self.notify(Notice::LoggedOut { user });
+                }
+            }
+            Some(user) => {
+                self.restore(&user, &user).await?;
+                self.resume().await;
+            }
+        }
+        over.map(|()| stopped.len())
+    }
+
+    /// Trackers do not let this device act for its user any more: everything stops, and comes back
+    /// with the next login.
+    pub(super) fn signed_out(self: &Arc<Self>, user: UserName) {
+        // Somebody may have logged in since.
+        if self.line.user().is_none() {
+            self.leave_all();
+        }
+        self.notify(Notice::SignedOut { user });
+        let core = self.clone();
+        self.tasks.spawn(async move {
+            // A login that was just under way is over, too.
+            let _account = core.account.lock().await;
+            if core.line.user().is_none() {
+                core.leave_all();
+                core.forget_login().await;
+            }
+        });
+    }
+
+    /// Our own account is called otherwise.
+    pub(super) fn renamed(self: &Arc<Self>, from: UserName, user: UserName) {
+        self.notify(Notice::Renamed { from: from.clone(), user: user.clone() });
+        let core = self.clone();
+        self.tasks.spawn(async move {
+            let _account = core.account.lock().await;
+            core.rename_user(&from, &user).await;
+        });
     }
 }

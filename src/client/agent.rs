@@ -9,7 +9,7 @@ use tokio::sync::broadcast;
 pub use super::core::AgentConfig;
 use super::core::Core;
 use super::error::AgentError;
-use super::library::{Entry, EntryState, Sight};
+use super::library::{Entry, EntryState};
 use super::looking::Looking;
 use super::report::{DownloadRow, Notice, Overview};
 use crate::id::RequestId;
@@ -98,19 +98,23 @@ impl Agent {
     /// # Errors
     /// [`AgentError`].
     pub async fn leave_group(&self, group: GroupName) -> Result<(), AgentError> {
-        let request = Request::LeaveGroup { request_id: request_id(), group: group.clone() };
-        // Forgotten first, so that being told of it is no news.
-        let held = self.core.groups().take(&group);
-        if let Err(error) = self.done(request).await {
-            if let Some((id, held)) = held {
-                self.core.groups().put_back(id, held);
+        let agent = self.clone();
+        let leaving = async move {
+            let request = Request::LeaveGroup { request_id: request_id(), group: group.clone() };
+            // Forgotten first, so that being told of it is no news.
+            let held = agent.core.groups().take(&group);
+            if let Err(error) = agent.done(request).await {
+                if let Some((id, held)) = held {
+                    agent.core.groups().put_back(id, held);
+                }
+                return Err(error);
             }
-            return Err(error);
-        }
-        if let Some((id, _)) = held {
-            self.core.leave(id);
-        }
-        Ok(())
+            if let Some((id, _)) = held {
+                agent.core.leave(id);
+            }
+            Ok(())
+        };
+        self.core.to_the_end(leaving).await
     }
 
     /// Who asks to join a group one owns.
@@ -306,13 +310,17 @@ impl Agent {
     /// [`AgentError`] when there is none here.
     pub fn download(&self, group: &GroupName, file: &Selector) -> Result<DownloadRow, AgentError> {
         let key = self.held(group, file)?;
+        self.row_of(key).ok_or_else(|| not_held(group, file))
+    }
+
+    pub(super) fn row_of(&self, key: SwarmKey) -> Option<DownloadRow> {
         let entry = self.core.library().find(key).cloned();
-        entry.map(|entry| self.row(key, entry)).ok_or_else(|| not_held(group, file))
+        entry.map(|entry| self.row(key, entry))
     }
 
     /// The swarm of the share or download that `file` means in a group.
     pub(super) fn held(&self, group: &GroupName, file: &Selector) -> Result<SwarmKey, AgentError> {
-        self.core.library().select(group, file).ok_or_else(|| not_held(group, file))
+        self.core.library().select(group, file)?.ok_or_else(|| not_held(group, file))
     }
 
     pub(super) fn row(&self, key: SwarmKey, entry: Entry) -> DownloadRow {
@@ -327,7 +335,7 @@ impl Agent {
             uploaded_bytes: self.core.registry.uploaded(key),
             uploads: self.core.registry.uploads(key),
             changed: entry.is_changed(),
-            missing: entry.sight == Sight::Missing,
+            missing: entry.sight.absence().is_some(),
             asked: entry.asked,
             group: entry.group,
             name: entry.name,

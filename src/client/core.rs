@@ -7,7 +7,8 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{Notify, broadcast, mpsc};
+use tokio::sync::{Notify, Semaphore, broadcast, mpsc};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -73,6 +74,12 @@ pub(super) struct Core {
     pub(super) keeper: Keeper,
     /// What is being hashed and checked.
     pub(super) looks: Looks,
+    /// Held by whoever changes who is logged in, or what that user is called.
+    pub(super) account: tokio::sync::Mutex<()>,
+    /// Held by whoever keeps what the trackers are.
+    pub(super) roster_turn: tokio::sync::Mutex<()>,
+    /// Seats of those who look at files for changes.
+    pub(super) lookers: Semaphore,
     /// Directories whose files are being looked at for changes.
     pub(super) watched: Arc<Mutex<BTreeSet<PathBuf>>>,
     /// What was taken from the user since the login: it is in the library no more.
@@ -103,7 +110,7 @@ impl Core {
             let path = config.data_dir.join(shelf::FILE_NAME);
             AgentError::Library { path, error }
         };
-        let shelf = Shelf::open(&config.data_dir).map_err(library_error)?;
+        let mut shelf = Shelf::open(&config.data_dir).map_err(library_error)?;
         let library = Library::new(shelf.last_number().map_err(library_error)?);
         let keeper = Keeper::new(shelf);
         let held = match &user {
@@ -139,6 +146,9 @@ impl Core {
             library: Mutex::new(library),
             keeper,
             looks: Looks::default(),
+            account: tokio::sync::Mutex::default(),
+            roster_turn: tokio::sync::Mutex::default(),
+            lookers: Semaphore::new(limits::LOOKERS),
             watched: Arc::default(),
             lost: Mutex::default(),
             groups: Mutex::default(),
@@ -156,6 +166,7 @@ impl Core {
         }
         tasks.spawn(core.clone().hear(queue));
         tasks.spawn(core.clone().watch());
+        tasks.spawn(core.clone().renew_tickets());
         tasks.spawn(core.clone().repeat_announcements());
         core.follow_book();
         Ok(core)
@@ -168,11 +179,37 @@ impl Core {
         self.line.close();
         self.tasks.close();
         self.endpoint.close(ErrorCode::GoingAway).await;
-        self.tasks.wait().await;
+        let tasks_end = tokio::time::timeout(limits::LAST_WRITES, self.tasks.wait()).await;
         // Only now nobody has anything to keep any more.
         self.keeper.end();
         self.last_task.close();
-        self.last_task.wait().await;
+        let kept = tokio::time::timeout(limits::LAST_WRITES, self.last_task.wait()).await;
+        if tasks_end.and(kept).is_err() {
+            tracing::error!("a disk does not answer; the next start looks at what is there");
+        }
+    }
+
+    /// Does what must not stop midway, whatever becomes of who waits for it. The end of the agent
+    /// gives it a moment more.
+    ///
+    /// # Errors
+    /// Those of `work`; [`AgentError::TrackerLost`] when the agent ended first.
+    pub(super) async fn to_the_end<T: Send + 'static>(
+        &self,
+        work: impl Future<Output = Result<T, AgentError>> + Send + 'static,
+    ) -> Result<T, AgentError> {
+        let stop = self.stop.clone();
+        let done = self.tasks.spawn(async move {
+            let over = async {
+                stop.cancelled().await;
+                tokio::time::sleep(limits::DRAIN).await;
+            };
+            tokio::select! {
+                done = work => done,
+                () = over => Err(AgentError::TrackerLost("this client ends".to_owned())),
+            }
+        });
+        joined(done).await
     }
 
     pub(super) fn library(&self) -> MutexGuard<'_, Library> {
@@ -294,28 +331,35 @@ impl Core {
         self.find_peers(key).await;
     }
 
+    /// Takes an announcement back without waiting for a tracker: where there is none, it ends with the
+    /// connection.
+    pub(super) fn withdraw_soon(self: &Arc<Self>, key: SwarmKey) {
+        let core = self.clone();
+        self.tasks.spawn(async move {
+            if let Err(error) = core.withdraw(key).await {
+                tracing::debug!(%error, "withdraw failed; it ends with the connection");
+            }
+        });
+    }
+
     /// Keeps what has become of these entries; waits for nothing.
     pub(super) fn save(&self, keys: &[SwarmKey]) {
-        let library = self.library();
-        let Some(user) = library.user() else { return };
+        self.save_of(&self.library(), keys);
+    }
+
+    /// The same, before anybody else can change the library.
+    pub(super) fn save_of(&self, library: &Library, keys: &[SwarmKey]) {
+        let Some(user) = library.user() else {
+            if !keys.is_empty() {
+                tracing::error!(count = keys.len(), "nobody is logged in to keep this for");
+            }
+            return;
+        };
         for key in keys {
             let entry = library.find(*key);
             let record = entry.map(|entry| (entry.record(), entry.manifest.clone()));
             self.keeper.put(user, *key, record);
         }
-    }
-
-    /// An account is called otherwise: what is kept of it goes by its new name.
-    pub(super) fn rename_user(&self, from: &UserName, user: &UserName) {
-        let mut library = self.library();
-        if library.user() != Some(from) || from == user {
-            return;
-        }
-        let keys: Vec<_> = library.entries().into_iter().map(|(key, _)| key).collect();
-        keys.iter().for_each(|key| self.keeper.put(from, *key, None));
-        library.set_user(Some(user.clone()));
-        drop(library);
-        self.save(&keys);
     }
 
     /// Nobody's shares and downloads are at work any more, and peers are told; what is kept of them
@@ -330,7 +374,7 @@ impl Core {
         library.set_user(None);
         drop(library);
         self.changed.notify_waiters();
-        self.groups().clear();
+        self.groups().clear().into_iter().for_each(|id| self.registry.forget_ticket(id));
         self.lost().clear();
         entries.into_iter().map(|(_, entry)| entry).collect()
     }
@@ -342,10 +386,20 @@ impl Core {
     }
 
     /// Nobody is logged in any more, also after a restart.
-    pub(super) fn forget_login(&self) {
-        if let Err(error) = data_dir::forget_user(&self.data_dir) {
+    pub(super) async fn forget_login(&self) {
+        let data_dir = self.data_dir.clone();
+        if let Err(error) = blocking(move || data_dir::forget_user(&data_dir)).await {
             tracing::warn!(%error, "cannot forget the login");
         }
+    }
+
+    /// This user is logged in, also after a restart.
+    ///
+    /// # Errors
+    /// [`AgentError::File`].
+    pub(super) async fn keep_login(&self, user: &UserName) -> Result<(), AgentError> {
+        let (data_dir, user) = (self.data_dir.clone(), user.clone());
+        blocking(move || data_dir::keep_user(&data_dir, &user)).await
     }
 
     /// Leaves the swarms of a group, and its ticket.
@@ -371,5 +425,22 @@ impl Core {
         for (key, _) in entries.into_iter().filter(|(_, entry)| entry.is_fetched()) {
             self.find_peers(key).await;
         }
+    }
+}
+
+/// Does what may wait for a disk where nobody else has to wait for it.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    joined(tokio::task::spawn_blocking(work)).await
+}
+
+/// What a task of ours gives, which nobody aborts.
+async fn joined<T>(task: JoinHandle<T>) -> T {
+    match task.await {
+        Ok(done) => done,
+        Err(error) => match error.try_into_panic() {
+            Ok(panic) => std::panic::resume_unwind(panic),
+            // The runtime ends, and with it whoever waits.
+            Err(_) => std::future::pending().await,
+        },
     }
 }

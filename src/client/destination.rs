@@ -1,4 +1,5 @@
-//! Where a download goes: DEST is a directory, where the file keeps its name, or a new file path.
+//! Where a download goes: DEST is a directory, where the file keeps its name, or a new file path. To
+//! find out blocks.
 
 use std::path::{Path, PathBuf};
 

@@ -91,6 +91,9 @@ pub enum AgentError {
     /// This content is being downloaded already.
     #[error("{0} is being downloaded already")]
     Downloading(String),
+    /// What is here of it is not known yet.
+    #[error("{0} is still being looked at")]
+    Checking(String),
     /// This content is here already.
     #[error("you have this file already: {0}")]
     Have(PathBuf),
@@ -219,6 +222,7 @@ impl AgentError {
             Self::Paused(_) => "paused",
             Self::NotHere { .. } => "not-here",
             Self::Downloading(_) => "downloading",
+            Self::Checking(_) => "checking",
             Self::Have(_) => "have",
             Self::Locked { .. } => "locked",
             Self::Identity(_) => "identity",
@@ -252,6 +256,7 @@ impl AgentError {
             Self::NotHere { .. } => "downloads shows what is",
             Self::Exists(_) => "name a directory, or another file",
             Self::Have(_) => "to get it anew, stop-share GROUP NAME first",
+            Self::Checking(_) => "downloads shows how far that is; try again once it is done",
             Self::Downloading(_) => "downloads shows how far it is; cancel GROUP NAME ends it",
             Self::NotDownloading(_) => "stop-share GROUP NAME ends a share",
             Self::NotPaused(_) => "downloads shows what is paused or failed",

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::agent::Agent;
+use super::core::blocking;
 use super::destination::{self, Destination};
 use super::error::{AgentError, DownloadFailure};
 use super::library::{Entry, EntryState, Home, Library, Sight};
@@ -16,6 +17,7 @@ use super::transfer::Transfer;
 use crate::clock;
 use crate::error_code::ErrorCode;
 use crate::id::GroupId;
+use crate::limits;
 use crate::manifest::{ContentId, Manifest, ManifestHead};
 use crate::name::{FileName, GroupName, Selector, UserName};
 use crate::swarm::hashing::HashError;
@@ -50,7 +52,7 @@ impl Agent {
         let Reply::File(found) = self.core.line.call(&request).await? else {
             return Err(AgentError::BadAnswer);
         };
-        let to = destination::resolve(dest, &found.name)?;
+        let to = resolve(dest, &found.name).await?;
         let head = ManifestHead::parse(&found.head).map_err(|_| AgentError::BadAnswer)?;
         let content = head.content_id();
         if matches!(&file, Selector::Id(id) if !id.matches(content)) {
@@ -82,8 +84,11 @@ impl Agent {
     /// # Errors
     /// [`AgentError`]; nothing is left behind then.
     pub async fn get_metafile(&self, path: &Path, dest: &Path) -> Result<Started, AgentError> {
-        let meta = metafile::read(path)?;
-        let to = destination::resolve(dest, &meta.name)?;
+        let place = path.to_owned();
+        let read = move || (metafile::read_file(&place), metafile::canonical(&place));
+        let (meta, canonical) = blocking(read).await;
+        let meta = meta?;
+        let to = resolve(dest, &meta.name).await?;
         let content = meta.manifest.content_id();
         let file = Selector::Id(content.into());
         let request = Request::FindFile { group: meta.group.clone(), file };
@@ -98,7 +103,7 @@ impl Agent {
         let foreign = !meta.trackers.iter().any(|link| ours(link.peer_id()));
         let warning = foreign.then(|| "none of the metafile's trackers is one of yours".to_owned());
         let (group, publisher) = (meta.group, Some(found.sharer));
-        let (id, name, metafile) = (found.group, meta.name, Some(metafile::canonical(path)));
+        let (id, name, metafile) = (found.group, meta.name, Some(canonical));
         let wanted = Wanted { group, id, name, publisher, metafile, to };
         self.start_download(wanted, meta.manifest, warning).await
     }
@@ -106,14 +111,14 @@ impl Agent {
     /// What there is already of a content that is wanted: what came back by itself is what a script
     /// that runs twice asks for. Nothing when it has to be begun.
     async fn known(&self, key: SwarmKey, to: &Destination) -> Result<Option<Started>, AgentError> {
-        // Long as that may take, it cannot be begun anew meanwhile.
-        self.core.until_checked(|other, _| other == key).await;
+        // One that is known to be checked for long is under way all the same.
+        let _ = self.checked(|other, _| other == key).await;
         self.core.look_at_files(|other, _| other == key).await;
         let Some(mut entry) = self.core.library().find(key).cloned() else { return Ok(None) };
         if entry.state == EntryState::Paused && entry.goes_to(to) {
             let file = Selector::Id(key.content.into());
             self.resume(&entry.group, &file).await?;
-            self.core.until_checked(|other, _| other == key).await;
+            let _ = self.checked(|other, _| other == key).await;
             entry.asked = false;
         }
         let entry = {
@@ -127,19 +132,24 @@ impl Agent {
             }
             entry.clone()
         };
-        if entry.state.is_under_way() || entry.state == EntryState::Paused {
-            return Err(AgentError::Downloading(entry.name.to_string()));
+        if entry.is_unseen() {
+            return Err(AgentError::Checking(entry.name.to_string()));
         }
-        if entry.is_served() {
-            return Err(AgentError::Have(entry.path()));
-        }
-        // An attempt that failed, or a file that changed, is forgotten: peers that have the swarm
-        // open tell anew what they have.
-        let old = self.core.library().remove(key);
-        self.core.registry.remove_swarm(key, ErrorCode::Done);
-        self.core.save(&[key]);
-        self.core.until_let_go(Vec::from_iter(old.and_then(|old| old.transfer))).await;
+        entry.is_replaceable()?;
+        // An attempt that failed, or a file that changed, is forgotten as soon as another begins.
+        self.core.until_let_go(Vec::from_iter(entry.transfer)).await;
         Ok(None)
+    }
+
+    /// Waits until what came back is known, as long as a person would.
+    async fn checked(&self, which: impl Fn(SwarmKey, &Entry) -> bool) -> Result<(), AgentError> {
+        let checked = self.core.until_checked(&which);
+        if tokio::time::timeout(limits::LOOK_PATIENCE, checked).await.is_ok() {
+            return Ok(());
+        }
+        let mut entries = self.core.library().entries().into_iter();
+        let slow = entries.find(|(key, entry)| which(*key, entry));
+        slow.map_or(Ok(()), |(_, entry)| Err(AgentError::Checking(entry.name.to_string())))
     }
 
     async fn start_download(
@@ -153,12 +163,18 @@ impl Agent {
             return Err(AgentError::OtherGroup(wanted.group));
         }
         let key = SwarmKey { group: wanted.id, content: manifest.content_id() };
-        let begun = self.begin(key, wanted, Arc::new(manifest)).await?;
+        let entry = self.begin(key, wanted, Arc::new(manifest)).await?;
+        let begun = started(key, &entry);
+        let Started { group, name, path, size, stored_bytes, .. } = begun.clone();
+        self.core.notify(Notice::Started { group, name, path, size, stored_bytes });
+        if entry.state == EntryState::Seeding {
+            // It was here already.
+            let Started { group, name, path, .. } = begun.clone();
+            self.core.notify(Notice::Downloaded { group, name, path });
+        }
         let not_kept = self.not_kept().await;
         let warnings: Vec<_> = warning.into_iter().chain(not_kept).collect();
         let warning = (!warnings.is_empty()).then(|| warnings.join("; "));
-        let Started { group, name, path, size, stored_bytes, .. } = begun.clone();
-        self.core.notify(Notice::Started { group, name, path, size, stored_bytes });
         Ok(Started { warning, ..begun })
     }
 
@@ -167,12 +183,12 @@ impl Agent {
         key: SwarmKey,
         wanted: Wanted,
         manifest: Arc<Manifest>,
-    ) -> Result<Started, AgentError> {
+    ) -> Result<Entry, AgentError> {
         let content = key.content;
         // In another group it may be about to go on.
-        self.core.until_checked(|other, _| other.content == content).await;
-        if let Some(started) = self.join_elsewhere(&wanted, key) {
-            return Ok(started);
+        self.checked(|other, _| other.content == content).await?;
+        if let Some(entry) = self.join_elsewhere(&wanted, key)? {
+            return Ok(entry);
         }
         let look = self.core.looks.begin(Looking {
             kind: LookingKind::Checking,
@@ -182,20 +198,38 @@ impl Agent {
             done_bytes: 0,
             size: manifest.layout().size(),
         });
-        let found = self.core.open(&manifest, &wanted.to, look.note(), true).await?;
+        let found = self.core.open(&manifest, &wanted.to, look.note(), true).await;
         drop(look);
         // What is here already may have taken long to look at, and much can happen meanwhile.
-        let is_member = self.core.groups().contains(key.group) && self.user().is_some();
-        let store = match found {
-            Found::Whole(store) if is_member => return self.adopt(wanted, key, &store).await,
-            Found::Part(store) if is_member => store,
-            Found::Part(store) | Found::Whole(store) => {
-                let letting_go = tokio::task::spawn_blocking(move || store.release());
-                // Fails only with the runtime, whose end lets go of all.
-                let _ = letting_go.await;
-                return Err(Refusal::NotAMember(wanted.group).into());
+        let found = match (found, self.core.library().find(key)) {
+            (Err(error), None) => return Err(error.into()),
+            // Somebody else may have begun the same, and have the part file.
+            (Err(error), Some(entry)) => {
+                return Err(entry.is_replaceable().err().unwrap_or(error.into()));
             }
+            (Ok(found), _) => found,
         };
+        let part = match found {
+            Found::Whole(store) => return self.adopt(wanted, key, &store).await,
+            Found::Part(part) => part,
+        };
+        let begun = self.start_with(key, wanted, manifest, &part.store());
+        match &begun {
+            Ok(_) => part.claim(),
+            Err(_) => blocking(move || drop(part)).await,
+        }
+        begun
+    }
+
+    /// Begins to download into a part file that is open, unless that cannot be any more.
+    fn start_with(
+        &self,
+        key: SwarmKey,
+        wanted: Wanted,
+        manifest: Arc<Manifest>,
+        store: &Arc<PieceStore>,
+    ) -> Result<Entry, AgentError> {
+        let content = key.content;
         let (transfer, queue) = Transfer::new(&[key], &self.core.stop);
         let Wanted { group, name, publisher, metafile, to, .. } = wanted;
         let entry = Entry {
@@ -211,29 +245,40 @@ impl Agent {
             sight: Sight::Unseen,
             store: Some(store.clone()),
             meter: None,
-            kept_bytes: running::stored_bytes(&store),
+            kept_bytes: running::stored_bytes(store),
             state: EntryState::Checking,
             told: false,
             asked: true,
             waits: None,
             transfer: Some(transfer.clone()),
         };
-        let begun = {
-            let mut library = self.core.library();
-            let number = library.add(key, entry.clone());
-            started(key, &Entry { number, ..entry })
-        };
-        self.core.save(&[key]);
+        let mut library = self.core.library();
+        if !self.core.groups().contains(key.group) {
+            return Err(Refusal::NotAMember(group).into());
+        }
+        let old = library.vacate(key)?;
+        if old.is_some() {
+            // Peers that have the swarm open tell anew what they have.
+            self.core.registry.remove_swarm(key, ErrorCode::Done);
+        }
+        let number = library.add(key, entry.clone());
+        self.core.save_of(&library, &[key]);
+        drop(library);
         tracing::info!(%group, %name, content = %content.short(), "download begins");
-        self.core.start_download(&transfer, queue, &store, to, None);
-        Ok(begun)
+        self.core.start_download(&transfer, queue, store, to, None);
+        self.drop_part_soon(content, old);
+        Ok(Entry { number, ..entry })
     }
 
     /// What is here, or on its way, because of another group is stored once, and served in both.
-    fn join_elsewhere(&self, wanted: &Wanted, key: SwarmKey) -> Option<Started> {
+    fn join_elsewhere(&self, wanted: &Wanted, key: SwarmKey) -> Result<Option<Entry>, AgentError> {
         // Held until all is in place: the other download may become complete at any moment.
         let mut library = self.core.library();
-        let other = library.elsewhere(key).cloned()?;
+        let Some(other) = library.elsewhere(key).cloned() else { return Ok(None) };
+        let old = library.vacate(key)?;
+        if old.is_some() {
+            self.core.registry.remove_swarm(key, ErrorCode::Done);
+        }
         let entry = Entry {
             since: clock::now(),
             group: wanted.group.clone(),
@@ -245,12 +290,13 @@ impl Agent {
             told: false,
             ..other
         };
-        let number = library.add(key, entry);
-        let entry = self.join(&mut library, key)?;
+        library.add(key, entry);
+        let joined = self.join(&mut library, key);
+        self.core.save_of(&library, &[key]);
         drop(library);
-        self.core.save(&[key]);
-        let begun = Started { stored_bytes: entry.stored_bytes(), ..started(key, &entry) };
-        Some(Started { number, ..begun })
+        self.drop_part_soon(key.content, old);
+        // Not what was here when the other began.
+        Ok(joined.map(|entry| Entry { kept_bytes: entry.stored_bytes(), ..entry }))
     }
 
     /// An entry that was made of one in another group takes part in its swarm: by the download of
@@ -293,24 +339,37 @@ impl Agent {
         wanted: Wanted,
         key: SwarmKey,
         store: &PieceStore,
-    ) -> Result<Started, AgentError> {
+    ) -> Result<Entry, AgentError> {
         let path = store.path();
         let changed = || AgentError::Hash { path: path.clone(), error: HashError::Changed };
         let serving = Serving {
             group: wanted.group,
             name: wanted.name,
+            publisher: wanted.publisher,
             manifest: store.manifest().clone(),
             path: path.clone(),
             stamp: store.stamp().ok_or_else(changed)?,
             metafile: wanted.metafile,
             shared: false,
         };
-        self.serve(key, serving).await;
+        if !self.core.groups().contains(key.group) {
+            return Err(Refusal::NotAMember(serving.group).into());
+        }
+        let entry = self.serve(key, serving)?;
+        let core = self.core.clone();
+        self.core.tasks.spawn(async move {
+            // What came of it before, and is of no use now.
+            core.drop_part_in(key.content, wanted.to.directory).await;
+        });
         // The file is here, whoever knows of it.
         self.core.present(key).await;
-        let library = self.core.library();
-        library.find(key).map(|entry| started(key, entry)).ok_or_else(changed)
+        Ok(entry)
     }
+}
+
+async fn resolve(dest: &Path, name: &FileName) -> Result<Destination, AgentError> {
+    let (dest, name) = (dest.to_owned(), name.clone());
+    blocking(move || destination::resolve(&dest, &name)).await
 }
 
 /// An answer for what was begun, now or before.

@@ -113,9 +113,9 @@ impl Groups {
         self.held.remove(&id).is_some()
     }
 
-    /// Forgets all.
-    pub fn clear(&mut self) {
-        self.held.clear();
+    /// Forgets all; returns which they were.
+    pub fn clear(&mut self) -> Vec<GroupId> {
+        self.held.drain().map(|(id, _)| id).collect()
     }
 }
 
@@ -179,5 +179,7 @@ mod tests {
         let end = UnixMillis(5).plus(TICKET_LIFE);
         assert!(!groups.is_over(ONE, UnixMillis(end.0 - 1)) && groups.is_over(ONE, end));
         assert!(groups.remove(ONE) && !groups.remove(ONE));
+        groups.hold(TWO, &name("b"), UnixMillis(5));
+        assert_eq!((groups.clear(), groups.contains(TWO)), (vec![TWO], false));
     }
 }

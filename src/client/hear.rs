@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::core::Core;
+use super::core::{Core, blocking};
 use super::data_dir;
 use super::echo::Echo;
 use super::error::{AgentError, DownloadFailure};
@@ -20,7 +20,7 @@ use crate::error_code::ErrorCode;
 use crate::id::GroupId;
 use crate::limits;
 use crate::manifest::ContentId;
-use crate::name::{GroupName, UserName};
+use crate::name::GroupName;
 use crate::peer_id::PeerId;
 use crate::swarm::session::SwarmKey;
 use crate::tracker::message::Request;
@@ -28,7 +28,7 @@ use crate::tracker::push::Push;
 use crate::tracker::refusal::Refusal;
 use crate::wire;
 
-/// How often tickets are looked at for renewal, and shared files for change.
+/// How often tickets are looked at for renewal, and files for change.
 const WATCH: Duration = Duration::from_secs(10);
 
 /// What was announced is announced again so long after: a tracker that had not heard of the share
@@ -188,30 +188,28 @@ impl Core {
     }
 
     /// The trackers are others now, if one of them that was trusted before says so.
-    fn hear_roster(&self, bytes: &[u8]) {
+    fn hear_roster(self: &Arc<Self>, bytes: &[u8]) {
         let mut book = self.book();
         match book.offer(bytes, clock::now()) {
             Ok(true) => {
                 tracing::info!(number = book.number(), "the trackers are others now");
-                let kept = data_dir::keep_roster(&self.data_dir, &book.encode());
                 drop(book);
-                if let Err(error) = kept {
-                    tracing::warn!(%error, "cannot keep what the trackers are");
-                }
                 self.follow_book();
+                let core = self.clone();
+                self.tasks.spawn(async move { core.keep_book().await });
             }
             Ok(false) => {}
             Err(error) => tracing::warn!(%error, "a roster is not taken"),
         }
     }
 
-    /// Our own account is called otherwise.
-    fn renamed(&self, from: UserName, user: UserName) {
-        if let Err(error) = data_dir::keep_user(&self.data_dir, &user) {
-            tracing::warn!(%error, "cannot keep the login");
+    async fn keep_book(&self) {
+        // Whoever is last writes what is true by then.
+        let _turn = self.roster_turn.lock().await;
+        let (data_dir, bytes) = (self.data_dir.clone(), self.book().encode());
+        if let Err(error) = blocking(move || data_dir::keep_roster(&data_dir, &bytes)).await {
+            tracing::warn!(%error, "cannot keep what the trackers are");
         }
-        self.rename_user(&from, &user);
-        self.notify(Notice::Renamed { from, user });
     }
 
     /// A group of ours is called otherwise: all that is kept of it goes by the new name.
@@ -241,17 +239,6 @@ impl Core {
             ear.renamed.insert((id, group.clone()));
         }
         self.notify(Notice::GroupRenamed { from, group });
-    }
-
-    /// Trackers do not let this device act for its user any more: everything stops, and comes back
-    /// with the next login.
-    fn signed_out(&self, user: UserName) {
-        // Somebody may have logged in since.
-        if self.line.user().is_none() {
-            self.forget_login();
-            self.leave_all();
-        }
-        self.notify(Notice::SignedOut { user });
     }
 
     /// Our membership in a group is over. Told when it was not this device that ended it.
@@ -364,23 +351,34 @@ impl Core {
         }
     }
 
-    /// Renews tickets half-way through their life, and takes back what changed on disk.
+    /// Renews tickets half-way through their life.
+    pub(super) async fn renew_tickets(self: Arc<Self>) {
+        let work = async {
+            loop {
+                tokio::time::sleep(WATCH).await;
+                for group in self.renew_due().await {
+                    self.take_part(group).await;
+                }
+            }
+        };
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = work => {}
+        }
+    }
+
+    /// Takes back what changed on disk.
     pub(super) async fn watch(self: Arc<Self>) {
-        loop {
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = tokio::time::sleep(WATCH) => {}
+        let work = async {
+            loop {
+                tokio::time::sleep(WATCH).await;
+                self.look_for_parts();
+                self.look_at_files(|_, _| true).await;
             }
-            tokio::select! {
-                () = self.stop.cancelled() => return,
-                () = async {
-                    for group in self.renew_due().await {
-                        self.take_part(group).await;
-                    }
-                    self.look_at_files(|_, _| true).await;
-                    self.look_for_parts().await;
-                } => {}
-            }
+        };
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = work => {}
         }
     }
 

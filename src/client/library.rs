@@ -3,21 +3,24 @@
 //! Plain maps; the agent acts on them.
 
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::destination::Destination;
-use super::error::DownloadFailure;
+use super::error::{AgentError, DownloadFailure};
 use super::record::{KeptPath, Place, Record, Stage};
 use super::transfer::Transfer;
 use crate::clock::UnixMillis;
 use crate::id::GroupId;
+use crate::limits::MAX_CANDIDATES;
 use crate::manifest::{ContentId, Manifest};
 use crate::name::{FileName, GroupName, Selector, UserName};
 use crate::swarm::meter::Meter;
 use crate::swarm::session::SwarmKey;
 use crate::swarm::stamp::Stamp;
-use crate::swarm::storage::{PieceStore, part_path};
+use crate::swarm::storage::{MAX_NUMBERED, PieceStore, part_path};
+use crate::tracker::refusal::Refusal;
 
 /// Where an entry is in its life.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,8 +69,21 @@ pub enum Sight {
     Here,
     /// It is not there.
     Missing,
+    /// The system does not let us look at it.
+    Unreadable(io::ErrorKind),
     /// It is something else now.
     Changed,
+}
+
+impl Sight {
+    /// In words, why it cannot be served though it may be what it was.
+    pub fn absence(self) -> Option<String> {
+        match self {
+            Self::Missing => Some("is missing".to_owned()),
+            Self::Unreadable(why) => Some(format!("cannot be read: {why}")),
+            Self::Unseen | Self::Here | Self::Changed => None,
+        }
+    }
 }
 
 /// One content in one group on this machine.
@@ -135,7 +151,7 @@ impl Entry {
         match self.sight {
             Sight::Changed => true,
             Sight::Here => found(),
-            Sight::Unseen | Sight::Missing => false,
+            Sight::Unseen | Sight::Missing | Sight::Unreadable(_) => false,
         }
     }
 
@@ -144,6 +160,26 @@ impl Entry {
         self.state == EntryState::Seeding
             && self.sight == Sight::Here
             && self.store.as_ref().is_some_and(|store| !store.known_changed())
+    }
+
+    /// Says that another may take its place: it failed, or its file is not what it was.
+    ///
+    /// # Errors
+    /// [`AgentError::Downloading`] and [`AgentError::Have`], when it is needed.
+    pub fn is_replaceable(&self) -> Result<(), AgentError> {
+        match self.state {
+            EntryState::Failed(_) => Ok(()),
+            EntryState::Seeding if self.is_served() || self.is_unseen() => {
+                Err(AgentError::Have(self.path()))
+            }
+            EntryState::Seeding => Ok(()),
+            _ => Err(AgentError::Downloading(self.name.to_string())),
+        }
+    }
+
+    /// Whether it is complete and its file was not looked at yet.
+    pub fn is_unseen(&self) -> bool {
+        self.state == EntryState::Seeding && self.sight == Sight::Unseen
     }
 
     /// Whether it is being fetched: its swarm is one that peers can be found for.
@@ -158,10 +194,13 @@ impl Entry {
 
     /// Whether it is, or will be, at `destination`, perhaps with a number.
     pub fn goes_to(&self, destination: &Destination) -> bool {
-        match &self.home {
-            Home::File { path, .. } => path.parent() == Some(&destination.directory),
-            Home::Part(own) => own == destination,
-        }
+        let Home::File { path, .. } = &self.home else {
+            return self.home == Home::Part(destination.clone());
+        };
+        let own = path.file_name().unwrap_or_default();
+        let numbered = || (1..=MAX_NUMBERED).map(|number| destination.name.numbered(number));
+        path.parent() == Some(&destination.directory)
+            && (own == destination.name.as_str() || numbered().any(|name| own == name.as_str()))
     }
 
     /// Where its bytes are now.
@@ -294,7 +333,7 @@ impl Library {
         self.troubles.clear();
     }
 
-    /// Adds an entry, in place of one that failed; returns its number.
+    /// Adds an entry where there is none; returns its number.
     pub fn add(&mut self, key: SwarmKey, mut entry: Entry) -> u64 {
         self.last_number += 1;
         entry.number = self.last_number;
@@ -302,10 +341,13 @@ impl Library {
         self.last_number
     }
 
-    /// Adds an entry that was kept, under the number it had; not where there is one.
-    pub fn add_kept(&mut self, key: SwarmKey, entry: Entry) {
+    /// Adds an entry that was kept, under the number it had; not where there is one. Returns whether
+    /// it was added.
+    pub fn add_kept(&mut self, key: SwarmKey, entry: Entry) -> bool {
         self.last_number = self.last_number.max(entry.number);
+        let is_new = !self.entries.contains_key(&key);
         self.entries.entry(key).or_insert(entry);
+        is_new
     }
 
     /// The entry of a swarm.
@@ -363,9 +405,46 @@ impl Library {
         self.of_content(content).into_iter().filter_map(|key| self.find(key)).any(below)
     }
 
-    /// The swarm of the entry that `file` means in a group.
-    pub fn select(&self, group: &GroupName, file: &Selector) -> Option<SwarmKey> {
-        self.entries.iter().find(|(_, entry)| entry.is(group, file)).map(|(key, _)| *key)
+    /// The swarm of the one entry that `file` means in a group, if there is any.
+    ///
+    /// # Errors
+    /// [`Refusal::Ambiguous`] with candidates: of several none is chosen for whoever may be about to
+    /// delete it.
+    pub fn select(&self, group: &GroupName, file: &Selector) -> Result<Option<SwarmKey>, Refusal> {
+        let meant = |file: &Selector| -> Vec<_> {
+            self.entries.iter().filter(|(_, entry)| entry.is(group, file)).collect()
+        };
+        let hits = meant(file);
+        if hits.len() <= 1 {
+            return Ok(hits.first().map(|(key, _)| **key));
+        }
+        let candidate = |(key, entry): &(&SwarmKey, &Entry)| {
+            let of_user = |user: &UserName| Selector::UserName(user.clone(), entry.name.clone());
+            let of_user = entry.publisher.as_ref().map(of_user);
+            match of_user.filter(|of_user| meant(of_user).len() == 1) {
+                Some(of_user) => of_user.to_string(),
+                None => format!("id:{}", key.content),
+            }
+        };
+        Err(Refusal::Ambiguous {
+            file: file.to_string(),
+            group: group.clone(),
+            candidates: hits.iter().take(MAX_CANDIDATES).map(candidate).collect(),
+        })
+    }
+
+    /// Makes room for a new entry: takes out one that failed, or whose file is not what it was. Who
+    /// adds the new one without letting go of the library in between overwrites nothing that came
+    /// while he was busy.
+    ///
+    /// # Errors
+    /// [`AgentError`]: nobody is logged in, or there is one that is needed.
+    pub fn vacate(&mut self, key: SwarmKey) -> Result<Option<Entry>, AgentError> {
+        if self.user.is_none() {
+            return Err(Refusal::NotLoggedIn.into());
+        }
+        self.find(key).map_or(Ok(()), Entry::is_replaceable)?;
+        Ok(self.remove(key))
     }
 
     /// The swarm of the entry whose metafile is, or was, at `path`.
@@ -424,6 +503,11 @@ impl Library {
         Some(entry)
     }
 
+    /// Whether there is an entry of this kind.
+    pub fn any(&self, is_it: impl Fn(SwarmKey, &Entry) -> bool) -> bool {
+        self.entries.iter().any(|(key, entry)| is_it(*key, entry))
+    }
+
     /// All entries, in the order they were added.
     pub fn entries(&self) -> Vec<(SwarmKey, Entry)> {
         let mut entries: Vec<_> =
@@ -441,9 +525,13 @@ mod tests {
     use crate::piece::PieceLayout;
 
     fn manifest() -> Arc<Manifest> {
+        manifest_of(b"abc")
+    }
+
+    fn manifest_of(bytes: &[u8; 3]) -> Arc<Manifest> {
         let layout = PieceLayout::new(3).expect("small");
-        let pieces = layout.pieces().map(|piece| PieceHashes::of(layout, piece, b"abc")).collect();
-        Arc::new(Manifest::new(layout, sha1(b"abc"), pieces).expect("consistent"))
+        let pieces = layout.pieces().map(|piece| PieceHashes::of(layout, piece, bytes)).collect();
+        Arc::new(Manifest::new(layout, sha1(bytes), pieces).expect("consistent"))
     }
 
     fn kept(place: Place) -> Entry {
@@ -487,6 +575,79 @@ mod tests {
         });
         let failure = DownloadFailure { code: "disk".to_owned(), message: "broken".to_owned() };
         assert_eq!(states, [EntryState::Checking, EntryState::Paused, EntryState::Failed(failure)]);
+    }
+
+    #[test]
+    fn of_several_that_a_name_means_none_is_chosen() {
+        let mut library = Library::new(0);
+        let (lab, selector) = ("lab".parse().expect("a name"), |text: &str| text.parse());
+        let select = |library: &Library, text: &str| {
+            library.select(&lab, &selector(text).expect("a selector"))
+        };
+        assert_eq!(select(&library, "f").expect("no doubt"), None);
+        let entry = kept(part("/d", Stage::Going));
+        library.add_kept(key(1), entry.clone());
+        assert_eq!(select(&library, "f").expect("no doubt"), Some(key(1)));
+        let [second, third] = [b"abd", b"abe"].map(manifest_of);
+        let other = |of: &Manifest| SwarmKey { content: of.content_id(), ..key(1) };
+        let carol = Entry { publisher: Some("carol".parse().expect("a name")), ..entry };
+        library.add_kept(other(&second), Entry { manifest: second.clone(), ..carol.clone() });
+        let Err(Refusal::Ambiguous { mut candidates, .. }) = select(&library, "f") else {
+            panic!("one of two was chosen");
+        };
+        candidates.sort();
+        assert_eq!(candidates, ["ann/f", "carol/f"]);
+        assert_eq!(select(&library, "carol/f").expect("no doubt"), Some(other(&second)));
+        // Two versions of one publisher are told apart by what they are.
+        library.add_kept(other(&third), Entry { manifest: third.clone(), ..carol });
+        let Err(Refusal::Ambiguous { mut candidates, .. }) = select(&library, "carol/f") else {
+            panic!("one of two was chosen");
+        };
+        candidates.sort();
+        let mut ids = [&second, &third].map(|of| format!("id:{}", of.content_id()));
+        ids.sort();
+        assert_eq!(candidates, ids);
+        for candidate in candidates {
+            assert!(select(&library, &candidate).expect("no doubt").is_some());
+        }
+    }
+
+    #[test]
+    fn room_is_made_where_nothing_is_needed_and_for_somebody() {
+        let mut library = Library::new(0);
+        assert!(matches!(library.vacate(key(1)), Err(AgentError::Refused(Refusal::NotLoggedIn))));
+        library.set_user(Some("ann".parse().expect("a name")));
+        assert!(library.vacate(key(1)).expect("empty").is_none());
+        let stamp = Stamp { size: 3, modified: (1, 2), inode: (3, 4) };
+        for place in [part("/d", Stage::Going), part("/d", Stage::Paused)] {
+            library.add(key(1), kept(place));
+            assert!(matches!(library.vacate(key(1)), Err(AgentError::Downloading(_))));
+            library.remove(key(1));
+        }
+        let mut whole = kept(Place::Whole { path: KeptPath("/d/f".into()), stamp });
+        library.add(key(1), whole.clone());
+        assert!(matches!(library.vacate(key(1)), Err(AgentError::Have(_))), "it may be there");
+        library.remove(key(1));
+        whole.sight = Sight::Missing;
+        library.add(key(1), whole);
+        assert!(library.vacate(key(1)).expect("no use").is_some());
+        let failed = Stage::Failed { code: "disk".to_owned(), message: "broken".to_owned() };
+        library.add(key(1), kept(part("/d", failed)));
+        assert!(library.vacate(key(1)).expect("no use").is_some());
+    }
+
+    #[test]
+    fn a_whole_file_goes_where_its_name_is_wanted() {
+        let stamp = Stamp { size: 3, modified: (1, 2), inode: (3, 4) };
+        let at = |path: &str| kept(Place::Whole { path: KeptPath(path.into()), stamp });
+        let to = |directory: &str, name: &str| Destination {
+            directory: directory.into(),
+            name: name.parse().expect("a name"),
+        };
+        assert!(at("/d/f.bin").goes_to(&to("/d", "f.bin")));
+        assert!(at("/d/f (2).bin").goes_to(&to("/d", "f.bin")));
+        assert!(!at("/d/f.bin").goes_to(&to("/d", "g.bin")));
+        assert!(!at("/d/f.bin").goes_to(&to("/e", "f.bin")));
     }
 
     #[test]

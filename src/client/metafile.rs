@@ -1,4 +1,4 @@
-//! Metafiles on disk: read with a bound, written whole or not at all.
+//! Metafiles on disk: read with a bound, written whole and durably or not at all. All of it blocks.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
@@ -82,32 +82,75 @@ pub fn read(path: &Path) -> Result<Metainfo, AgentError> {
     }
 }
 
-/// Writes a metafile whole or not at all. An older one of the same share (group and name) is
-/// replaced, anything else is not.
+/// Reads and checks a metafile, and waits for nobody who may be at the other end of a pipe.
 ///
 /// # Errors
 /// [`AgentError`].
-pub fn write(path: &Path, meta: &Metainfo) -> Result<(), AgentError> {
+pub fn read_file(path: &Path) -> Result<Metainfo, AgentError> {
+    let file_error = |error| AgentError::File { path: path.to_owned(), error };
+    if !fs::metadata(path).map_err(file_error)?.is_file() {
+        let error = MetainfoError::Syntax("it is no regular file".to_owned());
+        return Err(AgentError::Metafile { path: path.to_owned(), error });
+    }
+    read(path)
+}
+
+/// A metafile that is written and does not have its name yet. Dropped, it is gone.
+#[derive(Debug)]
+pub struct Unnamed {
+    unfinished: PathBuf,
+    path: PathBuf,
+}
+
+impl Unnamed {
+    /// Gives it its name, in place of an older one; returns the one path by which it is known.
+    ///
+    /// # Errors
+    /// [`AgentError::File`]; an older one is there then.
+    pub fn name(self) -> Result<PathBuf, AgentError> {
+        let file_error = |error| AgentError::File { path: self.path.clone(), error };
+        fs::rename(&self.unfinished, &self.path).map_err(file_error)?;
+        if let Some(parent) = self.path.parent() {
+            // A filesystem that cannot do this still has the file.
+            let _ = File::open(parent).and_then(|directory| directory.sync_all());
+        }
+        Ok(canonical(&self.path))
+    }
+}
+
+impl Drop for Unnamed {
+    fn drop(&mut self) {
+        // Named, it is there no more.
+        let _ = fs::remove_file(&self.unfinished);
+    }
+}
+
+/// Writes a metafile beside where it is to be. An older one of the same share (group and name) may be
+/// replaced, anything else may not.
+///
+/// # Errors
+/// [`AgentError`].
+pub fn write(path: &Path, meta: &Metainfo) -> Result<Unnamed, AgentError> {
     let same = |old: Metainfo| old.group == meta.group && old.name == meta.name;
-    if path.symlink_metadata().is_ok() && !read(path).is_ok_and(same) {
+    if path.symlink_metadata().is_ok() && !read_file(path).is_ok_and(same) {
         return Err(AgentError::Exists(path.to_owned()));
     }
     let file_error = |error| AgentError::File { path: path.to_owned(), error };
     let mut unfinished = path.as_os_str().to_owned();
-    unfinished.push(format!(".{}", std::process::id()));
+    // Two may be on their way to one path.
+    unfinished.push(format!(".{:016x}", fastrand::u64(..)));
     let unfinished = PathBuf::from(unfinished);
-    let written = File::create_new(&unfinished)
-        .and_then(|mut file| file.write_all(meta.to_text().as_bytes()))
-        .and_then(|()| fs::rename(&unfinished, path));
-    written.map_err(|error| {
-        let _ = fs::remove_file(&unfinished);
-        file_error(error)
-    })
+    // What was there already is not ours to remove.
+    let mut file = File::create_new(&unfinished).map_err(file_error)?;
+    let unnamed = Unnamed { unfinished, path: path.to_owned() };
+    let written = file.write_all(meta.to_text().as_bytes()).and_then(|()| file.sync_all());
+    written.map(|()| unnamed).map_err(file_error)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::swarm::hashing;
 
     #[test]
     fn it_goes_beside_the_file_or_where_one_says() {
@@ -126,7 +169,37 @@ mod tests {
         let path = root.join("f.mtorrent");
         assert_eq!(canonical(&root.join("link/f.mtorrent")), path);
         std::fs::write(&path, "x").expect("written");
-        assert_eq!(canonical(&root.join("link/../f.mtorrent")).file_name(), path.file_name());
+        let parent = root.parent().expect("a parent").join("f.mtorrent");
+        assert_eq!(canonical(&root.join("link/../f.mtorrent")), parent, "as the system goes up");
         assert_eq!(canonical(&path), path);
+    }
+
+    #[test]
+    fn an_older_one_stays_until_the_new_one_has_its_name_and_a_pipe_is_not_waited_for() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().canonicalize().expect("there").join("f.mtorrent");
+        let meta = |text: &str| {
+            let file = dir.path().join("f");
+            fs::write(&file, text).expect("written");
+            let (manifest, _) = hashing::hash_file(&file, &|_| true).expect("hashed");
+            fs::remove_file(&file).expect("removed");
+            let (group, name) = ("lab".parse().expect("a name"), "f".parse().expect("a name"));
+            Metainfo { trackers: Vec::new(), group, name, manifest }
+        };
+        let content = |meta: &Metainfo| meta.manifest.content_id();
+        let (old, new) = (meta("old"), meta("new"));
+        assert_eq!(write(&path, &old).and_then(Unnamed::name).expect("named"), path);
+        drop(write(&path, &new).expect("written"));
+        assert_eq!(content(&read_file(&path).expect("whole")), content(&old));
+        write(&path, &new).and_then(Unnamed::name).expect("named");
+        assert_eq!(content(&read_file(&path).expect("whole")), content(&new));
+        let left = fs::read_dir(dir.path()).expect("there").count();
+        assert_eq!(left, 1, "nothing unfinished is left");
+        let foreign = Metainfo { name: "g".parse().expect("a name"), ..new };
+        assert!(matches!(write(&path, &foreign), Err(AgentError::Exists(_))));
+        let pipe = dir.path().join("pipe");
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, mode).expect("made");
+        assert!(matches!(read_file(&pipe), Err(AgentError::Metafile { .. })));
     }
 }

@@ -20,6 +20,7 @@ mod core;
 mod running;
 mod watch;
 mod hear;
+mod parts;
 mod restore;
 pub mod agent;
 mod account;

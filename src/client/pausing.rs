@@ -8,7 +8,6 @@ use super::library::{Entry, EntryState, Home};
 use super::report::{Cancelled, DownloadRow, Notice};
 use crate::error_code::ErrorCode;
 use crate::name::{GroupName, Selector};
-use crate::swarm::session::SwarmKey;
 
 /// An answer waits so long for a part file to be opened: after a clean stop it takes no time.
 const OPENING: Duration = Duration::from_secs(1);
@@ -20,6 +19,15 @@ impl Agent {
     /// # Errors
     /// [`AgentError::NotDownloading`], or what says that there is no such download.
     pub async fn pause(
+        &self,
+        group: &GroupName,
+        file: &Selector,
+    ) -> Result<DownloadRow, AgentError> {
+        let (agent, group, file) = (self.clone(), group.clone(), file.clone());
+        self.core.to_the_end(async move { agent.do_pause(&group, &file).await }).await
+    }
+
+    async fn do_pause(
         &self,
         group: &GroupName,
         file: &Selector,
@@ -54,12 +62,12 @@ impl Agent {
         self.core.changed.notify_waiters();
         self.core.until_let_go(Vec::from_iter(transfer)).await;
         for key in keys {
-            self.withdraw_soon(key);
+            self.core.withdraw_soon(key);
             self.core.notify_of(key, |group, name| Notice::Paused { group, name });
         }
         // Where it cannot be written, a notice says so.
         let _ = self.core.keeper.written().await;
-        self.download(group, file)
+        self.row_of(key).ok_or_else(|| not_held(group, file))
     }
 
     /// Goes on with a download that was paused or has failed, in all groups in which it is one.
@@ -68,6 +76,15 @@ impl Agent {
     /// [`AgentError::NotPaused`], or what says that there is no such download, or that one is no
     /// member any more.
     pub async fn resume(
+        &self,
+        group: &GroupName,
+        file: &Selector,
+    ) -> Result<DownloadRow, AgentError> {
+        let (agent, group, file) = (self.clone(), group.clone(), file.clone());
+        self.core.to_the_end(async move { agent.do_resume(&group, &file).await }).await
+    }
+
+    async fn do_resume(
         &self,
         group: &GroupName,
         file: &Selector,
@@ -86,9 +103,13 @@ impl Agent {
             return Err(AgentError::OtherGroup(group.clone()));
         }
         // One that was just stopped lets go first.
-        self.core.until_let_go(Vec::from_iter(entry.transfer)).await;
+        self.core.until_let_go(Vec::from_iter(entry.transfer.clone())).await;
         let still = self.core.library().find(key).is_some_and(stopped);
         let joined = still && self.rejoin(key);
+        if joined {
+            // Nothing else will ever need what came of it before.
+            self.core.drop_part(key.content, &entry).await;
+        }
         let mut resumed = vec![key];
         if !joined {
             let mut library = self.core.library();
@@ -120,7 +141,7 @@ impl Agent {
         let opened = self.core.until_checked(|other, _| other == key);
         let _ = tokio::time::timeout(OPENING, opened).await;
         let _ = self.core.keeper.written().await;
-        self.download(group, file)
+        self.row_of(key).ok_or_else(|| not_held(group, file))
     }
 
     /// Ends a download and forgets it, in this group; where it is not wanted in another one either,
@@ -129,6 +150,16 @@ impl Agent {
     /// # Errors
     /// [`AgentError::NotDownloading`], or what says that there is no such download.
     pub async fn cancel(
+        &self,
+        group: &GroupName,
+        file: &Selector,
+        keep: bool,
+    ) -> Result<Cancelled, AgentError> {
+        let (agent, group, file) = (self.clone(), group.clone(), file.clone());
+        self.core.to_the_end(async move { agent.do_cancel(&group, &file, keep).await }).await
+    }
+
+    async fn do_cancel(
         &self,
         group: &GroupName,
         file: &Selector,
@@ -153,22 +184,11 @@ impl Agent {
                 self.core.until_let_go(Vec::from_iter(entry.transfer.clone())).await;
                 0
             }
-            false => self.drop_part(key, &entry).await,
+            false => self.core.drop_part(key.content, &entry).await,
         };
-        self.withdraw_soon(key);
+        self.core.withdraw_soon(key);
         self.core.notify(Notice::Cancelled { group: entry.group, name: entry.name });
         let _ = self.core.keeper.written().await;
         Ok(Cancelled { row, deleted_bytes })
-    }
-
-    /// Takes an announcement back without waiting for a tracker: where there is none, it ends with the
-    /// connection.
-    fn withdraw_soon(&self, key: SwarmKey) {
-        let core = self.core.clone();
-        self.core.tasks.spawn(async move {
-            if let Err(error) = core.withdraw(key).await {
-                tracing::debug!(%error, "withdraw failed; it ends with the connection");
-            }
-        });
     }
 }

@@ -447,7 +447,7 @@ impl fmt::Display for Notice {
             Self::Cancelled { group, name } => write!(f, "{name} from {group} is cancelled"),
             Self::Missing { group, name, path } => write!(
                 f,
-                "{name} in {group} is not served: {} is missing; it is served again when it is back",
+                "{name} in {group} is not served: {} is missing or cannot be read; it is served again when it is back",
                 path.display()
             ),
             Self::Found { group, name, path } => {

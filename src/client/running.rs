@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
-use super::core::Core;
+use super::core::{Core, blocking};
 use super::destination::Destination;
 use super::error::DownloadFailure;
 use super::library::{Entry, EntryState, Home, Sight};
@@ -35,9 +35,39 @@ const NUMBERED: u32 = 9;
 /// What is there of a content that is to be downloaded.
 pub(super) enum Found {
     /// Nothing or some of it, in its part file.
-    Part(Arc<PieceStore>),
+    Part(Unclaimed),
     /// All of it, in a file that has its name already.
     Whole(Arc<PieceStore>),
+}
+
+/// A part file that was just opened. Dropped before a download claims it, it is let go: what was made
+/// for it is gone again, what was found stays. That blocks.
+pub(super) struct Unclaimed {
+    store: Option<Arc<PieceStore>>,
+    /// Whether there was none before.
+    made: bool,
+}
+
+impl Unclaimed {
+    /// The open part file.
+    pub(super) fn store(&self) -> Arc<PieceStore> {
+        self.store.clone().expect("invariant: only claiming it takes it out")
+    }
+
+    /// From now on a download has it.
+    pub(super) fn claim(mut self) {
+        self.store = None;
+    }
+}
+
+impl Drop for Unclaimed {
+    fn drop(&mut self) {
+        match self.store.take() {
+            Some(store) if self.made => store.discard(),
+            Some(store) => store.release(),
+            None => {}
+        }
+    }
 }
 
 /// A download that ended.
@@ -90,15 +120,15 @@ impl Core {
         };
         drop(look);
         match found {
-            Ok(Found::Part(store)) => {
-                let started =
-                    self.start_download(&transfer, queue, &store, to, entry.meter.as_deref());
-                if started.is_empty() {
-                    let letting_go = tokio::task::spawn_blocking(move || store.release());
-                    if let Err(error) = letting_go.await {
-                        tracing::error!(%error, "letting go of a part file failed in itself");
+            Ok(Found::Part(part)) => {
+                let (store, before) = (part.store(), entry.meter.as_deref());
+                let started = self.start_download(&transfer, queue, &store, to, before);
+                match started.is_empty() {
+                    true => {
+                        blocking(move || drop(part)).await;
+                        self.let_go(&transfer, None);
                     }
-                    self.let_go(&transfer, None);
+                    false => part.claim(),
                 }
                 for key in started {
                     self.notify_of(key, |group, name| Notice::Resumed { group, name });
@@ -107,6 +137,8 @@ impl Core {
             Ok(Found::Whole(store)) => {
                 let path = store.path();
                 self.complete(&transfer, &store, &path).await;
+                // What came of it before it was whole elsewhere.
+                self.drop_part_in(entry.manifest.content_id(), to.directory).await;
             }
             Err(error) => {
                 if !transfer.stop.is_cancelled() {
@@ -144,16 +176,16 @@ impl Core {
                 if let Some(store) = whole {
                     return Ok(Found::Whole(Arc::new(store)));
                 }
+                // Nobody waits for it any more.
+                if !note.goes_on() {
+                    return Err(StorageError::Released(path));
+                }
                 // The directory may be an empty mount point.
                 if !is_there && !anew {
                     return Err(StorageError::Gone(path));
                 }
-                let store = PieceStore::part(manifest, &to.directory, &|done| _ = note.done(done))?;
-                if !note.goes_on() {
-                    // Nobody waits for it any more.
-                    store.release();
-                }
-                Ok(Found::Part(Arc::new(store)))
+                let store = PieceStore::part(manifest, &to.directory, &|done| note.done(done))?;
+                Ok(Found::Part(Unclaimed { store: Some(Arc::new(store)), made: !is_there }))
             });
             match opened.await {
                 Ok(Err(StorageError::InUse(_))) if begun.elapsed() < LETTING_GO => {
@@ -397,24 +429,26 @@ impl Core {
         tracing::warn!(%error, "download not taken up");
         let failure = DownloadFailure::from(error);
         let mut library = self.library();
-        let mut notices = Vec::new();
-        let keys = transfer.swarms.all();
-        for key in &keys {
+        let (mut notices, mut changed) = (Vec::new(), Vec::new());
+        for key in &transfer.swarms.all() {
             let entry = library.find_mut(*key).filter(|entry| entry.is_run_by(transfer));
             let Some(entry) = entry.filter(|entry| entry.state == EntryState::Checking) else {
                 continue;
             };
             (entry.state, entry.transfer) = (EntryState::Failed(failure.clone()), None);
-            let waits = error.can_heal().then(|| failure.clone());
-            // What is tried again and again is told once.
+            // A check that was stopped has the part file until it has noticed.
+            let heals = error.can_heal() || matches!(error, StorageError::InUse(_));
+            let waits = heals.then(|| failure.clone());
+            // What is tried again and again is told, and kept, once.
             if waits.is_none() || entry.waits != waits {
+                changed.push(*key);
                 let (group, name) = (entry.group.clone(), entry.name.clone());
                 notices.push(Notice::DownloadFailed { group, name, failure: failure.clone() });
             }
             entry.waits = waits;
         }
         drop(library);
-        self.save(&keys);
+        self.save(&changed);
         notices.into_iter().for_each(|notice| self.notify(notice));
     }
 
@@ -433,12 +467,8 @@ impl Core {
     pub(super) async fn until_checked(&self, which: impl Fn(SwarmKey, &Entry) -> bool) {
         loop {
             let changed = self.changed.notified();
-            let entries = self.library().entries();
-            let checking = |entry: &Entry| {
-                let unseen = entry.state == EntryState::Seeding && entry.sight == Sight::Unseen;
-                entry.state == EntryState::Checking || unseen
-            };
-            if !entries.iter().any(|(key, entry)| which(*key, entry) && checking(entry)) {
+            let checking = |entry: &Entry| entry.state == EntryState::Checking || entry.is_unseen();
+            if !self.library().any(|key, entry| checking(entry) && which(key, entry)) {
                 return;
             }
             changed.await;
@@ -475,7 +505,8 @@ pub(super) fn find_whole(
     let names = (1..=numbered).map(|number| to.name.numbered(number));
     for name in std::iter::once(to.name.as_str().to_owned()).chain(names) {
         let path = to.directory.join(name);
-        let metadata = fs::symlink_metadata(&path).ok()?;
+        // One number may be free, and the next not.
+        let Ok(metadata) = fs::symlink_metadata(&path) else { continue };
         if !metadata.is_file() || metadata.len() != manifest.layout().size() {
             continue;
         }

@@ -3,10 +3,9 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
 
 use super::agent::{Agent, request_id};
-use super::core::Core;
+use super::core::blocking;
 use super::error::AgentError;
 use super::library::{Entry, EntryState, Home, Sight};
 use super::looking::{Looking, LookingKind, Note};
@@ -14,13 +13,14 @@ use super::metafile::{self, MetafileTo};
 use super::report::{Notice, Shared};
 use crate::clock;
 use crate::error_code::ErrorCode;
-use crate::manifest::Manifest;
+use crate::id::GroupId;
+use crate::manifest::{ContentId, Manifest};
 use crate::metainfo::Metainfo;
-use crate::name::{FileName, GroupName, Selector};
+use crate::name::{FileName, GroupName, Selector, UserName};
 use crate::swarm::hashing;
 use crate::swarm::session::{Swarm, SwarmKey};
 use crate::swarm::stamp::Stamp;
-use crate::swarm::storage::{PieceStore, StorageError, remove_part};
+use crate::swarm::storage::PieceStore;
 use crate::tracker::message::{Reply, Request};
 use crate::tracker::refusal::Refusal;
 
@@ -28,14 +28,11 @@ use crate::tracker::refusal::Refusal;
 /// connection lost in between.
 const SHARE_ROUNDS: usize = 8;
 
-/// How often, and how long after each other, the part file of a download that just ended is tried to
-/// be removed: whoever reads from it keeps it open.
-const REMOVING: (usize, Duration) = (30, Duration::from_millis(100));
-
 /// A file that is about to be served.
 pub(super) struct Serving {
     pub(super) group: GroupName,
     pub(super) name: FileName,
+    pub(super) publisher: Option<UserName>,
     pub(super) manifest: Arc<Manifest>,
     pub(super) path: PathBuf,
     pub(super) stamp: Stamp,
@@ -58,11 +55,13 @@ impl Agent {
         name: Option<FileName>,
         metafile: MetafileTo,
     ) -> Result<Shared, AgentError> {
-        let file_error = |error| AgentError::File { path: path.to_owned(), error };
-        let path = &path.canonicalize().map_err(file_error)?;
+        let (given, error_path) = (path.to_owned(), path.to_owned());
+        let found = move || Ok((given.canonicalize()?, fs::metadata(&given)?.len()));
+        let file_error = |error| AgentError::File { path: error_path, error };
+        let (path, size) = blocking(found).await.map_err(file_error)?;
         let name = match name {
             Some(name) => name,
-            None => FileName::from_path(path)
+            None => FileName::from_path(&path)
                 .map_err(|error| AgentError::Name { path: path.clone(), error })?,
         };
         // A refusal comes before an hour of hashing, not after.
@@ -73,55 +72,69 @@ impl Agent {
             name: name.clone(),
             path: path.clone(),
             done_bytes: 0,
-            size: fs::metadata(path).map_or(0, |metadata| metadata.len()),
+            size,
         });
-        let (manifest, stamp) = self.hash(path, look.note()).await?;
+        let (manifest, stamp) = self.hash(&path, look.note()).await?;
         drop(look);
-        let meta = Metainfo {
-            trackers: self.core.line.places().into_iter().map(|(_, link)| link).collect(),
-            group: group.clone(),
-            name: name.clone(),
-            manifest,
-        };
-        let metafile_path = metafile.path(path, &name);
-        let is_new = metafile_path.symlink_metadata().is_err();
-        let (written, mut warning) = match metafile::write(&metafile_path, &meta) {
-            Ok(()) => (Some(metafile_path), None),
-            Err(error) if matches!(metafile, MetafileTo::File(_)) => return Err(error),
-            Err(error) => {
-                (None, Some(format!("no metafile was written ({error}); --mtorrent names another")))
-            }
-        };
-        let manifest = Arc::new(meta.manifest);
-        if let Err(error) = self.list(&group, &name, &manifest).await {
-            // A metafile of something that is not listed helps nobody.
-            if let Some(metafile) = written.filter(|_| is_new) {
-                let _ = fs::remove_file(metafile);
-            }
-            return Err(error);
-        }
+        let trackers = self.core.line.places().into_iter().map(|(_, link)| link).collect();
+        let meta = Metainfo { trackers, group, name, manifest };
+        // Listed and not served, or half written, it helps nobody.
+        let agent = self.clone();
+        let publishing = async move { agent.publish(id, meta, path, stamp, metafile).await };
+        self.core.to_the_end(publishing).await
+    }
 
+    /// Lists a file that was hashed, and serves it.
+    async fn publish(
+        &self,
+        id: GroupId,
+        meta: Metainfo,
+        path: PathBuf,
+        stamp: Stamp,
+        to: MetafileTo,
+    ) -> Result<Shared, AgentError> {
+        let metafile = to.path(&path, &meta.name);
+        let (place, text) = (metafile.clone(), meta.clone());
+        let (unnamed, mut warning) = match blocking(move || metafile::write(&place, &text)).await {
+            Ok(unnamed) => (Some(unnamed), None),
+            Err(error) if matches!(to, MetafileTo::File(_)) => return Err(error),
+            Err(error) => (None, Some(not_written(&error))),
+        };
+        let Metainfo { group, name, manifest, .. } = meta;
+        let manifest = Arc::new(manifest);
+        // A metafile of something that is not listed helps nobody: it is dropped with an error.
+        self.list(&group, &name, &manifest).await?;
+        let mut known = None;
+        if let Some(unnamed) = unnamed {
+            match blocking(move || unnamed.name()).await {
+                Ok(path) => known = Some(path),
+                Err(error) => warning = Some(not_written(&error)),
+            }
+        }
         let key = SwarmKey { group: id, content: manifest.content_id() };
+        let written = known.is_some().then_some(metafile);
         let serving = Serving {
             group: group.clone(),
             name: name.clone(),
+            publisher: self.user(),
             manifest: manifest.clone(),
             path: path.clone(),
             stamp,
-            metafile: written.as_deref().map(metafile::canonical),
+            metafile: known,
             shared: true,
         };
-        self.serve(key, serving).await;
+        self.serve(key, serving)?;
         if let Some(not_kept) = self.not_kept().await {
             warning =
                 Some(warning.map_or(not_kept.clone(), |other| format!("{other}; {not_kept}")));
         }
-        self.core.announce(key.group, &[(key.content, true)]).await?;
+        // It is listed and served by now, whoever has heard of it.
+        self.core.present(key).await;
         let size = manifest.layout().size();
         let notice =
             Notice::Shared { group: group.clone(), name: name.clone(), path: path.clone(), size };
         self.core.notify(notice);
-        Ok(Shared { group, name, path: path.clone(), manifest, metafile: written, warning })
+        Ok(Shared { group, name, path, manifest, metafile: written, warning })
     }
 
     /// What a person should know when what was just done is not on the disk.
@@ -130,17 +143,12 @@ impl Agent {
         Some(format!("this cannot be kept and will not come back after a restart: {message}"))
     }
 
-    pub(super) async fn hash(
-        &self,
-        path: &Path,
-        note: Note,
-    ) -> Result<(Manifest, Stamp), AgentError> {
+    async fn hash(&self, path: &Path, note: Note) -> Result<(Manifest, Stamp), AgentError> {
         let (owned, stop) = (path.to_owned(), self.core.stop.clone());
-        let hashed = tokio::task::spawn_blocking(move || {
+        let hashed = blocking(move || {
             hashing::hash_file(&owned, &|done| note.done(done) && !stop.is_cancelled())
         });
-        let hashed = hashed.await.unwrap_or(Err(hashing::HashError::Stopped));
-        hashed.map_err(|error| AgentError::Hash { path: path.to_owned(), error })
+        hashed.await.map_err(|error| AgentError::Hash { path: path.to_owned(), error })
     }
 
     /// Lists a manifest in a group, putting the pages the tracker lacks.
@@ -183,30 +191,42 @@ impl Agent {
     /// # Errors
     /// [`AgentError`].
     pub async fn stop_share(&self, group: GroupName, file: Selector) -> Result<(), AgentError> {
+        let agent = self.clone();
+        self.core.to_the_end(async move { agent.do_stop_share(group, file).await }).await
+    }
+
+    async fn do_stop_share(&self, group: GroupName, file: Selector) -> Result<(), AgentError> {
         let request = Request::StopShare {
             request_id: request_id(),
             group: group.clone(),
             file: file.clone(),
         };
-        let local = self.core.library().select(&group, &file);
-        let key = match (self.core.line.call(&request).await, local) {
-            (Ok(Reply::Stopped { still_shared: true, .. }), _) => return Ok(()),
-            (Ok(Reply::Stopped { group, content, .. }), _) => SwarmKey { group, content },
+        let key = match self.core.line.call(&request).await {
+            Ok(Reply::Stopped { still_shared: true, .. }) => return Ok(()),
+            Ok(Reply::Stopped { group, content, .. }) => SwarmKey { group, content },
             // A file that was downloaded is served without being listed by us.
-            (Err(AgentError::Refused(Refusal::NotShared { .. })), Some(key)) => key,
-            (Err(error), _) => return Err(error),
-            _ => return Err(AgentError::BadAnswer),
+            Err(refused @ AgentError::Refused(Refusal::NotShared { .. })) => {
+                let local = self.core.library().select(&group, &file)?;
+                local.ok_or(refused)?
+            }
+            Err(error) => return Err(error),
+            Ok(_) => return Err(AgentError::BadAnswer),
         };
         self.drop_entry(key).await;
-        self.core.withdraw(key).await
+        self.core.withdraw_soon(key);
+        Ok(())
     }
 
     /// Takes an entry out of the library, also over restarts: peers are told that we go, and what
     /// they are asked for, or ask for, is theirs again at once.
     async fn drop_entry(&self, key: SwarmKey) {
-        let entry = self.core.library().remove(key);
+        let entry = {
+            let mut library = self.core.library();
+            let entry = library.remove(key);
+            self.core.save_of(&library, &[key]);
+            entry
+        };
         self.core.registry.remove_swarm(key, ErrorCode::GoingAway);
-        self.core.save(&[key]);
         self.core.changed.notify_waiters();
         if let Some(Entry { group, name, transfer, .. }) = entry {
             self.core.until_let_go(Vec::from_iter(transfer)).await;
@@ -223,13 +243,24 @@ impl Agent {
     /// # Errors
     /// [`AgentError`]; the metafile stays then.
     pub async fn remove(&self, path: &Path) -> Result<(GroupName, FileName), AgentError> {
-        let file_error = |error| AgentError::File { path: path.to_owned(), error };
+        let (agent, path) = (self.clone(), path.to_owned());
+        self.core.to_the_end(async move { agent.do_remove(path).await }).await
+    }
+
+    async fn do_remove(&self, path: PathBuf) -> Result<(GroupName, FileName), AgentError> {
+        let place = path.clone();
+        let read = move || (metafile::canonical(&place), metafile::read_file(&place));
+        let (canonical, read) = blocking(read).await;
         let known = {
             let library = self.core.library();
-            let key = library.with_metafile(&metafile::canonical(path));
+            let key = library.with_metafile(&canonical);
             key.and_then(|key| Some((key, library.find(key)?.clone())))
         };
-        let (group, name, content) = match (metafile::read(path), known) {
+        let (group, name, content) = match (read, known) {
+            // The group may be called otherwise by now.
+            (Ok(meta), Some((key, entry))) if key.content == meta.manifest.content_id() => {
+                (entry.group, entry.name, key.content)
+            }
             (Ok(meta), _) => (meta.group, meta.name, meta.manifest.content_id()),
             (Err(AgentError::File { error, .. }), Some((key, entry)))
                 if error.kind() == std::io::ErrorKind::NotFound =>
@@ -240,8 +271,8 @@ impl Agent {
             (Err(error), _) => return Err(error),
         };
         let file = Selector::Id(content.into());
-        let is_here = self.core.library().select(&group, &file).is_some();
-        match self.stop_share(group.clone(), file.clone()).await {
+        let is_here = self.core.library().select(&group, &file)?.is_some();
+        match self.do_stop_share(group.clone(), file.clone()).await {
             Ok(()) => {}
             // What is over already need not be stopped; what never was is somebody else's.
             Err(AgentError::Refused(
@@ -253,41 +284,46 @@ impl Agent {
             Err(error) => return Err(error),
         }
         // What is left of it here, such as a download that failed.
-        let left = self.core.library().select(&group, &file);
+        let left = self.core.library().select(&group, &file)?;
         if let Some(key) = left {
             self.drop_entry(key).await;
         }
-        match fs::remove_file(path) {
-            Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(file_error(error)),
-            _ => Ok((group, name)),
-        }
+        let removed = blocking(move || match fs::remove_file(&path) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(AgentError::File { path, error })
+            }
+            _ => Ok(()),
+        });
+        removed.await.map(|()| (group, name))
     }
 
-    /// Takes part in a swarm with a whole file, in place of whatever there was; returns the entry's
-    /// number.
-    pub(super) async fn serve(&self, key: SwarmKey, serving: Serving) -> u64 {
-        let Serving { group, name, manifest, path, stamp, metafile, shared } = serving;
+    /// Takes part in a swarm with a whole file, in place of whatever there was; returns what is
+    /// served. A part file that is not needed any more is deleted afterwards.
+    ///
+    /// # Errors
+    /// [`Refusal::NotLoggedIn`]: nobody is there any more to serve it for.
+    pub(super) fn serve(&self, key: SwarmKey, serving: Serving) -> Result<Entry, AgentError> {
+        let Serving { group, name, publisher, manifest, path, stamp, metafile, shared } = serving;
         let home = Home::File { path: path.clone(), stamp };
-        let old = {
-            let mut library = self.core.library();
-            let old = library.find_mut(key);
-            if let Some(old) = old.filter(|old| old.is_served() && old.home == home) {
-                // Shared again, it is the same share.
-                (old.name, old.asked) = (name, true);
-                old.shared |= shared;
-                old.metafile = metafile.or(old.metafile.take());
-                let number = old.number;
-                drop(library);
-                self.core.save(&[key]);
-                return number;
-            }
-            library.remove(key)
-        };
-        if let Some(old) = old {
-            // A download of the same content is not needed any more.
-            self.drop_part(key, &old).await;
+        let mut library = self.core.library();
+        if library.user().is_none() {
+            return Err(Refusal::NotLoggedIn.into());
         }
+        let same = |old: &&mut Entry| old.is_served() && old.home == home;
+        if let Some(old) = library.find_mut(key).filter(same) {
+            // Shared again, it is the same share.
+            (old.name, old.asked) = (name, true);
+            if shared {
+                (old.shared, old.publisher) = (true, publisher);
+            }
+            old.metafile = metafile.or(old.metafile.take());
+            let entry = old.clone();
+            self.core.save_of(&library, &[key]);
+            return Ok(entry);
+        }
+        let old = library.remove(key);
         let store = Arc::new(PieceStore::whole(manifest.clone(), path, stamp));
+        self.core.registry.unwant(key);
         let swarm = Swarm { key, store: store.clone(), news: None };
         self.core.registry.add_swarm(Arc::new(swarm));
         let entry = Entry {
@@ -295,7 +331,7 @@ impl Agent {
             since: clock::now(),
             group,
             name,
-            publisher: self.user(),
+            publisher,
             shared,
             metafile,
             kept_bytes: manifest.layout().size(),
@@ -310,59 +346,24 @@ impl Agent {
             waits: None,
             transfer: None,
         };
-        let number = self.core.library().add(key, entry);
-        self.core.save(&[key]);
+        let number = library.add(key, entry.clone());
+        self.core.save_of(&library, &[key]);
+        drop(library);
         self.core.registry.tell_again(key);
         self.core.changed.notify_waiters();
-        number
+        self.drop_part_soon(key.content, old);
+        Ok(Entry { number, ..entry })
     }
 
-    /// Deletes the part file of an entry that was taken out of the library, unless another entry
-    /// needs it; returns the bytes that the disk held for it.
-    pub(super) async fn drop_part(&self, key: SwarmKey, old: &Entry) -> u64 {
-        let Home::Part(to) = &old.home else { return 0 };
-        self.core.until_let_go(Vec::from_iter(old.transfer.clone())).await;
-        if self.core.library().needs_part(key.content, &to.directory) {
-            return 0;
+    /// Deletes the part file of an entry in whose place there is another one now, unless it is needed.
+    pub(super) fn drop_part_soon(&self, content: ContentId, old: Option<Entry>) {
+        if let Some(old) = old.filter(|old| matches!(old.home, Home::Part(_))) {
+            let core = self.core.clone();
+            self.core.tasks.spawn(async move { core.drop_part(content, &old).await });
         }
-        let (times, pause) = REMOVING;
-        for _ in 0..times {
-            let directory = to.directory.clone();
-            let removed = tokio::task::spawn_blocking(move || remove_part(&directory, key.content));
-            match removed.await {
-                Ok(Ok(bytes)) => return bytes,
-                Ok(Err(StorageError::InUse(_))) => tokio::time::sleep(pause).await,
-                Ok(Err(error)) => {
-                    tracing::warn!(%error, "a part file stays");
-                    return 0;
-                }
-                // Fails only with the runtime.
-                Err(_) => return 0,
-            }
-        }
-        // Somebody is still looking at it, which may take long.
-        let (core, directory) = (self.core.clone(), to.directory.clone());
-        self.core.tasks.spawn(async move {
-            tokio::select! {
-                () = core.stop.cancelled() => {}
-                () = remove_later(&core, key, &directory) => {}
-            }
-        });
-        0
     }
 }
 
-/// Removes a part file as soon as nobody has it open, unless it is wanted again before.
-async fn remove_later(core: &Core, key: SwarmKey, directory: &Path) {
-    loop {
-        tokio::time::sleep(REMOVING.1 * 10).await;
-        if core.library().needs_part(key.content, directory) {
-            return;
-        }
-        let part = directory.to_owned();
-        let removed = tokio::task::spawn_blocking(move || remove_part(&part, key.content)).await;
-        if !matches!(removed, Ok(Err(StorageError::InUse(_)))) {
-            return;
-        }
-    }
+fn not_written(error: &AgentError) -> String {
+    format!("no metafile was written ({error}); --mtorrent names another")
 }

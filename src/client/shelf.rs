@@ -2,8 +2,8 @@
 //! manifests they need.
 //!
 //! Every write is durable when it returns, whole or not at all. The file is made under another name
-//! and renamed when it is whole; after a failure it is opened anew with the next write. It does not
-//! know what the records are for.
+//! and renamed when it is whole; after a failure it is opened anew with the next use, and what cannot
+//! be read is never taken for nothing. It does not know what the records are for.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -102,8 +102,14 @@ impl From<DatabaseError> for ShelfError {
     }
 }
 
-/// What becomes of records: what is now in the place of each, with the manifest it needs.
-pub type Changes = BTreeMap<(UserName, SwarmKey), Option<(Record, Arc<Manifest>)>>;
+/// What becomes of records.
+pub type Changes = BTreeMap<Owned, Change>;
+
+/// Whose record it is, and of which swarm.
+pub type Owned = (UserName, SwarmKey);
+
+/// What is now in the place of a record: nothing, or a record with the manifest it needs.
+pub type Change = Option<(Record, Arc<Manifest>)>;
 
 /// A record as it was found.
 #[derive(Clone, Debug)]
@@ -116,13 +122,24 @@ pub struct Kept {
     pub manifest: Arc<Manifest>,
 }
 
+/// What is done where there is no file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Absent {
+    /// It is made.
+    Make,
+    /// Nothing: there is no database.
+    Leave,
+}
+
 /// How the database is opened; again after a failure.
-type Opener = Box<dyn Fn() -> Result<Database, ShelfError> + Send>;
+type Opener = Box<dyn Fn(Absent) -> Result<Option<Database>, ShelfError> + Send>;
 
 /// The file.
 pub struct Shelf {
     opener: Opener,
     database: Option<Database>,
+    /// Whether it was ever open: from then on there is a file, wherever it may be just now.
+    was_open: bool,
 }
 
 impl std::fmt::Debug for Shelf {
@@ -133,18 +150,21 @@ impl std::fmt::Debug for Shelf {
 
 impl Shelf {
     /// Opens the file in `directory`. Where there is none and none can be made now, that is tried
-    /// again with each write.
+    /// again with each write. One that was open and goes away, as when its disk is taken out, is not
+    /// made anew beside the one that will come back.
     ///
     /// # Errors
     /// [`ShelfError`] of a file that is there.
     pub fn open(directory: &Path) -> Result<Self, ShelfError> {
         let path = directory.join(FILE_NAME);
         let is_there = path.try_exists()?;
-        let opener: Opener = Box::new(move || {
-            if !path.try_exists()? {
-                create(&path)?;
+        let opener: Opener = Box::new(move |absent| {
+            match (path.try_exists()?, absent) {
+                (true, _) => {}
+                (false, Absent::Make) => create(&path)?,
+                (false, Absent::Leave) => return Ok(None),
             }
-            Ok(builder().open(&path)?)
+            Ok(Some(builder().open(&path)?))
         });
         match Self::with_opener(opener) {
             (shelf, Err(error)) if !is_there => {
@@ -156,29 +176,35 @@ impl Shelf {
     }
 
     fn with_opener(opener: Opener) -> (Self, Result<(), ShelfError>) {
-        let mut shelf = Self { opener, database: None };
-        let opened = shelf.reopen();
+        let mut shelf = Self { opener, database: None, was_open: false };
+        let opened = shelf.database(Absent::Make).map(drop);
         (shelf, opened)
     }
 
-    fn reopen(&mut self) -> Result<(), ShelfError> {
-        // The old one must be closed first.
-        self.close();
-        let database = guarded(|| {
-            let database = (self.opener)()?;
-            prepare(&database)?;
-            Ok(database)
-        })?;
-        self.database = Some(database);
-        Ok(())
+    /// The database, opened again where it was closed; nothing where there never was one.
+    fn database(&mut self, absent: Absent) -> Result<Option<&Database>, ShelfError> {
+        if self.database.is_none() {
+            let absent = if self.was_open { Absent::Leave } else { absent };
+            let opened = guarded(|| {
+                let Some(database) = (self.opener)(absent)? else { return Ok(None) };
+                prepare(&database)?;
+                Ok(Some(database))
+            })?;
+            if opened.is_none() && self.was_open {
+                return Err(io::Error::new(io::ErrorKind::NotFound, "it went away").into());
+            }
+            self.was_open |= opened.is_some();
+            self.database = opened;
+        }
+        Ok(self.database.as_ref())
     }
 
     /// The highest number of any record; 0 without one.
     ///
     /// # Errors
     /// [`ShelfError`].
-    pub fn last_number(&self) -> Result<u64, ShelfError> {
-        let Some(database) = &self.database else { return Ok(0) };
+    pub fn last_number(&mut self) -> Result<u64, ShelfError> {
+        let Some(database) = self.database(Absent::Leave)? else { return Ok(0) };
         guarded(|| {
             let transaction = database.begin_read()?;
             let mut last = 0;
@@ -193,9 +219,32 @@ impl Shelf {
     ///
     /// # Errors
     /// [`ShelfError`].
-    pub fn kept(&self, user: &UserName) -> Result<Vec<Kept>, ShelfError> {
-        let Some(database) = &self.database else { return Ok(Vec::new()) };
+    pub fn kept(&mut self, user: &UserName) -> Result<Vec<Kept>, ShelfError> {
+        let Some(database) = self.database(Absent::Leave)? else { return Ok(Vec::new()) };
         guarded(|| kept(database, user))
+    }
+
+    /// Every record of a content, whoever's it is.
+    ///
+    /// # Errors
+    /// [`ShelfError`].
+    pub fn of_content(&mut self, content: ContentId) -> Result<Vec<(Owned, Record)>, ShelfError> {
+        let Some(database) = self.database(Absent::Leave)? else { return Ok(Vec::new()) };
+        guarded(|| {
+            let transaction = database.begin_read()?;
+            let mut found = Vec::new();
+            for row in transaction.open_table(RECORDS)?.iter()? {
+                let (key, bytes) = row?;
+                let (owner, group, of) = key.value();
+                if of == content.0 {
+                    let damaged = |_| ShelfError::Damaged("a record of nobody".to_owned());
+                    let owner = owner.parse().map_err(damaged)?;
+                    let key = SwarmKey { group: GroupId(group), content };
+                    found.push(((owner, key), decode(bytes.value())?));
+                }
+            }
+            Ok(found)
+        })
     }
 
     /// Writes changes; durable when it returns. Manifests that no record needs any more go with the
@@ -205,10 +254,8 @@ impl Shelf {
     /// [`ShelfError`]; the changes may or may not be there then, but never in part, and writing them
     /// again is fine.
     pub fn write(&mut self, changes: &Changes) -> Result<(), ShelfError> {
-        if self.database.is_none() {
-            self.reopen()?;
-        }
-        let Some(database) = &self.database else { return Ok(()) };
+        let database = self.database(Absent::Make)?;
+        let database = database.expect("invariant: it was made where there was none");
         let written = guarded(|| write(database, changes));
         if written.is_err() {
             self.close();
@@ -432,7 +479,7 @@ mod tests {
         Changes::from([((user(who), key(group, manifest)), put)])
     }
 
-    fn numbers(shelf: &Shelf, who: &str) -> Vec<u64> {
+    fn numbers(shelf: &mut Shelf, who: &str) -> Vec<u64> {
         let kept = shelf.kept(&user(who)).expect("readable");
         kept.iter().map(|kept| kept.record.number).collect()
     }
@@ -462,21 +509,21 @@ mod tests {
         drop(shelf);
         let mut shelf = Shelf::open(dir.path()).expect("opened");
         assert_eq!(shelf.last_number().expect("read"), 7);
-        assert_eq!(numbers(&shelf, "ann"), [1, 2], "in the order they were begun");
-        assert_eq!(numbers(&shelf, "ann~1a2b"), [7]);
-        assert_eq!(numbers(&shelf, "nobody"), [0; 0]);
+        assert_eq!(numbers(&mut shelf, "ann"), [1, 2], "in the order they were begun");
+        assert_eq!(numbers(&mut shelf, "ann~1a2b"), [7]);
+        assert_eq!(numbers(&mut shelf, "nobody"), [0; 0]);
         assert_eq!(shelf.kept(&user("ann")).expect("read")[1].manifest, a);
         assert_eq!(manifests(&shelf), 2);
         shelf.write(&change("ann", 2, &a, None)).expect("written");
         shelf.write(&change("an", 1, &a, None)).expect("written");
         shelf.write(&change("an", 1, &a, None)).expect("twice is fine");
-        assert_eq!((numbers(&shelf, "ann"), manifests(&shelf)), (vec![1], 2));
+        assert_eq!((numbers(&mut shelf, "ann"), manifests(&shelf)), (vec![1], 2));
         // Removed and put by one write, it stays.
         let moved = [change("ann", 1, &a, None), change("ann", 3, &a, Some(1))];
         shelf.write(&moved.into_iter().flatten().collect()).expect("written");
-        assert_eq!((numbers(&shelf, "ann"), manifests(&shelf)), (vec![1], 2));
+        assert_eq!((numbers(&mut shelf, "ann"), manifests(&shelf)), (vec![1], 2));
         shelf.write(&change("ann", 3, &a, None)).expect("written");
-        assert_eq!((numbers(&shelf, "ann"), manifests(&shelf)), (vec![], 1));
+        assert_eq!((numbers(&mut shelf, "ann"), manifests(&shelf)), (vec![], 1));
         use std::os::unix::fs::PermissionsExt as _;
         let metadata = fs::metadata(dir.path().join(FILE_NAME)).expect("there");
         assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
@@ -511,7 +558,7 @@ mod tests {
         transaction.open_table(RECORDS).expect("there").insert(row, &[7][..]).expect("put");
         transaction.commit().expect("committed");
         drop(database);
-        let shelf = Shelf::open(dir.path()).expect("opened");
+        let mut shelf = Shelf::open(dir.path()).expect("opened");
         assert!(matches!(shelf.last_number(), Err(ShelfError::Damaged(_))));
         assert!(matches!(shelf.kept(&user("ann")), Err(ShelfError::Damaged(_))));
     }
@@ -538,8 +585,14 @@ mod tests {
             }
             fs::write(&path, &bytes).expect("written");
             let read = Shelf::open(dir.path())
-                .and_then(|shelf| Ok((shelf.last_number()?, shelf.kept(&user("ann"))?.len())));
-            damaged += usize::from(matches!(read, Err(ShelfError::Damaged(_))));
+                .and_then(|mut shelf| Ok((shelf.last_number()?, shelf.kept(&user("ann"))?.len())));
+            match read {
+                Err(ShelfError::Damaged(_)) => damaged += 1,
+                Err(ShelfError::Format(_) | ShelfError::Io(_)) => {}
+                // Where nothing of use was hit, or the bytes cannot be told from right ones.
+                Ok((_, count)) => assert_eq!(count, 20),
+                Err(error) => panic!("{error}"),
+            }
         }
         assert!(damaged > 0, "something was found");
     }
@@ -565,7 +618,9 @@ mod tests {
 
         fn shelf(&self) -> (Shelf, Result<(), ShelfError>) {
             let disk = self.clone();
-            Shelf::with_opener(Box::new(move || Ok(builder().create_with_backend(disk.clone())?)))
+            Shelf::with_opener(Box::new(move |_| {
+                Ok(Some(builder().create_with_backend(disk.clone())?))
+            }))
         }
 
         fn operate(&self) -> io::Result<MutexGuard<'_, Image>> {
@@ -639,13 +694,13 @@ mod tests {
             let was_hit = disk.image().operations >= before + fail_at;
             disk.image().fail_at = None;
             // Power goes as well: what was acknowledged is there.
-            let (found, opened) = disk.after_power_cut().shelf();
+            let (mut found, opened) = disk.after_power_cut().shelf();
             opened.expect("opened");
-            let now = numbers(&found, "ann");
+            let now = numbers(&mut found, "ann");
             assert!(now == [2] || (written.is_err() && now == [1]), "{fail_at}: {now:?}");
             assert_eq!(manifests(&found), 1, "{fail_at}");
             shelf.write(&both).expect("healed");
-            assert_eq!(numbers(&shelf, "ann"), [2], "{fail_at}");
+            assert_eq!(numbers(&mut shelf, "ann"), [2], "{fail_at}");
             if !was_hit {
                 assert!(fail_at > 10, "something was written");
                 return;
@@ -664,6 +719,57 @@ mod tests {
         assert!(matches!(error, ShelfError::Full), "{error}");
         disk.image().full = false;
         shelf.write(&change("ann", 1, &a, Some(1))).expect("written");
-        assert_eq!(numbers(&shelf, "ann"), [1]);
+        assert_eq!(numbers(&mut shelf, "ann"), [1]);
+    }
+
+    #[test]
+    fn after_a_failed_write_what_was_there_is_read_and_never_taken_for_nothing() {
+        let disk = FaultDisk::default();
+        let (mut shelf, opened) = disk.shelf();
+        opened.expect("made");
+        let (a, b) = (manifest("a"), manifest("b"));
+        shelf.write(&change("ann", 1, &a, Some(1))).expect("written");
+        disk.image().full = true;
+        shelf.write(&change("ann", 1, &b, Some(2))).expect_err("no room");
+        let read = shelf.kept(&user("ann")).map(|kept| kept.len());
+        assert!(!matches!(read, Ok(0)), "{read:?}");
+        assert!(!matches!(shelf.last_number(), Ok(0)));
+        disk.image().full = false;
+        assert_eq!(numbers(&mut shelf, "ann"), [1]);
+    }
+
+    #[test]
+    fn one_that_goes_away_is_not_made_anew_beside_the_one_that_comes_back() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let (place, aside) = (dir.path().join("disk"), dir.path().join("aside"));
+        fs::create_dir(&place).expect("made");
+        let (a, b) = (manifest("a"), manifest("b"));
+        let mut shelf = Shelf::open(&place).expect("made");
+        shelf.write(&change("ann", 1, &a, Some(1))).expect("written");
+        shelf.close();
+        // As when its disk is taken out: the mount point is empty.
+        fs::rename(&place, &aside).expect("moved");
+        fs::create_dir(&place).expect("made");
+        let error = shelf.kept(&user("ann")).expect_err("gone");
+        assert!(matches!(error, ShelfError::Io(_)), "{error}");
+        shelf.write(&change("ann", 1, &b, Some(2))).expect_err("gone");
+        fs::remove_dir(&place).expect("nothing was made there");
+        fs::rename(&aside, &place).expect("back");
+        shelf.write(&change("ann", 1, &b, Some(2))).expect("written");
+        assert_eq!(numbers(&mut shelf, "ann"), [1, 2]);
+    }
+
+    #[test]
+    fn records_of_a_content_are_found_whoever_has_them() {
+        let (disk, a, b) = (FaultDisk::default(), manifest("a"), manifest("b"));
+        let (mut shelf, opened) = disk.shelf();
+        opened.expect("made");
+        for changes in [change("ann", 1, &a, Some(1)), change("bob", 2, &a, Some(2))] {
+            shelf.write(&changes).expect("written");
+        }
+        shelf.write(&change("ann", 1, &b, Some(3))).expect("written");
+        let found = shelf.of_content(a.content_id()).expect("readable");
+        let owners: Vec<_> = found.iter().map(|((owner, _), _)| owner.as_str()).collect();
+        assert_eq!(owners, ["ann", "bob"]);
     }
 }

@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tokio::task::JoinSet;
+use tokio::task::JoinHandle;
 
-use super::core::Core;
+use super::core::{Core, blocking};
 use super::library::{Entry, EntryState, Home, Sight};
 use super::report::Notice;
 use crate::id::GroupId;
@@ -19,7 +19,8 @@ use crate::swarm::session::{Swarm, SwarmKey};
 use crate::swarm::stamp::Stamp;
 use crate::swarm::storage::PieceStore;
 
-/// Files of one directory are looked at for so long at most; a disk that hangs is not waited for.
+/// Whoever wants to know what became of files waits so long at most; what a slower disk says is acted
+/// on when it comes.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// A file to be looked at.
@@ -36,8 +37,8 @@ enum Seen {
     Here(Stamp),
     Missing,
     Changed,
-    /// The disk does not say.
-    Unknown,
+    /// The disk does not say, for this reason.
+    Unknown(io::ErrorKind),
 }
 
 impl Core {
@@ -53,74 +54,117 @@ impl Core {
             let store = entry.store;
             by_directory.entry(directory).or_default().push(Watched { key, path, stamp, store });
         }
-        let mut looks = JoinSet::new();
+        let mut looks = Vec::new();
         for (directory, files) in by_directory {
-            // One look at a time: a disk that hangs keeps one thread, not all of them.
-            let Some(turn) = Turn::take(&self.watched, directory) else { continue };
-            looks.spawn_blocking(move || {
-                let _turn = turn;
-                files.into_iter().map(|file| (look(&file), file)).collect::<Vec<_>>()
-            });
+            let core = self.clone();
+            let work = move || files.into_iter().map(|file| (look(&file), file)).collect();
+            let act = move |seen: Vec<_>| core.seen(seen);
+            looks.extend(self.look_in(directory, work, act));
         }
         let all = async {
-            while let Some(seen) = looks.join_next().await {
-                self.seen(seen.unwrap_or_default());
+            for look in looks {
+                // One that failed in itself has said so.
+                let _ = look.await;
             }
         };
         if tokio::time::timeout(PATIENCE, all).await.is_err() {
-            tracing::warn!("a disk does not answer; its files are looked at again later");
-            looks.detach_all();
+            tracing::warn!("a disk does not answer yet; what it says is heard when it does");
         }
     }
 
     /// Takes up downloads whose part file could not be opened and is there again, as when a disk is
-    /// mounted again.
-    pub(super) async fn look_for_parts(self: &Arc<Self>) {
-        let waits = |entry: &Entry| {
-            let failed = matches!(entry.state, EntryState::Failed(_));
-            failed && entry.waits.is_some() && entry.transfer.is_none()
-        };
-        let entries = self.library().entries();
-        for (key, entry) in entries.into_iter().filter(|(_, entry)| waits(entry)) {
+    /// mounted again. Waits for no disk.
+    pub(super) fn look_for_parts(self: &Arc<Self>) {
+        let mut by_directory: BTreeMap<PathBuf, Vec<(SwarmKey, PathBuf)>> = BTreeMap::new();
+        for (key, entry) in self.library().entries().into_iter().filter(|(_, e)| waits(e)) {
             let path = entry.path();
-            let Some(turn) = Turn::take(&self.watched, path.clone()) else { continue };
-            let look = tokio::task::spawn_blocking(move || {
-                let _turn = turn;
-                path.exists()
-            });
-            if !matches!(tokio::time::timeout(PATIENCE, look).await, Ok(Ok(true))) {
-                continue;
-            }
-            let keys = {
-                let library = self.library();
-                let mut keys = library.companions(key);
-                keys.retain(|key| library.find(*key).is_some_and(waits));
-                keys
+            let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
+            by_directory.entry(directory).or_default().push((key, path));
+        }
+        for (directory, parts) in by_directory {
+            let core = self.clone();
+            let work = move || -> Vec<_> {
+                parts.into_iter().filter(|(_, path)| path.exists()).map(|(key, _)| key).collect()
             };
+            let act = move |there: Vec<SwarmKey>| {
+                there.into_iter().for_each(|key| core.take_up_waiting(key));
+            };
+            // It goes on by itself.
+            drop(self.look_in(directory, work, act));
+        }
+    }
+
+    /// Goes on with a download that waits for its part file, in all groups where it is one.
+    fn take_up_waiting(self: &Arc<Self>, key: SwarmKey) {
+        let keys = {
+            let library = self.library();
+            let mut keys = library.companions(key);
+            keys.retain(|key| library.find(*key).is_some_and(waits));
+            keys
+        };
+        if !keys.is_empty() {
             self.take_up(&keys, false);
         }
+    }
+
+    /// Looks at what is in a directory, as soon as there is a seat for that, and acts on what was
+    /// seen, however late that is. Nothing where it is being looked at already: a disk that hangs
+    /// keeps one thread, and one seat.
+    fn look_in<T: Send + 'static>(
+        self: &Arc<Self>,
+        directory: PathBuf,
+        work: impl FnOnce() -> T + Send + 'static,
+        act: impl FnOnce(T) + Send + 'static,
+    ) -> Option<JoinHandle<()>> {
+        let turn = Turn::take(&self.watched, directory)?;
+        let core = self.clone();
+        Some(self.tasks.spawn(async move {
+            let look = async {
+                let seat = core.lookers.acquire().await;
+                let seen = blocking(move || {
+                    let _turn = turn;
+                    work()
+                });
+                let seen = seen.await;
+                drop(seat);
+                seen
+            };
+            tokio::select! {
+                () = core.stop.cancelled() => {}
+                seen = look => act(seen),
+            }
+        }))
     }
 
     /// Acts on what was seen.
     fn seen(self: &Arc<Self>, files: Vec<(Seen, Watched)>) {
         let mut found: BTreeMap<GroupId, Vec<(ContentId, bool)>> = BTreeMap::new();
         let (mut notices, mut gone, mut kept) = (Vec::new(), Vec::new(), Vec::new());
-        for (seen, Watched { key, path, .. }) in files {
+        for (seen, Watched { key, path, stamp, .. }) in files {
             let mut library = self.library();
+            // What was said of a file that another has replaced since says nothing of that one.
+            let looked_at = Home::File { path: path.clone(), stamp };
+            let is_it = |e: &&Entry| e.state == EntryState::Seeding && e.home == looked_at;
+            let Some(known) = library.find(key).filter(is_it) else { continue };
+            let comes_back = matches!(seen, Seen::Here(_)) && !known.is_served();
             // Served because of another group, it is one file.
-            let shared = library.of_content(key.content).into_iter().find_map(|other| {
-                let other = library.find(other).filter(|other| other.is_served())?;
-                other.store.clone().filter(|store| store.path() == path)
+            let shared = comes_back.then(|| {
+                library.of_content(key.content).into_iter().find_map(|other| {
+                    let other = library.find(other).filter(|other| other.is_served())?;
+                    other.store.clone().filter(|store| store.path() == path)
+                })
             });
+            let shared = shared.flatten();
             let Some(entry) = library.find_mut(key) else { continue };
-            let is_it = matches!(&entry.home, Home::File { path: now, .. } if *now == path);
-            if entry.state != EntryState::Seeding || !is_it {
-                continue;
-            }
             let (group, name) = (entry.group.clone(), entry.name.clone());
             let before = entry.sight;
             match seen {
-                Seen::Unknown => {}
+                // A disk that is in trouble now may have what it had.
+                Seen::Unknown(_) if before != Sight::Unseen => {}
+                Seen::Unknown(why) => {
+                    entry.sight = Sight::Unreadable(why);
+                    notices.push(Notice::Missing { group, name, path });
+                }
                 Seen::Here(_) if entry.is_served() => {}
                 Seen::Here(stamp) => {
                     let whole = || PieceStore::whole(entry.manifest.clone(), path.clone(), stamp);
@@ -163,15 +207,8 @@ impl Core {
                 });
             }
         }
-        for key in gone {
-            // Nobody is to be sent here for files that are not served any more.
-            let core = self.clone();
-            self.tasks.spawn(async move {
-                if let Err(error) = core.withdraw(key).await {
-                    tracing::debug!(%error, "withdraw failed; it ends with the connection");
-                }
-            });
-        }
+        // Nobody is to be sent here for files that are not served any more.
+        gone.into_iter().for_each(|key| self.withdraw_soon(key));
     }
 }
 
@@ -194,6 +231,12 @@ impl Drop for Turn {
     }
 }
 
+/// Whether an entry waits for its part file to be there again.
+fn waits(entry: &Entry) -> bool {
+    let failed = matches!(entry.state, EntryState::Failed(_));
+    failed && entry.waits.is_some() && entry.transfer.is_none()
+}
+
 fn look(Watched { path, stamp, store, .. }: &Watched) -> Seen {
     // One that is served has its own stamp, and is marked when it is not that.
     if store.as_ref().is_some_and(|store| !store.is_changed()) {
@@ -206,7 +249,7 @@ fn look(Watched { path, stamp, store, .. }: &Watched) -> Seen {
         },
         Err(error) => match error.kind() {
             io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => Seen::Missing,
-            _ => Seen::Unknown,
+            why => Seen::Unknown(why),
         },
     }
 }

@@ -171,8 +171,8 @@ pub fn check_pieces(
     manifest: &Manifest,
     candidates: &[PieceIndex],
     read: &(dyn Fn(PieceIndex, &mut [u8]) -> io::Result<()> + Sync),
-    progress: &dyn Fn(usize),
-) -> io::Result<Bitfield> {
+    progress: &dyn Fn(usize) -> bool,
+) -> io::Result<Option<Bitfield>> {
     let layout = manifest.layout();
     let cores = thread::available_parallelism().map_or(1, usize::from);
     let queue = Mutex::new(candidates.iter());
@@ -191,6 +191,7 @@ pub fn check_pieces(
     };
     let mut have = Bitfield::none(layout);
     let (mut looked_at, mut failures, mut first_failure) = (0, 0, None);
+    let mut goes_on = true;
     thread::scope(|scope| {
         let (results, checked) = sync_channel(2 * cores);
         for _ in 0..cores.min(candidates.len()) {
@@ -210,16 +211,23 @@ pub fn check_pieces(
                 }
             }
             looked_at += 1;
-            progress(looked_at);
+            if !progress(looked_at) {
+                // The results are dropped with this, and who has another one ends.
+                goes_on = false;
+                break;
+            }
         }
     });
+    if !goes_on {
+        return Ok(None);
+    }
     match first_failure {
         Some(error) if failures == looked_at => Err(error),
         Some(error) => {
             tracing::warn!(%error, pieces = failures, "pieces cannot be read");
-            Ok(have)
+            Ok(Some(have))
         }
-        None => Ok(have),
+        None => Ok(Some(have)),
     }
 }
 

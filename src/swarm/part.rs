@@ -29,7 +29,7 @@ const RECORD: &str = "resume";
 const FRESH_RECORD: &str = "resume-new";
 
 /// ` (number)` is tried up to this before giving up on a name.
-const MAX_NUMBERED: u32 = 999;
+pub const MAX_NUMBERED: u32 = 999;
 
 /// How often opening begins again because another download took the directory or the file away
 /// just then: each time somebody else got something done.
@@ -134,7 +134,7 @@ pub struct Opened {
 
 impl Part {
     /// Opens the part file of `manifest` in `directory`, which must exist; makes it if there is
-    /// none. `progress` is told the bytes looked at.
+    /// none. `progress` is told the bytes looked at, and ends that by returning `false`.
     ///
     /// # Errors
     /// [`StorageError`]; nothing new is left behind then.
@@ -142,7 +142,7 @@ impl Part {
         disk: &Arc<dyn Disk>,
         directory: &Path,
         manifest: &Manifest,
-        progress: &dyn Fn(u64),
+        progress: &dyn Fn(u64) -> bool,
     ) -> Result<Opened, StorageError> {
         let part_dir = directory.join(PART_DIR);
         let path = part_path(directory, manifest.content_id());
@@ -296,17 +296,18 @@ impl Part {
     /// Those of `candidates` that are in it and right.
     ///
     /// # Errors
-    /// When nothing can be read.
+    /// When nothing can be read, or `progress` says that nobody wants to know any more.
     pub fn check(
         &self,
         manifest: &Manifest,
         candidates: &[PieceIndex],
-        progress: &dyn Fn(usize),
+        progress: &dyn Fn(usize) -> bool,
     ) -> Result<Bitfield, StorageError> {
         let layout = manifest.layout();
         let read = |piece, bytes: &mut [u8]| self.file.read_exact_at(bytes, layout.offset(piece));
         hashing::check_pieces(manifest, candidates, &read, progress)
-            .map_err(StorageError::io(&self.path, 0))
+            .map_err(StorageError::io(&self.path, 0))?
+            .ok_or_else(|| self.left().error())
     }
 
     /// Brings its content to the disk; with `times`, all there is to know of it.
@@ -392,7 +393,7 @@ impl Part {
         &self,
         manifest: &Manifest,
         new: bool,
-        progress: &dyn Fn(u64),
+        progress: &dyn Fn(u64) -> bool,
     ) -> Result<(Bitfield, Option<Record>, bool), StorageError> {
         let layout = manifest.layout();
         let _ = self.disk.remove(&self.fresh_record_path());
@@ -416,7 +417,7 @@ impl Part {
         let untouched = u64::from(layout.piece_count()) - candidates.len() as u64;
         let have = self.check(manifest, &candidates, &|looked_at| {
             let done = (untouched + looked_at as u64) * u64::from(PIECE_LEN);
-            progress(done.min(layout.size()));
+            progress(done.min(layout.size()))
         })?;
         let claimed = record.iter().flat_map(|record| record.claimed.iter());
         let lost = claimed.filter(|piece| !have.contains(*piece)).count();

@@ -19,7 +19,7 @@ pub use super::filling::Recovered;
 use super::filling::{Filling, Replacement, verify};
 use super::hashing;
 use super::part::{Left, Part};
-pub use super::part::{PART_DIR, part_path, remove_part};
+pub use super::part::{MAX_NUMBERED, PART_DIR, part_path, remove_part};
 use super::running_sha1::{RunningSha1, Source};
 use super::stamp::Stamp;
 use super::storage_error::is_gone;
@@ -94,14 +94,15 @@ impl PieceStore {
 
     /// The part file of `manifest` for a download into `directory`: made and its room reserved,
     /// or found from an earlier attempt. After a clean stop it is as it was; otherwise every piece
-    /// that may be in it is verified again. `progress` is told the bytes looked at.
+    /// that may be in it is verified again. `progress` is told the bytes looked at, and ends that by
+    /// returning `false`: the part file is let go as it was found.
     ///
     /// # Errors
-    /// [`StorageError`]; nothing new is left behind then.
+    /// [`StorageError`], [`StorageError::Released`] when it was ended; nothing new is left behind then.
     pub fn part(
         manifest: Arc<Manifest>,
         directory: &Path,
-        progress: &dyn Fn(u64),
+        progress: &dyn Fn(u64) -> bool,
     ) -> Result<Self, StorageError> {
         Self::part_on(Arc::new(RealDisk), manifest, directory, progress)
     }
@@ -110,7 +111,7 @@ impl PieceStore {
         disk: Arc<dyn Disk>,
         manifest: Arc<Manifest>,
         directory: &Path,
-        progress: &dyn Fn(u64),
+        progress: &dyn Fn(u64) -> bool,
     ) -> Result<Self, StorageError> {
         let opened = Part::open(&disk, directory, &manifest, progress)?;
         let have = opened.have.clone();

@@ -42,7 +42,7 @@ pub(super) fn bytes_of(piece: PieceIndex) -> &'static [u8] {
 }
 
 pub(super) fn open(disk: &MemoryDisk) -> Result<PieceStore, StorageError> {
-    PieceStore::part_on(disk.seam(), MANIFEST.clone(), dest(), &|_| {})
+    PieceStore::part_on(disk.seam(), MANIFEST.clone(), dest(), &|_| true)
 }
 
 pub(super) fn write(store: &PieceStore, index: u32) -> Result<(), StorageError> {
@@ -302,7 +302,7 @@ fn pieces_in_any_order_from_several_threads_end_with_the_right_sha1() {
     for seed in 0..60 {
         let disk = MemoryDisk::with(dest());
         let store =
-            PieceStore::part_on(disk.seam(), manifest.clone(), dest(), &|_| {}).expect("opened");
+            PieceStore::part_on(disk.seam(), manifest.clone(), dest(), &|_| true).expect("opened");
         let mut order: Vec<_> = manifest.layout().pieces().collect();
         fastrand::Rng::with_seed(seed).shuffle(&mut order);
         let threads = 1 + seed as usize % 4;
@@ -477,7 +477,7 @@ fn pieces_of_zeros_are_there_in_a_file_that_was_never_written() {
     let manifest = Arc::new(manifest_of(&content));
     let disk = MemoryDisk::with(dest());
     let store =
-        PieceStore::part_on(disk.seam(), manifest.clone(), dest(), &|_| {}).expect("opened");
+        PieceStore::part_on(disk.seam(), manifest.clone(), dest(), &|_| true).expect("opened");
     assert_eq!(indices(&store.bitfield()), [0, 2, 3]);
     let second = manifest.layout().piece(1).expect("exists");
     store.write_piece(second, &content[P..2 * P]).expect("written");

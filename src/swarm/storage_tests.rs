@@ -28,7 +28,7 @@ fn name(text: &str) -> FileName {
 fn part(dir: &Path) -> (PieceStore, Vec<u8>) {
     let bytes = content();
     let manifest = Arc::new(manifest_of(&bytes));
-    (PieceStore::part(manifest, dir, &|_| {}).expect("opened"), bytes)
+    (PieceStore::part(manifest, dir, &|_| true).expect("opened"), bytes)
 }
 
 fn fill(store: &PieceStore, bytes: &[u8]) {
@@ -71,6 +71,29 @@ fn a_finished_file_has_its_name_and_replaces_nothing() {
 }
 
 #[test]
+fn an_opening_that_nobody_wants_any_more_lets_go_and_leaves_all_as_it_was() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (store, bytes) = part(dir.path());
+    fill(&store, &bytes);
+    let manifest = store.manifest().clone();
+    // As after a crash: all of it is looked at.
+    drop(store);
+    let looked_at = AtomicU64::new(0);
+    let one = |_| looked_at.fetch_add(1, Ordering::Relaxed) == 5;
+    let stopped = PieceStore::part(manifest.clone(), dir.path(), &one);
+    assert!(matches!(stopped, Err(StorageError::Released(_))), "{stopped:?}");
+    assert_eq!(looked_at.into_inner(), 1, "it ends at once");
+    let again = PieceStore::part(manifest, dir.path(), &|_| true).expect("it is free");
+    assert_eq!(indices(&again), [0, 1, 2]);
+    // One that was only made for it is gone again; zeros are there before anything is written.
+    let other = tempfile::tempdir().expect("temp dir");
+    let zeros = Arc::new(manifest_of(&vec![0; 2 * P]));
+    let stopped = PieceStore::part(zeros, other.path(), &|_| false);
+    assert!(matches!(stopped, Err(StorageError::Released(_))), "{stopped:?}");
+    assert!(!other.path().join(PART_DIR).exists());
+}
+
+#[test]
 fn an_interrupted_download_goes_on_with_what_verifies() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (store, bytes) = part(dir.path());
@@ -79,7 +102,7 @@ fn an_interrupted_download_goes_on_with_what_verifies() {
         let end = (index as usize * P + P).min(bytes.len());
         store.write_piece(piece, &bytes[index as usize * P..end]).expect("written");
     }
-    let again = PieceStore::part(store.manifest().clone(), dir.path(), &|_| {});
+    let again = PieceStore::part(store.manifest().clone(), dir.path(), &|_| true);
     assert!(matches!(again, Err(StorageError::InUse(_))));
     let path = store.path();
     drop(store);
@@ -125,7 +148,7 @@ fn a_false_file_hash_leaves_nothing_behind() {
     let honest = manifest_of(&bytes);
     let false_sha1 = crate::hash::sha1(b"something else");
     let lie = Manifest::new(honest.layout(), false_sha1, honest.pieces().to_vec());
-    let store = PieceStore::part(Arc::new(lie.expect("made")), dir.path(), &|_| {});
+    let store = PieceStore::part(Arc::new(lie.expect("made")), dir.path(), &|_| true);
     let store = store.expect("opened");
     fill(&store, &bytes);
     let result = store.finish(dir.path(), &name("a"), &|| true);
@@ -141,7 +164,7 @@ fn a_false_piece_sha1_blames_the_manifest() {
     let mut pieces = honest.pieces().to_vec();
     pieces[1].sha1 = crate::hash::sha1(b"something else");
     let lie = Manifest::new(honest.layout(), honest.head().sha1(), pieces).expect("made");
-    let store = PieceStore::part(Arc::new(lie), dir.path(), &|_| {}).expect("opened");
+    let store = PieceStore::part(Arc::new(lie), dir.path(), &|_| true).expect("opened");
     let piece = store.manifest().layout().piece(1).expect("exists");
     let result = store.write_piece(piece, &bytes[P..2 * P]);
     assert!(matches!(result, Err(WriteError::FalseManifest)));
@@ -151,7 +174,7 @@ fn a_false_piece_sha1_blames_the_manifest() {
 fn an_empty_file_needs_no_piece() {
     let dir = tempfile::tempdir().expect("temp dir");
     let manifest = Arc::new(manifest_of(b""));
-    let store = PieceStore::part(manifest, dir.path(), &|_| {}).expect("opened");
+    let store = PieceStore::part(manifest, dir.path(), &|_| true).expect("opened");
     let path = store.finish(dir.path(), &name("empty"), &|| true).expect("finished");
     assert_eq!(fs::metadata(path).expect("exists").len(), 0);
 }
@@ -159,7 +182,10 @@ fn an_empty_file_needs_no_piece() {
 /// Opens the part file again, and says how many bytes were looked at.
 fn open_again(manifest: &Arc<Manifest>, dir: &Path) -> (PieceStore, u64) {
     let looked_at = AtomicU64::new(0);
-    let note = |done| looked_at.store(done, Ordering::Relaxed);
+    let note = |done| {
+        looked_at.store(done, Ordering::Relaxed);
+        true
+    };
     let store = PieceStore::part(manifest.clone(), dir, &note).expect("opened");
     (store, looked_at.into_inner())
 }
@@ -222,7 +248,7 @@ fn garbage_where_the_part_file_and_its_record_belong_is_no_piece() {
     let good = fs::read(&record).expect("there");
     // The record of another content, in this one's place, beside a file of junk.
     let other = Arc::new(manifest_of(&content()[1..]));
-    let store = PieceStore::part(other, dir.path(), &|_| {}).expect("opened");
+    let store = PieceStore::part(other, dir.path(), &|_| true).expect("opened");
     store.close().expect("stopped");
     let foreign = fs::read(store.path().with_extension("resume")).expect("there");
     store.discard();
@@ -363,7 +389,7 @@ fn who_opens_while_another_finishes_never_holds_the_finished_file() {
         let finished = std::thread::scope(|scope| {
             let opening = scope.spawn(|| {
                 loop {
-                    match PieceStore::part(manifest.clone(), dir.path(), &|_| {}) {
+                    match PieceStore::part(manifest.clone(), dir.path(), &|_| true) {
                         Ok(second) => return second,
                         Err(StorageError::InUse(_)) => std::thread::yield_now(),
                         Err(error) => panic!("{error}"),
@@ -430,13 +456,13 @@ fn a_link_in_place_of_the_part_directory_is_refused() {
     fs::create_dir(&elsewhere).expect("made");
     std::os::unix::fs::symlink(&elsewhere, dest.join(PART_DIR)).expect("linked");
     let manifest = Arc::new(manifest_of(&content()));
-    let error = PieceStore::part(manifest.clone(), &dest, &|_| {}).expect_err("refused");
+    let error = PieceStore::part(manifest.clone(), &dest, &|_| true).expect_err("refused");
     assert!(error.to_string().contains("not a directory of its own"), "{error}");
     assert_eq!(fs::read_dir(&elsewhere).expect("read").count(), 0);
     // A destination that is a link itself is as good as any.
     let link = dir.path().join("link");
     std::os::unix::fs::symlink(&elsewhere, &link).expect("linked");
-    PieceStore::part(manifest, &link, &|_| {}).expect("opened");
+    PieceStore::part(manifest, &link, &|_| true).expect("opened");
 }
 
 #[test]

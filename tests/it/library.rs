@@ -307,3 +307,134 @@ fn on_a_full_disk_commands_work_and_warn_and_are_kept_once_there_is_room() {
     let rows = alice.ok("downloads")["downloads"].as_array().map(Vec::len);
     assert_eq!(rows, Some(41), "all of them were kept");
 }
+
+#[test]
+fn on_a_full_disk_whoever_logs_in_anew_loses_nothing() {
+    let world = World::new();
+    let data_dir = world.make_dir("alice.data");
+    let Some(mut alice) = client_on_small_disk(&world, "alice", &data_dir) else { return };
+    alice.sign_up();
+    alice.ok("create-group lab");
+    let mut shared = 0;
+    let mut share = |alice: &mut Client| {
+        let path = world.write(&format!("src/{shared}"), &content(1000 + shared, shared as u64));
+        shared += 1;
+        alice.ok(&format!("share {} lab", quoted(&path)))["warning"].is_string()
+    };
+    assert!(!share(&mut alice), "there is room");
+    let ballast = format!("/proc/{}/root{}/ballast", alice.id(), data_dir.display());
+    fs::write(&ballast, vec![0; 8 << 20]).expect_err("full");
+    wait_for("the disk to be too full", || share(&mut alice).then_some(()));
+    alice.ok("logout");
+    assert_eq!(alice.ok("downloads")["downloads"], json!([]));
+    // It works, or it is said that it does not: what cannot be read is not taken for nothing.
+    let rows = |alice: &mut Client| alice.ok("downloads")["downloads"].as_array().map(Vec::len);
+    alice.say("login alice alice-secret");
+    let answer = alice.answer();
+    match answer["ok"] == true {
+        true => assert_eq!(rows(&mut alice), Some(shared), "{answer}"),
+        false => assert_eq!(alice.ok("whoami")["user"], json!(null), "{answer}"),
+    }
+    fs::remove_file(&ballast).expect("removed");
+    alice.ok("login alice alice-secret");
+    assert_eq!(rows(&mut alice), Some(shared), "all of them");
+    alice.kill();
+}
+
+#[test]
+fn of_two_downloads_of_one_name_none_is_cancelled_unless_it_is_said_which() {
+    let world = World::new();
+    let [mut alice, mut bob, mut carol] = world.lab(["alice", "bob", "carol"]);
+    let bytes = [(&mut alice, 226), (&mut carol, 227)].map(|(client, seed)| {
+        let bytes = content(8 * MIB as usize, seed);
+        let path = world.write(&format!("{}/f", client.name), &bytes);
+        client.ok("limit --up 1MiB");
+        client.ok(&format!("share {} lab", quoted(&path)));
+        bytes
+    });
+    let dests = ["of alice", "of carol"].map(|name| world.make_dir(name));
+    bob.ok(&format!("get lab alice/f {}", quoted(&dests[0])));
+    bob.ok(&format!("get lab carol/f {}", quoted(&dests[1])));
+    for line in ["cancel lab f", "pause lab f", "stop-share lab f", "downloads lab f"] {
+        assert_eq!(bob.err(line), "ambiguous", "{line}");
+    }
+    assert_eq!(bob.ok("downloads")["downloads"].as_array().map(Vec::len), Some(2));
+    assert!(dests.iter().all(|dest| dest.join(".mtq").is_dir()), "both part files are there");
+    bob.ok("cancel lab alice/f");
+    assert!(!dests[0].join(".mtq").exists() && dests[1].join(".mtq").is_dir());
+    carol.ok("limit --up none");
+    bob.ok("wait --timeout 110");
+    assert!(fs::read(dests[1].join("f")).expect("arrived") == bytes[1]);
+    bob.kill();
+    carol.quit();
+    alice.quit();
+}
+
+#[tokio::test]
+async fn two_gets_at_once_are_one_download_and_the_other_leaves_nothing() {
+    let net = Net::new();
+    let bytes = content(4 * MIB as usize, 228);
+    let (alice, _) = net.seeder(&bytes).await;
+    limit_up(&alice, MIB);
+    let bob = net.member("bob", &alice).await;
+    let [a, b] = ["a", "b"].map(|name| {
+        fs::create_dir(net.path(name)).expect("made");
+        net.path(name)
+    });
+    let get = |dest| bob.get(group(), "file.bin".parse().expect("a selector"), dest);
+    let (first, second) = tokio::join!(get(&a), get(&b));
+    let (begun, refused, empty) = match (first, second) {
+        (Ok(begun), Err(error)) => (begun, error, &b),
+        (Err(error), Ok(begun)) => (begun, error, &a),
+        both => panic!("one of them: {both:?}"),
+    };
+    assert_eq!(refused.code(), "downloading", "{refused}");
+    let rows = bob.downloads();
+    assert_eq!((rows.len(), rows[0].number), (1, begun.number));
+    assert_eq!(fs::read_dir(empty).expect("there").count(), 0, "no part file of nobody");
+    limit_up(&alice, 64 * MIB);
+    complete(&bob).await;
+    assert!(fs::read(&begun.path).expect("arrived") == bytes);
+    net.end([alice, bob]).await;
+}
+
+#[test]
+fn a_get_that_nobody_waits_for_any_more_leaves_no_part_file() {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.expect("a runtime");
+    let net = runtime.block_on(async {
+        let net = Net::new();
+        let sparse = |path: &Path, bytes: &[u8]| {
+            let mut file = fs::File::create(path).expect("made");
+            std::io::Write::write_all(&mut file, bytes).expect("written");
+            file.set_len(256 << 20).expect("sparse");
+        };
+        let alice = net.agent("alice").await;
+        alice.create_group(group(), false).await.expect("created");
+        let path = net.path("file.bin");
+        sparse(&path, b"right");
+        alice.share(&path, group(), None, MetafileTo::Beside).await.expect("shared");
+        let bob = net.member("bob", &alice).await;
+        // Of the same size, it has to be looked at first.
+        let dest = net.path("dest");
+        fs::create_dir(&dest).expect("made");
+        sparse(&dest.join("file.bin"), b"wrong");
+        tokio::select! {
+            begun = bob.get(group(), "file.bin".parse().expect("a selector"), &dest) => {
+                panic!("too fast: {begun:?}")
+            }
+            () = until("it to be looked at", || {
+                bob.looking().iter().any(|looking| looking.done_bytes > 0).then_some(())
+            }) => {}
+        }
+        assert!(bob.looking().is_empty() && bob.downloads().is_empty());
+        bob.shutdown().await;
+        alice.shutdown().await;
+        net.tracker.shutdown().await;
+        net
+    });
+    // Waits for the thread that looked.
+    drop(runtime);
+    assert!(!net.path("dest/.mtq").exists(), "what was made for it is gone");
+    assert_eq!(fs::read_dir(net.path("dest")).expect("there").count(), 1);
+}

@@ -4,9 +4,11 @@
 use std::fs;
 use std::path::Path;
 
+use mtq::client::metafile::MetafileTo;
 use serde_json::{Value, json};
 
-use crate::swarm::{MIB, P};
+use crate::net::{Net, group, password, user};
+use crate::swarm::{MIB, P, complete, limit_up, until};
 use crate::world::{Client, World, content, quoted, wait_for};
 
 fn number(value: &Value, field: &str) -> u64 {
@@ -445,4 +447,56 @@ fn a_file_that_got_its_name_just_before_a_crash_is_not_fetched_again() {
     assert_eq!(files(&dest), 2);
     bob.quit();
     alice.quit();
+}
+
+/// Begins something, and waits for it no longer than it takes to begin it.
+async fn dropped<T: std::fmt::Debug>(begun: impl Future<Output = T>) {
+    tokio::select! {
+        biased;
+        done = begun => panic!("too fast: {done:?}"),
+        () = std::future::ready(()) => {}
+    }
+}
+
+#[tokio::test]
+async fn a_login_or_logout_that_nobody_waits_for_is_not_left_half_done() {
+    let net = Net::new();
+    let (alice, _) = net.seeder(&content(P, 216)).await;
+    dropped(alice.logout()).await;
+    until("the end of the login", || alice.user().is_none().then_some(())).await;
+    assert!(alice.downloads().is_empty());
+    dropped(alice.login(user("alice"), password())).await;
+    until("what she shared", || (alice.overview().sharing == 1).then_some(())).await;
+    assert_eq!(alice.user(), Some(user("alice")));
+    // Whatever she does now is kept.
+    let path = net.path("second");
+    fs::write(&path, b"second").expect("written");
+    let shared = alice.share(&path, group(), None, MetafileTo::Beside).await.expect("shared");
+    assert_eq!(shared.warning, None);
+    assert_eq!(alice.logout().await.expect("logged out"), 2);
+    let back = alice.login(user("alice"), password()).await.expect("logged in");
+    assert_eq!((back.overview.sharing, back.overview.skipped.len()), (2, 0));
+    net.end([alice]).await;
+}
+
+#[tokio::test]
+async fn logged_in_twice_at_once_a_download_goes_on_once() {
+    let net = Net::new();
+    let bytes = content(8 * MIB as usize, 217);
+    let (alice, _) = net.seeder(&bytes).await;
+    limit_up(&alice, 2 * MIB);
+    let bob = net.member("bob", &alice).await;
+    net.begin("bob", &bob).await;
+    let had = crate::swarm::stored(&bob, MIB).await.stored_bytes;
+    assert_eq!(bob.logout().await.expect("logged out"), 1);
+    let login = || bob.login(user("bob"), password());
+    let (first, second) = tokio::join!(login(), login());
+    assert_eq!(first.expect("logged in").user, second.expect("logged in").user);
+    assert_eq!(bob.downloads().len(), 1);
+    limit_up(&alice, 64 * MIB);
+    let row = complete(&bob).await;
+    let (received, _) = row.progress.received();
+    assert!(received <= bytes.len() as u64 - had, "{row:?}");
+    assert!(fs::read(net.path("bob/file.bin")).expect("arrived") == bytes);
+    net.end([alice, bob]).await;
 }

@@ -1,7 +1,7 @@
 //! Hashes a file into its manifest, or holds one against its manifest, with all cores and a few
 //! megabytes.
 //!
-//! One thread reads ahead and feeds the whole-file SHA-1, which must see every byte in order; the
+//! One thread reads ahead, one takes the whole-file SHA-1, which must see every byte in order, and the
 //! others hash pieces. The file must stay what it is meanwhile: its stamp is compared at the end.
 //! Checking pieces needs no order: every thread reads for itself.
 
@@ -103,30 +103,50 @@ pub(super) fn each_piece<T: Send>(
         let handles: Vec<_> =
             (0..workers).map(|_| scope.spawn(|| work_off(&queue, &give_back, task))).collect();
         let wanted = layout.pieces().take(count as usize);
-        let read = read_pieces(file, layout, wanted, whole, (work, &free), progress);
+        let (ahead, read) = sync_channel(buffers);
+        scope.spawn(move || read_ahead(file, layout, wanted, &free, &ahead));
+        let taken = take_in(layout, read, whole, work, progress);
+        // Whoever reads ahead may wait for a buffer when nothing is taken any more.
+        let _ = give_back.try_send(Vec::new());
         let mut pieces: Vec<_> = handles
             .into_iter()
             .flat_map(|handle| handle.join().expect("invariant: hashing a piece cannot panic"))
             .collect();
         pieces.sort_by_key(|(piece, _)| *piece);
-        Ok((read?, pieces.into_iter().map(|(_, result)| result).collect()))
+        Ok((taken?, pieces.into_iter().map(|(_, result)| result).collect()))
     })
 }
 
-/// Reads pieces in order into free buffers and hands them on.
-fn read_pieces(
+/// Reads pieces in order into free buffers, until nobody wants them or one cannot be read.
+fn read_ahead(
     file: &mut File,
     layout: PieceLayout,
     wanted: impl Iterator<Item = PieceIndex>,
+    free: &Receiver<Vec<u8>>,
+    ahead: &SyncSender<io::Result<Work>>,
+) {
+    for piece in wanted {
+        let Ok(mut buffer) = free.recv() else { return };
+        buffer.resize(layout.len(piece) as usize, 0);
+        let read = file.read_exact(&mut buffer).map(|()| (piece, buffer));
+        let failed = read.is_err();
+        if ahead.send(read).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// Takes the SHA-1 of pieces as they were read, and hands them on.
+fn take_in(
+    layout: PieceLayout,
+    read: Receiver<io::Result<Work>>,
     whole: &AtomicBool,
-    (work, free): (SyncSender<Work>, &Receiver<Vec<u8>>),
+    work: SyncSender<Work>,
     progress: &dyn Fn(u64) -> bool,
 ) -> Result<Sha1Hash, HashError> {
     let mut sha1 = Sha1Hasher::default();
-    for piece in wanted {
-        let mut buffer = free.recv().map_err(|_| HashError::Stopped)?;
-        buffer.resize(layout.len(piece) as usize, 0);
-        file.read_exact(&mut buffer).map_err(|error| match error.kind() {
+    for next in read {
+        let (piece, buffer) = next.map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => HashError::Changed,
             _ => HashError::Io(error),
         })?;

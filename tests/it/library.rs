@@ -355,7 +355,7 @@ fn of_two_downloads_of_one_name_none_is_cancelled_unless_it_is_said_which() {
     let dests = ["of alice", "of carol"].map(|name| world.make_dir(name));
     bob.ok(&format!("get lab alice/f {}", quoted(&dests[0])));
     bob.ok(&format!("get lab carol/f {}", quoted(&dests[1])));
-    for line in ["cancel lab f", "pause lab f", "stop-share lab f", "downloads lab f"] {
+    for line in ["cancel lab f", "pause lab f", "stop-share lab f"] {
         assert_eq!(bob.err(line), "ambiguous", "{line}");
     }
     assert_eq!(bob.ok("downloads")["downloads"].as_array().map(Vec::len), Some(2));

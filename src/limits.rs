@@ -398,6 +398,11 @@ pub const MIN_MTU: u16 = 1_200;
 /// of which the system backs only what is used.
 pub const MAX_MTU: u16 = 8_952;
 
+/// Bytes of the largest datagram a tracker sends, unless its operator says otherwise: Ethernet's 1,500 less
+/// the headers of IPv6 and UDP. Each connection keeps room for ten: 20,000 of them 280 MiB, which would
+/// be 1.7 GiB with the largest, for answers of a few hundred bytes.
+pub const TRACKER_MTU: u16 = 1_452;
+
 /// Bytes of UDP payload in one send, however many datagrams it is cut into: with IP's own headers it is
 /// at most 65,535.
 pub const MAX_SEND_LEN: usize = 65_000;

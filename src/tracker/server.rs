@@ -44,7 +44,7 @@ use crate::transport::endpoint::{BindError, Endpoint, Incoming};
 use crate::transport::frame::{FrameError, read_frame_within, write_frame};
 use crate::transport::identity::{FILE_NAME as IDENTITY_FILE, Identity, IdentityError};
 use crate::transport::tls::Alpn;
-use crate::transport::tuning::Tuning;
+use crate::transport::tuning::{Mtu, Tuning};
 
 /// What a tracker is started with.
 #[derive(Clone, Debug)]
@@ -70,7 +70,8 @@ impl TrackerConfig {
     pub fn new(identity: Arc<Identity>, address: SocketAddr) -> Self {
         let connections_per_address = limits::CONNECTIONS_PER_ADDRESS;
         let rules = Rules::default();
-        let (trackers, metrics, tuning) = (None, None, Tuning::default());
+        let tuning = Tuning { max_mtu: Mtu::TRACKER, ..Tuning::default() };
+        let (trackers, metrics) = (None, None);
         Self { identity, address, trackers, rules, connections_per_address, metrics, tuning }
     }
 

@@ -5,7 +5,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::limits::{MAX_MTU, MIN_MTU};
+use crate::limits::{MAX_MTU, MIN_MTU, TRACKER_MTU};
 
 /// How this side of every connection sends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +21,9 @@ pub struct Tuning {
 pub struct Mtu(u16);
 
 impl Mtu {
+    /// What a tracker sends unless it is told otherwise.
+    pub const TRACKER: Self = Self(TRACKER_MTU);
+
     /// In bytes.
     pub fn get(self) -> u16 {
         self.0
@@ -50,7 +53,7 @@ impl fmt::Display for Mtu {
     }
 }
 
-/// What decides how much may be under way.
+/// The way of deciding how much may be under way.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Congestion {
     /// Takes every loss for a full queue (RFC 9438), as most of the internet does.
@@ -88,7 +91,7 @@ mod tests {
 
     #[test]
     fn an_mtu_is_within_its_bounds() {
-        assert_eq!(Mtu::default().get(), 8952);
+        assert_eq!((Mtu::default().get(), Mtu::TRACKER.get()), (8952, 1452));
         for (text, bytes) in [("1200", 1200), ("1452", 1452), ("8952", 8952)] {
             let mtu: Mtu = text.parse().expect(text);
             assert_eq!((mtu.get(), mtu.to_string().as_str()), (bytes, text));

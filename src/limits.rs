@@ -403,6 +403,13 @@ pub const MAX_MTU: u16 = 8_952;
 /// be 1.7 GiB with the largest, for answers of a few hundred bytes.
 pub const TRACKER_MTU: u16 = 1_452;
 
+/// Bytes under way before anything is known of a path (RFC 9002, 7.2), or as many of the largest datagrams as
+/// `INITIAL_DATAGRAMS` if that is more: one that tries a size, one to be sent, and what else there is. With
+/// less room even the end of a connection would wait, for ever.
+pub const INITIAL_WINDOW: u64 = 12_000;
+/// See [`INITIAL_WINDOW`].
+pub const INITIAL_DATAGRAMS: u64 = 4;
+
 /// Bytes of UDP payload in one send, however many datagrams it is cut into: with IP's own headers it is
 /// at most 65,535.
 pub const MAX_SEND_LEN: usize = 65_000;

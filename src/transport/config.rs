@@ -31,7 +31,7 @@ pub(super) fn transport(alpn: Alpn, accepted: bool, tuning: Tuning) -> Arc<Trans
     config
         .initial_mtu(limits::MIN_MTU)
         .mtu_discovery_config(Some(discovery))
-        .congestion_controller_factory(controller(tuning.congestion))
+        .congestion_controller_factory(controller(tuning))
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         // Control is one unidirectional stream a direction.
         .max_concurrent_uni_streams(VarInt::from_u32(1))
@@ -45,9 +45,15 @@ pub(super) fn transport(alpn: Alpn, accepted: bool, tuning: Tuning) -> Arc<Trans
     Arc::new(config)
 }
 
-fn controller(congestion: Congestion) -> Arc<dyn ControllerFactory + Send + Sync> {
-    match congestion {
-        Congestion::Cubic => Arc::new(CubicConfig::default()),
+fn controller(tuning: Tuning) -> Arc<dyn ControllerFactory + Send + Sync> {
+    match tuning.congestion {
+        Congestion::Cubic => {
+            let datagrams = limits::INITIAL_DATAGRAMS * u64::from(tuning.max_mtu.get());
+            let mut cubic = CubicConfig::default();
+            cubic.initial_window(datagrams.max(limits::INITIAL_WINDOW));
+            Arc::new(cubic)
+        }
+        // It begins with 240,000 bytes.
         Congestion::Bbr => Arc::new(BbrConfig::default()),
     }
 }

@@ -342,6 +342,7 @@ fn open_socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
 mod tests {
     use super::*;
     use crate::transport::tuning::Congestion;
+    use std::time::Duration;
 
     fn bound(tuning: Tuning) -> Endpoint {
         let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
@@ -353,7 +354,7 @@ mod tests {
     async fn connected(here: &Endpoint, there: &Endpoint) -> (Connection, Connection) {
         let address = there.local_address().expect("an address");
         let dialled = here.dial(address, Alpn::Peer, there.identity().peer_id());
-        let accepted = async { there.accept(10, || ()).await?.finish().await };
+        let accepted = async { there.accept(1_000, || ()).await?.finish().await };
         let (dialled, accepted) = tokio::join!(dialled, accepted);
         let (dialled, accepted) = (dialled.expect("dialled"), accepted.expect("accepted"));
         accepted.trust();
@@ -405,6 +406,23 @@ mod tests {
     async fn each_side_bounds_what_it_sends() {
         let small = Tuning { max_mtu: "1452".parse().expect("an MTU"), ..Tuning::default() };
         found_out([small, Tuning::default()], [1452, 8952]).await;
+    }
+
+    #[tokio::test]
+    async fn an_end_is_heard_while_larger_datagrams_are_tried() {
+        let [here, there] = [Tuning::default(); 2].map(bound);
+        for round in 0..24 {
+            let (dialled, accepted) = connected(&here, &there).await;
+            for _ in 0..round {
+                carry(&dialled, &accepted, &[1; 100]).await;
+            }
+            // More waits to be sent than anything has room for.
+            let (mut send, _recv) = accepted.open_bi().await.expect("a stream");
+            let _ = tokio::time::timeout(Duration::ZERO, send.write_all(&[2; 100_000])).await;
+            accepted.close(ErrorCode::LimitReached);
+            let end = dialled.closed().await;
+            assert!(matches!(end, quinn::ConnectionError::ApplicationClosed(_)), "{round}: {end}");
+        }
     }
 
     #[tokio::test]

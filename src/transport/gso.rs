@@ -334,7 +334,8 @@ mod tests {
         assert!(below.datagrams(3) == chunks(&one, 8952));
         let mut to_two = below.datagrams(2);
         let mut expected = [chunks(&one, 8952), chunks(&other, 8952)].concat();
-        (to_two.sort(), expected.sort());
+        to_two.sort();
+        expected.sort();
         assert!(to_two == expected, "each once");
     }
 

@@ -37,7 +37,7 @@ pub const MAX_METAFILE_WORDS: usize = 256 * 1024;
 /// Bytes of a `tracker_info.txt`: a few hundred links.
 pub const MAX_TRACKER_INFO_LEN: u64 = 64 * 1024;
 
-/// Bytes of a `config.toml`: eleven settings, and as many comments as anybody writes.
+/// Bytes of a `config.toml`: thirteen settings, and as many comments as anybody writes.
 pub const MAX_CONFIG_LEN: u64 = 64 * 1024;
 
 /// Trackers in one network. Every one syncs with every other.
@@ -396,11 +396,44 @@ pub const WINDOW_HEADROOM: u64 = 1024 * 1024;
 /// on its own window.
 pub const STREAM_WINDOW: u64 = PIECE_LEN as u64 + 64 * 1024;
 
-/// Bytes a peer may have in flight to us, or we queue to a peer, on one connection.
+/// Bytes a peer may have in flight to us, or we queue to a peer, on one connection: the deepest pipeline
+/// and control. What is asked for at all is less where the budget of an agent's downloads is.
 pub const PEER_WINDOW: u64 = PEER_STREAMS as u64 * PIECE_LEN as u64 + WINDOW_HEADROOM;
 
 /// Bytes in flight to us from a peer that has not shown a valid ticket yet: control frames only.
 pub const STRANGER_WINDOW: u64 = 2 * WINDOW_HEADROOM;
+
+/// Bytes of a UDP datagram that every path of QUIC carries (RFC 9000, 14): where each connection begins.
+pub const MIN_MTU: u16 = 1_200;
+
+/// Bytes of the largest datagram, sent or received: a jumbo frame of 9,000 less the headers of IPv6 and
+/// UDP. Larger ones (loopback) gain little more, and every endpoint has buffers for 2,048 of them: 18 MiB,
+/// of which the system backs only what is used.
+pub const MAX_MTU: u16 = 8_952;
+
+/// Bytes of the largest datagram a tracker sends, unless its operator says otherwise: Ethernet's 1,500 less
+/// the headers of IPv6 and UDP. Each connection keeps room for ten: 20,000 of them 280 MiB, which would
+/// be 1.7 GiB with the largest, for answers of a few hundred bytes.
+pub const TRACKER_MTU: u16 = 1_452;
+
+/// Bytes under way before anything is known of a path (RFC 9002, 7.2), or as many of the largest datagrams as
+/// `INITIAL_DATAGRAMS` if that is more: one that tries a size, one to be sent, and what else there is. With
+/// less room even the end of a connection would wait, for ever.
+pub const INITIAL_WINDOW: u64 = 12_000;
+/// See [`INITIAL_WINDOW`].
+pub const INITIAL_DATAGRAMS: u64 = 4;
+
+/// Bytes of UDP payload in one send, however many datagrams it is cut into: with IP's own headers it is
+/// at most 65,535.
+pub const MAX_SEND_LEN: usize = 65_000;
+
+/// Transmits of which a part went out before the socket was full, noted at once: each is of a connection
+/// of its own, and a full socket refuses most before their first part.
+pub const MAX_PARTLY_SENT: usize = 64;
+
+/// Bytes of a socket's buffers, each way: a burst of as many is not lost while the process is elsewhere.
+/// The system's own default loses thousands of packets a GiB on loopback.
+pub const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 
 /// A peer that dialled us shows a valid ticket within this, or goes.
 pub const TICKET_DEADLINE: Duration = Duration::from_secs(15);

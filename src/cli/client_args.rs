@@ -11,6 +11,7 @@ use clap::{Args, Parser, Subcommand};
 use super::rate::Rate;
 use super::time::parse_time;
 use crate::name::{FileName, GroupName, Selector, UserName};
+use crate::transport::tuning::{Congestion, Mtu};
 
 /// `mtq client`.
 #[derive(Debug, Args)]
@@ -70,6 +71,13 @@ pub struct ClientOptions {
     /// Receive at most so much a second [env: MTQ_DOWN].
     #[arg(long, value_name = "RATE")]
     pub down: Option<Rate>,
+    /// Send datagrams of at most so many bytes, 1200 to 8952 [env: MTQ_MAX_MTU; default: 8952].
+    #[arg(long, value_name = "BYTES")]
+    pub max_mtu: Option<Mtu>,
+    /// Congestion control of what is sent: cubic, or bbr for links that lose packets without being
+    /// full [env: MTQ_CONGESTION; default: cubic].
+    #[arg(long, value_name = "NAME")]
+    pub congestion: Option<Congestion>,
     /// The group of a share that names none [env: MTQ_DEFAULT_GROUP].
     #[arg(long, value_name = "GROUP")]
     pub default_group: Option<GroupName>,
@@ -97,6 +105,13 @@ pub struct AgentOptions {
     /// Receive at most so much a second.
     #[arg(long, value_name = "RATE")]
     pub down: Option<Rate>,
+    /// Send datagrams of at most so many bytes, 1200 to 8952.
+    #[arg(long, value_name = "BYTES")]
+    pub max_mtu: Option<Mtu>,
+    /// Congestion control of what is sent: cubic, or bbr for links that lose packets without being
+    /// full.
+    #[arg(long, value_name = "NAME")]
+    pub congestion: Option<Congestion>,
     /// Run this for every event, which stands as JSON on its standard input.
     #[arg(long, value_name = "COMMAND", value_parser = NonEmptyStringValueParser::new())]
     pub on_event: Option<String>,
@@ -105,12 +120,14 @@ pub struct AgentOptions {
 impl ClientOptions {
     /// These, and in their place what stands behind `daemon`.
     pub fn and(&self, behind: &AgentOptions) -> Self {
-        let AgentOptions { listen, up, down, on_event } = behind.clone();
+        let AgentOptions { listen, up, down, max_mtu, congestion, on_event } = behind.clone();
         let own = self.clone();
         Self {
             listen: listen.or(own.listen),
             up: up.or(own.up),
             down: down.or(own.down),
+            max_mtu: max_mtu.or(own.max_mtu),
+            congestion: congestion.or(own.congestion),
             on_event: on_event.or(own.on_event),
             ..own
         }

@@ -8,7 +8,7 @@ use etcetera::{BaseStrategy as _, base_strategy::Xdg};
 use serde_json::{Value, json};
 
 use super::client_args::{ClientOptions, ConfigVerb};
-use super::config_file::{self, Key, wrong};
+use super::config_file::{self, Key, Kind, wrong};
 use super::exit::Failure;
 use super::output::{self, Answer};
 use super::rate::Rate;
@@ -21,6 +21,7 @@ use crate::client::error::AgentError;
 use crate::limits::MAX_CONFIG_LEN;
 use crate::swarm::rates::RateLimits;
 use crate::tracker_link::TrackerInfo;
+use crate::transport::tuning::Tuning;
 
 /// Runs `mtq config`.
 ///
@@ -96,6 +97,7 @@ pub fn agent(settings: &Settings) -> Result<AgentConfig, Failure> {
         data_dir: settings.data_dir.value.clone(),
         trackers,
         listen: settings.listen.value,
+        tuning: Tuning { max_mtu: settings.max_mtu.value, congestion: settings.congestion.value },
         limits: RateLimits { up: settings.up.value.0, down: settings.down.value.0 },
     })
 }
@@ -169,13 +171,15 @@ fn path(flag: Option<&Path>) -> Result<Answer, Failure> {
 /// A setting as it is shown.
 struct Row {
     name: &'static str,
+    kind: Kind,
     value: Value,
     origin: Origin,
 }
 
 impl Row {
     fn new<T>(key: &Key, setting: &Setting<T>, value: impl Fn(&T) -> Value) -> Self {
-        Self { name: key.name, value: value(&setting.value), origin: setting.origin.clone() }
+        let origin = setting.origin.clone();
+        Self { name: key.name, kind: key.kind, value: value(&setting.value), origin }
     }
 
     fn json(&self) -> Value {
@@ -190,7 +194,8 @@ impl Row {
         let words = |value: &Value| match value {
             Value::Null => "none".to_owned(),
             Value::String(text) => text::printable(text),
-            Value::Number(rate) => format!("{rate} B/s"),
+            Value::Number(rate) if self.kind == Kind::Rate => format!("{rate} B/s"),
+            Value::Number(bytes) => format!("{bytes} bytes"),
             other => other.to_string(),
         };
         let values = match &self.value {
@@ -234,6 +239,8 @@ fn show(settings: &Settings) -> Answer {
         Row::new(&config_file::LOG_FILE, &settings.log_file, maybe_path),
         Row::new(&config_file::UP, &settings.up, rate),
         Row::new(&config_file::DOWN, &settings.down, rate),
+        Row::new(&config_file::MAX_MTU, &settings.max_mtu, |mtu| mtu.get().into()),
+        Row::new(&config_file::CONGESTION, &settings.congestion, |name| name.to_string().into()),
         Row::new(&config_file::DEFAULT_GROUP, &settings.default_group, |group| {
             group.as_ref().map(ToString::to_string).into()
         }),
@@ -282,6 +289,7 @@ mod tests {
         assert_eq!(names, keys);
         assert_eq!(answer.text.lines().count(), 1 + keys.len());
         assert!(answer.text.contains("50000 B/s"), "{}", answer.text);
+        assert!(answer.text.contains("8952 bytes"), "{}", answer.text);
         assert!(answer.text.contains("c.toml: line 1"), "{}", answer.text);
     }
 }

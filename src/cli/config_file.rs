@@ -36,6 +36,8 @@ pub enum Kind {
     Text,
     /// A string, or a number of bytes a second.
     Rate,
+    /// A string, or a number of bytes.
+    Bytes,
     /// `true` or `false`.
     Switch,
     /// A path, or an array of links.
@@ -86,6 +88,24 @@ pub const UP: Key =
 pub const DOWN: Key =
     Key { name: "down", flag: "--down", variable: "MTQ_DOWN", example: "500KB", kind: Kind::Rate };
 
+/// The largest datagram sent.
+pub const MAX_MTU: Key = Key {
+    name: "max-mtu",
+    flag: "--max-mtu",
+    variable: "MTQ_MAX_MTU",
+    example: "1452",
+    kind: Kind::Bytes,
+};
+
+/// The congestion control.
+pub const CONGESTION: Key = Key {
+    name: "congestion",
+    flag: "--congestion",
+    variable: "MTQ_CONGESTION",
+    example: "bbr",
+    kind: Kind::Text,
+};
+
 /// The group of a share that names none.
 pub const DEFAULT_GROUP: Key = Key {
     name: "default-group",
@@ -127,13 +147,15 @@ pub const HISTORY: Key = Key {
 };
 
 /// All settings, in the order in which they are shown.
-pub const KEYS: [&Key; 11] = [
+pub const KEYS: [&Key; 13] = [
     &TRACKERS,
     &DATA_DIR,
     &LISTEN,
     &LOG_FILE,
     &UP,
     &DOWN,
+    &MAX_MTU,
+    &CONGESTION,
     &DEFAULT_GROUP,
     &MTORRENT_DIR,
     &ON_EVENT,
@@ -214,7 +236,7 @@ impl Key {
     /// A line of the file that makes sense.
     pub fn file_example(&self) -> String {
         match self.kind {
-            Kind::Switch => format!("for example {} = {}", self.name, self.example),
+            Kind::Switch | Kind::Bytes => format!("for example {} = {}", self.name, self.example),
             _ => format!("for example {} = \"{}\"", self.name, self.example),
         }
     }
@@ -230,11 +252,14 @@ impl Kind {
             (Self::Trackers, DeValue::Array(links)) => {
                 return links_of(links, value.span().start).map(Value::Links);
             }
-            (Self::Text | Self::Rate | Self::Trackers, DeValue::String(text)) => text.to_string(),
-            (Self::Rate, DeValue::Integer(number)) => number.to_string(),
+            (Self::Text | Self::Rate | Self::Bytes | Self::Trackers, DeValue::String(text)) => {
+                text.to_string()
+            }
+            (Self::Rate | Self::Bytes, DeValue::Integer(number)) => number.to_string(),
             (Self::Switch, DeValue::Boolean(on)) => on.to_string(),
             (Self::Text, _) => return Err(is_not("a string")),
             (Self::Rate, _) => return Err(is_not("a string or a number of bytes a second")),
+            (Self::Bytes, _) => return Err(is_not("a string or a number of bytes")),
             (Self::Switch, _) => return Err(is_not("true or false")),
             (Self::Trackers, _) => return Err(is_not("a path or an array of links")),
         };
@@ -398,6 +423,12 @@ mod tests {
                 1,
                 "up is a string or a number of bytes a second, not true or false",
                 "up = \"2MiB\"",
+            ),
+            (
+                "max-mtu = 1452.0",
+                1,
+                "max-mtu is a string or a number of bytes, not a fraction",
+                "max-mtu = 1452",
             ),
             ("json = 'yes'", 1, "json is true or false, not a string", "json = true"),
             ("\nlisten = 4", 2, "listen is a string, not an integer", "0.0.0.0:4434"),

@@ -9,6 +9,7 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::time::parse_time;
 use crate::name::{GroupName, UserName};
 use crate::tracker_link::TrackerLink;
+use crate::transport::tuning::{Congestion, Mtu};
 
 /// `mtq tracker`: with a command, about a tracker; without, the tracker itself.
 #[derive(Debug, Args)]
@@ -51,6 +52,13 @@ pub struct RunArgs {
     /// Connections taken from one address [default: 512].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections_per_address: Option<u32>,
+    /// Send datagrams of at most so many bytes, 1200 to 8952; every connection keeps room for ten.
+    #[arg(long, value_name = "BYTES", default_value_t = Mtu::TRACKER)]
+    pub max_mtu: Mtu,
+    /// Congestion control of what is sent: cubic, or bbr for links that lose packets without being
+    /// full.
+    #[arg(long, value_name = "NAME", default_value_t)]
+    pub congestion: Congestion,
     /// Serve metrics for Prometheus at http://ADDR/metrics, for example on 127.0.0.1:9100. They
     /// are for whoever can reach the address.
     #[arg(long, value_name = "ADDR")]

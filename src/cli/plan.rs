@@ -74,9 +74,17 @@ impl Plan {
 
     /// Flags that mean the agent itself, and nothing to one that runs already.
     pub fn unused_flags(&self) -> Vec<&'static str> {
-        let Settings { trackers, listen, up, down, on_event, .. } = &self.settings;
-        let origins =
-            [&trackers.origin, &listen.origin, &up.origin, &down.origin, &on_event.origin];
+        let Settings { trackers, listen, up, down, max_mtu, congestion, on_event, .. } =
+            &self.settings;
+        let origins = [
+            &trackers.origin,
+            &listen.origin,
+            &up.origin,
+            &down.origin,
+            &max_mtu.origin,
+            &congestion.origin,
+            &on_event.origin,
+        ];
         let flags = origins.into_iter().filter_map(|origin| match origin {
             Origin::Flag(flag) => Some(*flag),
             _ => None,

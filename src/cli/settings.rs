@@ -16,6 +16,7 @@ use super::rate::Rate;
 use super::text;
 use crate::name::GroupName;
 use crate::tracker_link::TrackerInfo;
+use crate::transport::tuning::{Congestion, Mtu};
 
 /// The flag and the variable that name another file.
 const CONFIG: (&str, &str) = ("--config", "MTQ_CONFIG");
@@ -111,6 +112,10 @@ pub struct Settings {
     pub up: Setting<Rate>,
     /// What is received a second.
     pub down: Setting<Rate>,
+    /// The largest datagram sent.
+    pub max_mtu: Setting<Mtu>,
+    /// The congestion control.
+    pub congestion: Setting<Congestion>,
     /// The group of a share that names none.
     pub default_group: Setting<Option<GroupName>>,
     /// Where metafiles go; beside the file shared when not given.
@@ -187,6 +192,12 @@ impl Settings {
             log_file: or_none(path(&config_file::LOG_FILE, &options.log_file)?),
             up: rate(&config_file::UP, options.up)?,
             down: rate(&config_file::DOWN, options.down)?,
+            max_mtu: sources
+                .value(&config_file::MAX_MTU, options.max_mtu, str::parse)?
+                .unwrap_or(Setting::default(Mtu::default())),
+            congestion: sources
+                .value(&config_file::CONGESTION, options.congestion, str::parse)?
+                .unwrap_or(Setting::default(Congestion::default())),
             default_group: or_none(sources.value(
                 &config_file::DEFAULT_GROUP,
                 options.default_group.clone(),
@@ -426,6 +437,8 @@ mod tests {
             "log-file" => told(&settings.log_file),
             "up" => told(&settings.up),
             "down" => told(&settings.down),
+            "max-mtu" => told(&settings.max_mtu),
+            "congestion" => told(&settings.congestion),
             "default-group" => told(&settings.default_group),
             "mtorrent-dir" => told(&settings.mtorrent_dir),
             "on-event" => told(&settings.on_event),
@@ -479,6 +492,18 @@ mod tests {
                 ["1MB", "2MB", "0"],
                 ["Rate(Some(1000000))", "Rate(Some(2000000))", "Rate(None)"].map(str::to_owned),
                 "Rate(None)",
+            ),
+            (
+                "max-mtu",
+                ["1200", "1452", "8000"],
+                ["Mtu(1200)", "Mtu(1452)", "Mtu(8000)"].map(str::to_owned),
+                "Mtu(8952)",
+            ),
+            (
+                "congestion",
+                ["bbr", "cubic", "bbr"],
+                ["Bbr", "Cubic", "Bbr"].map(str::to_owned),
+                "Cubic",
             ),
             (
                 "default-group",
@@ -648,6 +673,27 @@ mod tests {
                 "listen = 'a b'",
                 &format!("{file}listen = a b: an address"),
                 "for example listen",
+            ),
+            (
+                &[],
+                &[("MTQ_MAX_MTU", "9000")],
+                "",
+                "MTQ_MAX_MTU=9000: an MTU is 1200 to 8952 bytes",
+                "MTQ_MAX_MTU=1452",
+            ),
+            (
+                &[],
+                &[],
+                "max-mtu = 576",
+                &format!("{file}max-mtu = 576: an MTU is 1200 to 8952 bytes"),
+                "max-mtu = 1452",
+            ),
+            (
+                &[],
+                &[],
+                "congestion = 'reno'",
+                &format!("{file}congestion = reno: congestion control is cubic or bbr"),
+                "congestion = \"bbr\"",
             ),
             (&[], &[("MTQ_JSON", "yes")], "", "MTQ_JSON=yes: it is true or false", "MTQ_JSON=true"),
             (

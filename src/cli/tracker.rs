@@ -17,6 +17,7 @@ use crate::tracker::state::{Registration, Rules};
 use crate::tracker_link::{TrackerInfo, TrackerLink};
 use crate::transport::endpoint::{BindError, any_address};
 use crate::transport::identity::{FILE_NAME, Identity, IdentityError};
+use crate::transport::tuning::Tuning;
 
 /// Runs the tracker.
 ///
@@ -40,6 +41,7 @@ pub fn run(args: &RunArgs) -> Result<(), Failure> {
     config.trackers = info;
     config.rules = rules(args);
     config.metrics = args.metrics;
+    config.tuning = Tuning { max_mtu: args.max_mtu, congestion: args.congestion };
     if let Some(most) = args.max_connections_per_address {
         config.connections_per_address = most as usize;
     }

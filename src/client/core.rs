@@ -38,6 +38,7 @@ use crate::tracker_link::TrackerInfo;
 use crate::transport::endpoint::{Endpoint, any_address};
 use crate::transport::identity::{FILE_NAME as IDENTITY_FILE, Identity};
 use crate::transport::tls::Alpn;
+use crate::transport::tuning::Tuning;
 
 /// What an agent is started with.
 #[derive(Clone, Debug)]
@@ -51,12 +52,15 @@ pub struct AgentConfig {
     pub listen: Option<SocketAddr>,
     /// Rate limits of everything together, to begin with.
     pub limits: RateLimits,
+    /// How it sends.
+    pub tuning: Tuning,
 }
 
 impl AgentConfig {
     /// An agent at any address, without limits.
     pub fn new(data_dir: PathBuf, trackers: TrackerInfo) -> Self {
-        Self { data_dir, trackers, listen: None, limits: RateLimits::default() }
+        let (limits, tuning) = (RateLimits::default(), Tuning::default());
+        Self { data_dir, trackers, listen: None, limits, tuning }
     }
 }
 
@@ -118,7 +122,8 @@ impl Core {
             None => Vec::new(),
         };
         let listen = config.listen.unwrap_or_else(|| any_address(0));
-        let endpoint = Endpoint::bind(Arc::new(identity), listen, &[Alpn::Peer])?;
+        let identity = Arc::new(identity);
+        let endpoint = Endpoint::bind_tuned(identity, listen, &[Alpn::Peer], config.tuning)?;
         let kept = data_dir::roster(&config.data_dir)?;
         let (book, ignored) = RosterBook::new(config.trackers, kept.as_deref());
         if ignored {

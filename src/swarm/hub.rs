@@ -380,6 +380,7 @@ async fn run_session(shared: Arc<Shared>, connection: Connection, begun: Begun) 
             () = shared.stop.cancelled() => {}
         }
     }
+    tracing::debug!(%peer, path = ?connection.path(), "what it carried");
     connection.close(code);
     requests.wait().await;
     for swarm in shared.registry.remove_session(&session) {

@@ -44,6 +44,7 @@ use crate::transport::endpoint::{BindError, Endpoint, Incoming};
 use crate::transport::frame::{FrameError, read_frame_within, write_frame};
 use crate::transport::identity::{FILE_NAME as IDENTITY_FILE, Identity, IdentityError};
 use crate::transport::tls::Alpn;
+use crate::transport::tuning::{Mtu, Tuning};
 
 /// What a tracker is started with.
 #[derive(Clone, Debug)]
@@ -60,6 +61,8 @@ pub struct TrackerConfig {
     pub connections_per_address: usize,
     /// The TCP address to serve metrics on over HTTP.
     pub metrics: Option<SocketAddr>,
+    /// How it sends.
+    pub tuning: Tuning,
 }
 
 impl TrackerConfig {
@@ -67,7 +70,9 @@ impl TrackerConfig {
     pub fn new(identity: Arc<Identity>, address: SocketAddr) -> Self {
         let connections_per_address = limits::CONNECTIONS_PER_ADDRESS;
         let rules = Rules::default();
-        Self { identity, address, trackers: None, rules, connections_per_address, metrics: None }
+        let tuning = Tuning { max_mtu: Mtu::TRACKER, ..Tuning::default() };
+        let (trackers, metrics) = (None, None);
+        Self { identity, address, trackers, rules, connections_per_address, metrics, tuning }
     }
 
     /// The same, with the key that is kept in `data_dir`. The directory, for its owner only, and the
@@ -132,8 +137,9 @@ impl Tracker {
     /// # Errors
     /// [`StartError`], also when another tracker uses the directory.
     pub fn start(config: TrackerConfig, data_dir: &Path) -> Result<Self, StartError> {
+        let alpns = [Alpn::Tracker, Alpn::Sync];
         let endpoint =
-            Endpoint::bind(config.identity, config.address, &[Alpn::Tracker, Alpn::Sync])?;
+            Endpoint::bind_tuned(config.identity, config.address, &alpns, config.tuning)?;
         let disk = Disk::open(data_dir)?;
         // Whoever has the store has the directory: what is in the socket's place is stale.
         let control = ControlSocket::bind(data_dir)

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use quinn::{IdleTimeout, TransportConfig, VarInt};
+use quinn::congestion::{BbrConfig, ControllerFactory, CubicConfig};
+use quinn::{IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::tls::Alpn;
+use super::tuning::{Congestion, Tuning};
 use crate::limits;
 
 /// What this end of a connection of protocol `alpn` allows the other; a peer that dialled us is a
 /// stranger until it shows a ticket.
-pub(super) fn transport(alpn: Alpn, accepted: bool) -> Arc<TransportConfig> {
+pub(super) fn transport(alpn: Alpn, accepted: bool, tuning: Tuning) -> Arc<TransportConfig> {
     let (streams, window) = match alpn {
         Alpn::Peer => (limits::PEER_STREAMS, limits::PEER_WINDOW),
         Alpn::Tracker | Alpn::Sync => (limits::TRACKER_STREAMS, limits::TRACKER_WINDOW),
@@ -21,8 +23,15 @@ pub(super) fn transport(alpn: Alpn, accepted: bool) -> Arc<TransportConfig> {
         // The side that dialled is enough: what it sends is acknowledged.
         Alpn::Sync => (limits::SYNC_PULSE, limits::TRACKER_IDLE_TIMEOUT),
     };
+    // Every connection begins with datagrams that any path carries, and finds out within a few round
+    // trips what this one does.
+    let mut discovery = MtuDiscoveryConfig::default();
+    discovery.upper_bound(tuning.max_mtu.get());
     let mut config = TransportConfig::default();
     config
+        .initial_mtu(limits::MIN_MTU)
+        .mtu_discovery_config(Some(discovery))
+        .congestion_controller_factory(controller(tuning))
         .max_concurrent_bidi_streams(VarInt::from_u32(streams))
         // Control is one unidirectional stream a direction.
         .max_concurrent_uni_streams(VarInt::from_u32(1))
@@ -34,6 +43,19 @@ pub(super) fn transport(alpn: Alpn, accepted: bool) -> Arc<TransportConfig> {
         .keep_alive_interval(Some(keep_alive))
         .max_idle_timeout(Some(idle_timeout(idle)));
     Arc::new(config)
+}
+
+fn controller(tuning: Tuning) -> Arc<dyn ControllerFactory + Send + Sync> {
+    match tuning.congestion {
+        Congestion::Cubic => {
+            let datagrams = limits::INITIAL_DATAGRAMS * u64::from(tuning.max_mtu.get());
+            let mut cubic = CubicConfig::default();
+            cubic.initial_window(datagrams.max(limits::INITIAL_WINDOW));
+            Arc::new(cubic)
+        }
+        // It begins with 240,000 bytes.
+        Congestion::Bbr => Arc::new(BbrConfig::default()),
+    }
 }
 
 /// The receive window of a peer that showed a valid ticket.

@@ -26,6 +26,19 @@ pub struct Connection {
     dialled: bool,
 }
 
+/// What the path of a connection carries, from here to there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Path {
+    /// Bytes of the largest datagrams sent now.
+    pub mtu: u16,
+    /// Packets sent.
+    pub sent: u64,
+    /// Packets lost, less those that only tried a larger size.
+    pub lost: u64,
+    /// How often all large datagrams seemed lost, so that it began anew with small ones.
+    pub black_holes: u64,
+}
+
 impl Connection {
     /// Wraps a finished handshake; nothing when it carries no Ed25519 certificate or protocol.
     pub(super) fn new(quic: quinn::Connection, dialled: bool) -> Option<Self> {
@@ -78,6 +91,17 @@ impl Connection {
     /// The smoothed round-trip time.
     pub fn rtt(&self) -> Duration {
         self.quic.rtt()
+    }
+
+    /// What its path carries.
+    pub fn path(&self) -> Path {
+        let path = self.quic.stats().path;
+        Path {
+            mtu: path.current_mtu,
+            sent: path.sent_packets,
+            lost: path.lost_packets,
+            black_holes: path.black_holes_detected,
+        }
     }
 
     /// UDP datagrams that came on this connection.

@@ -5,21 +5,20 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use quinn::Runtime as _;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::code::{self, quic_code};
 use super::config;
 use super::connection::{self, Connection};
+use super::gso::Splitter;
 use super::identity::Identity;
 use super::tls::{self, Alpn};
+use super::tuning::Tuning;
 use crate::error_code::ErrorCode;
 use crate::limits;
 use crate::peer_id::PeerId;
-
-/// Socket buffers: a burst of 4 MiB is not lost while the process is elsewhere (quinn's own
-/// default loses thousands of packets a GiB on loopback). Systems that allow less give less.
-const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 
 /// An endpoint that could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +77,7 @@ pub enum DialError {
 pub struct Endpoint {
     quic: quinn::Endpoint,
     identity: Arc<Identity>,
+    tuning: Tuning,
     /// Handshakes of others that are not finished.
     handshakes: Arc<AtomicUsize>,
 }
@@ -93,6 +93,22 @@ impl Endpoint {
         address: SocketAddr,
         alpns: &[Alpn],
     ) -> Result<Self, BindError> {
+        Self::bind_tuned(identity, address, alpns, Tuning::default())
+    }
+
+    /// The same, and sends as `tuning` says.
+    ///
+    /// # Errors
+    /// [`BindError`].
+    ///
+    /// # Panics
+    /// Never: the largest datagram is one that QUIC allows.
+    pub fn bind_tuned(
+        identity: Arc<Identity>,
+        address: SocketAddr,
+        alpns: &[Alpn],
+        tuning: Tuning,
+    ) -> Result<Self, BindError> {
         let socket_error = |error| BindError::Socket { address, error };
         let socket = open_socket(address).map_err(socket_error)?;
 
@@ -101,6 +117,10 @@ impl Endpoint {
         let reset = identity.derived_secret("stateless reset");
         let reset = aws_lc_rs::hmac::Key::new(aws_lc_rs::hmac::HMAC_SHA256, &reset);
         let mut endpoint_config = quinn::EndpointConfig::new(Arc::new(reset));
+        // Whatever this side sends, the other may send as much.
+        endpoint_config
+            .max_udp_payload_size(limits::MAX_MTU)
+            .expect("invariant: it is between 1200 and 65527");
         let [c0, c1, c2, c3, c4, c5, c6, c7, ..] = identity.derived_secret("connection ids");
         let cid_key = u64::from_le_bytes([c0, c1, c2, c3, c4, c5, c6, c7]);
         endpoint_config.cid_generator(move || {
@@ -111,19 +131,21 @@ impl Endpoint {
             .expect("invariant: the provider has the initial cipher suite");
         let mut server_config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         server_config
-            .transport_config(config::transport(alpns[0], true))
+            .transport_config(config::transport(alpns[0], true, tuning))
             .max_incoming(limits::MAX_INCOMING)
             .incoming_buffer_size(limits::INCOMING_BUFFER)
             .incoming_buffer_size_total(limits::INCOMING_BUFFER_TOTAL);
 
-        let quic = quinn::Endpoint::new(
+        let runtime = quinn::TokioRuntime;
+        let socket = runtime.wrap_udp_socket(socket).map_err(socket_error)?;
+        let quic = quinn::Endpoint::new_with_abstract_socket(
             endpoint_config,
             Some(server_config),
-            socket,
-            Arc::new(quinn::TokioRuntime),
+            Arc::new(Splitter::new(socket)),
+            Arc::new(runtime),
         )
         .map_err(socket_error)?;
-        Ok(Self { quic, identity, handshakes: Arc::default() })
+        Ok(Self { quic, identity, tuning, handshakes: Arc::default() })
     }
 
     /// The identity others see.
@@ -162,7 +184,7 @@ impl Endpoint {
         let crypto = QuicClientConfig::try_from(tls)
             .expect("invariant: the provider has the initial cipher suite");
         let mut client_config = quinn::ClientConfig::new(Arc::new(crypto));
-        client_config.transport_config(config::transport(alpn, false));
+        client_config.transport_config(config::transport(alpn, false, self.tuning));
         let failed = |reason: String| DialError::Failed { address, reason };
 
         // The name is never sent (SNI is off) and never checked: the peer id is.
@@ -297,14 +319,115 @@ fn open_socket(address: SocketAddr) -> io::Result<std::net::UdpSocket> {
         // IPv4 reaches a socket on all addresses too; a system that insists on one family may.
         let _ = socket.set_only_v6(!address.ip().is_unspecified());
     }
-    for result in
-        [socket.set_recv_buffer_size(SOCKET_BUFFER), socket.set_send_buffer_size(SOCKET_BUFFER)]
-    {
+    for result in [
+        socket.set_recv_buffer_size(limits::SOCKET_BUFFER),
+        socket.set_send_buffer_size(limits::SOCKET_BUFFER),
+    ] {
         if let Err(error) = result {
             tracing::debug!(%error, "the system keeps its own socket buffer size");
         }
     }
+    // Linux cuts what is over its bounds without a word.
+    let (receive, send) = (socket.recv_buffer_size()?, socket.send_buffer_size()?);
+    if receive.min(send) < limits::SOCKET_BUFFER {
+        let wanted = limits::SOCKET_BUFFER;
+        tracing::debug!(receive, send, wanted, "the system allows smaller socket buffers");
+    }
     socket.set_nonblocking(true)?;
     socket.bind(&address.into())?;
     Ok(socket.into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::tuning::Congestion;
+    use std::time::Duration;
+
+    fn bound(tuning: Tuning) -> Endpoint {
+        let loopback = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        Endpoint::bind_tuned(Arc::new(Identity::generate()), loopback, &[Alpn::Peer], tuning)
+            .expect("bound")
+    }
+
+    /// Connects two endpoints; the first one dials.
+    async fn connected(here: &Endpoint, there: &Endpoint) -> (Connection, Connection) {
+        let address = there.local_address().expect("an address");
+        let dialled = here.dial(address, Alpn::Peer, there.identity().peer_id());
+        let accepted = async { there.accept(1_000, || ()).await?.finish().await };
+        let (dialled, accepted) = tokio::join!(dialled, accepted);
+        let (dialled, accepted) = (dialled.expect("dialled"), accepted.expect("accepted"));
+        accepted.trust();
+        (dialled, accepted)
+    }
+
+    /// Sends so many bytes from one to the other, on a stream of their own, and has them compared.
+    async fn carry(from: &Connection, to: &Connection, bytes: &[u8]) {
+        let send = async {
+            let (mut send, _recv) = from.open_bi().await.expect("a stream");
+            send.write_all(bytes).await.expect("written");
+            send.finish().expect("ended");
+            send.stopped().await.expect("taken");
+        };
+        let receive = async {
+            let (_send, mut recv) = to.accept_bi().await.expect("a stream");
+            recv.read_to_end(bytes.len()).await.expect("read")
+        };
+        let (received, ()) = tokio::join!(receive, send);
+        assert!(received == bytes, "not what was sent");
+    }
+
+    /// The largest datagrams of each direction once both have found out.
+    async fn found_out(tunings: [Tuning; 2], mtus: [u16; 2]) {
+        let [here, there] = tunings.map(bound);
+        let (dialled, accepted) = connected(&here, &there).await;
+        let mut rng = fastrand::Rng::with_seed(1);
+        let bytes: Vec<u8> = (0..4 * 1024 * 1024).map(|_| rng.u8(..)).collect();
+        // Each turn is some round trips more.
+        for _ in 0..64 {
+            carry(&dialled, &accepted, &bytes).await;
+            carry(&accepted, &dialled, &bytes).await;
+            if [dialled.path().mtu, accepted.path().mtu] == mtus {
+                break;
+            }
+        }
+        for (connection, mtu) in [&dialled, &accepted].into_iter().zip(mtus) {
+            let path = connection.path();
+            assert_eq!((path.mtu, path.black_holes), (mtu, 0), "{path:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn datagrams_grow_to_the_largest_both_allow() {
+        found_out([Tuning::default(); 2], [8952; 2]).await;
+    }
+
+    #[tokio::test]
+    async fn each_side_bounds_what_it_sends() {
+        let small = Tuning { max_mtu: "1452".parse().expect("an MTU"), ..Tuning::default() };
+        found_out([small, Tuning::default()], [1452, 8952]).await;
+    }
+
+    #[tokio::test]
+    async fn an_end_is_heard_while_larger_datagrams_are_tried() {
+        let [here, there] = [Tuning::default(); 2].map(bound);
+        for round in 0..24 {
+            let (dialled, accepted) = connected(&here, &there).await;
+            for _ in 0..round {
+                carry(&dialled, &accepted, &[1; 100]).await;
+            }
+            // More waits to be sent than anything has room for.
+            let (mut send, _recv) = accepted.open_bi().await.expect("a stream");
+            let _ = tokio::time::timeout(Duration::ZERO, send.write_all(&[2; 100_000])).await;
+            accepted.close(ErrorCode::LimitReached);
+            let end = dialled.closed().await;
+            assert!(matches!(end, quinn::ConnectionError::ApplicationClosed(_)), "{round}: {end}");
+        }
+    }
+
+    #[tokio::test]
+    async fn bbr_carries_as_well() {
+        let bbr = Tuning { congestion: Congestion::Bbr, ..Tuning::default() };
+        found_out([bbr; 2], [8952; 2]).await;
+    }
 }

@@ -2,9 +2,11 @@
 
 pub mod identity;
 pub mod tls;
+pub mod tuning;
 pub mod config;
 pub mod code;
 pub mod frame;
 pub mod hello;
 pub mod connection;
+mod gso;
 pub mod endpoint;

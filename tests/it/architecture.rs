@@ -22,6 +22,7 @@ const PURE: &[&str] = &[
     "metainfo.rs",
     "torrent.rs",
     "error_code.rs",
+    "transport/tuning.rs",
     "transport/hello.rs",
     "tracker/refusal.rs",
     "tracker/greeting.rs",

@@ -206,6 +206,8 @@ fn config_show_says_where_each_value_comes_from() {
             "log-file",
             "up",
             "down",
+            "max-mtu",
+            "congestion",
             "default-group",
             "mtorrent-dir",
             "on-event",

@@ -274,10 +274,11 @@ impl Agent {
         let is_here = self.core.library().select(&group, &file)?.is_some();
         match self.do_stop_share(group.clone(), file.clone()).await {
             Ok(()) => {}
-            // What is over with the group need not be stopped.
-            Err(AgentError::Refused(Refusal::NoSuchGroup(_) | Refusal::NotAMember(_))) => {}
-            Err(AgentError::Refused(Refusal::NotShared { .. })) if is_here => {}
-            // It is somebody else's.
+            // What is over already need not be stopped: a metafile of no group is of use to nobody.
+            Err(AgentError::Refused(Refusal::NoSuchGroup(_))) => {}
+            // What never was ours is somebody else's.
+            Err(AgentError::Refused(Refusal::NotAMember(_) | Refusal::NotShared { .. }))
+                if is_here => {}
             Err(AgentError::Refused(Refusal::NotShared { .. })) => {
                 return Err(AgentError::NotHere { file: name.to_string(), group });
             }

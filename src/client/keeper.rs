@@ -183,6 +183,12 @@ impl Keeper {
             (pending.writing.clone(), pending.generation)
         };
         if changes.is_empty() {
+            // Whoever put nothing waits for nothing.
+            self.0.tried.send_if_modified(|tried| {
+                let is_later = tried.generation < generation;
+                tried.generation = tried.generation.max(generation);
+                is_later
+            });
             return None;
         }
         let (keeper, count) = (self.clone(), changes.len());
@@ -289,6 +295,19 @@ mod tests {
         let kept = Shelf::open(&place).and_then(|mut shelf| shelf.kept(&user)).expect("readable");
         let numbers: Vec<_> = kept.iter().map(|kept| kept.record.number).collect();
         assert_eq!(numbers, [1, 3]);
+    }
+
+    #[tokio::test]
+    async fn whoever_put_nothing_waits_for_nothing() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let keeper = Keeper::new(Shelf::open(dir.path()).expect("made"));
+        let [ann, new]: [UserName; 2] = ["ann", "ann~1a2b"].map(|n| n.parse().expect("a name"));
+        keeper.rename(&ann, &new, []);
+        let mut tasks = JoinSet::new();
+        tasks.spawn(keeper.clone().run(broadcast::channel(1).0));
+        assert_eq!(keeper.written().await, Ok(()));
+        keeper.end();
+        tasks.join_all().await;
     }
 
     #[test]

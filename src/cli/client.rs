@@ -21,8 +21,8 @@ use super::{config, logging, one_shot, script, shell, stdin, text, transfers};
 enum Work {
     Daemon,
     Command(ClientCommand, Vec<String>),
+    /// What is said on standard input, or typed at a prompt.
     Script,
-    Prompt,
 }
 
 /// Runs the client; returns the exit status. `matches` are those of its arguments.
@@ -51,13 +51,10 @@ pub fn run(args: &ClientArgs, matches: &ArgMatches) -> Result<u8, Failure> {
         Some(ClientVerb::Daemon(behind)) => config::load(&args.options.and(behind))?,
         _ => config::load(&args.options)?,
     };
-    let work = match work {
-        Work::Script if terminal::can_edit() && !settings.json.value => Work::Prompt,
-        work => work,
-    };
+    let is_prompt = matches!(work, Work::Script) && terminal::can_edit() && !settings.json.value;
     logging::start(settings.log_file.value.as_deref(), "warn", LogFormat::Human)?;
     // Whoever types commands on a terminal that can do nothing else can type the next one.
-    let is_typed = matches!(work, Work::Script) && std::io::stdin().is_terminal();
+    let is_typed = matches!(work, Work::Script) && !is_prompt && std::io::stdin().is_terminal();
     let keep_going = args.keep_going || is_typed;
     let manner = Manner { json: settings.json.value, keep_going, stay: args.stay };
     let plan = Plan::new(settings)?;
@@ -66,16 +63,16 @@ pub fn run(args: &ClientArgs, matches: &ArgMatches) -> Result<u8, Failure> {
         .enable_all()
         .build()
         .map_err(|error| Failure::new("internal", error.to_string()))?;
-    let result = runtime.block_on(session(plan, manner, work));
+    let result = runtime.block_on(session(plan, manner, work, is_prompt));
     // A blocking read of standard input must not hold up the end.
     runtime.shutdown_background();
     result
 }
 
-async fn session(plan: Plan, manner: Manner, work: Work) -> Result<u8, Failure> {
-    let mut signals = Signals::new(matches!(work, Work::Prompt))?;
+async fn session(plan: Plan, manner: Manner, work: Work, is_prompt: bool) -> Result<u8, Failure> {
+    let mut signals = Signals::new(is_prompt)?;
     let terminal = Terminal::keep();
-    let stays = manner.stay || matches!(work, Work::Daemon | Work::Prompt);
+    let stays = manner.stay || is_prompt || matches!(work, Work::Daemon);
     let news = match (&work, manner.json) {
         (Work::Daemon | Work::Command(ClientCommand::Events { .. }, _), true) => News::Json,
         (Work::Daemon | Work::Command(ClientCommand::Events { .. }, _), false) => News::All,
@@ -95,17 +92,16 @@ async fn session(plan: Plan, manner: Manner, work: Work) -> Result<u8, Failure> 
     let stopped = match &work {
         Work::Daemon => None,
         Work::Command(command, _) => Some(command.name()),
-        Work::Script | Work::Prompt => Some(""),
+        Work::Script => Some(""),
     };
-    let (result, words) = match work {
-        Work::Prompt => {
-            terminal.hush();
-            match shell::run(&mut seat, &mut signals).await.transpose() {
-                Some(result) => (result, None),
-                None => interrupted(),
-            }
+    let (result, words) = if is_prompt {
+        terminal.hush();
+        match shell::run(&mut seat, &mut signals).await.transpose() {
+            Some(result) => (result, None),
+            None => interrupted(),
         }
-        work => tokio::select! {
+    } else {
+        tokio::select! {
             result = carry_out(&mut seat, manner, work) => (result, None),
             () = quit.cancelled() => match stopped {
                 None => (Ok(0), None),
@@ -116,7 +112,7 @@ async fn session(plan: Plan, manner: Manner, work: Work) -> Result<u8, Failure> 
                 }
             },
             () = signals.next() => interrupted(),
-        },
+        }
     };
     screen.hide();
     if let Some(words) = words.filter(|_| seat.host().is_some()) {
@@ -137,7 +133,7 @@ async fn carry_out(seat: &mut Seat, manner: Manner, work: Work) -> Result<u8, Fa
     match work {
         Work::Daemon => daemon(seat).await,
         Work::Command(command, words) => Ok(one_shot::run(seat, manner.json, command, words).await),
-        Work::Script | Work::Prompt => stdin::run(seat, manner).await,
+        Work::Script => stdin::run(seat, manner).await,
     }
 }
 

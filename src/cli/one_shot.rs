@@ -74,19 +74,12 @@ async fn ask(
     seat.ask(command, request, person.then_some(secret::ask)).await
 }
 
-/// Sees to it that there is an agent until somebody interrupts, or the one there was is ended, or nobody
-/// reads what is said.
+/// Stays until somebody interrupts, or the agent there was is ended, or nobody reads what is said.
 async fn stay(seat: &mut Seat) -> Result<u8, Failure> {
     let unread = seat.screen().unread();
-    loop {
-        let front = seat.front().await?;
-        tokio::select! {
-            () = front.ended() => {}
-            () = unread.cancelled() => return Ok(0),
-        }
-        if seat.is_ended() {
-            return Err(Failure::new("agent-ended", "the agent has ended"));
-        }
+    tokio::select! {
+        ended = seat.stay() => match ended? {},
+        () = unread.cancelled() => Ok(0),
     }
 }
 

@@ -3,6 +3,7 @@
 //! Several may want one at the same time where none runs: one of them runs it, the others use it, and
 //! when the first has what it wanted another takes over.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -109,11 +110,29 @@ impl Seat {
         }
     }
 
-    /// Whether the agent that was used was to go on by itself, and has ended: it is not run again for
-    /// those who only watched it.
-    pub fn is_ended(&self) -> bool {
+    /// Sees to it that there is an agent, until one that was to go on by itself has ended: that is not run
+    /// again for those who only watch it.
+    ///
+    /// # Errors
+    /// [`Failure`], at that latest.
+    pub async fn stay(&mut self) -> Result<Infallible, Failure> {
+        loop {
+            self.front().await?.ended().await;
+            self.goes_on()?;
+        }
+    }
+
+    /// Whether there is an agent, or may be run one.
+    ///
+    /// # Errors
+    /// [`Failure`] when the one that was used was to go on by itself, and has ended.
+    pub fn goes_on(&self) -> Result<(), Failure> {
         let used = self.front.as_ref();
-        self.host.is_none() && used.is_some_and(|front| front.lasts() && front.is_over())
+        let is_ended = used.is_some_and(|front| front.lasts() && front.is_over());
+        match self.host.is_none() && is_ended {
+            true => Err(Failure::new("agent-ended", "the agent has ended")),
+            false => Ok(()),
+        }
     }
 
     /// Has everything under way told, whoever sees it.

@@ -88,12 +88,7 @@ pub async fn run(seat: &mut Seat, manner: Manner) -> Result<u8, Failure> {
             None => "no more commands; the agent goes on, also after Ctrl-C".to_owned(),
         };
         seat.screen().say(&words);
-        loop {
-            seat.front().await?.ended().await;
-            if seat.is_ended() {
-                return Err(Failure::new("agent-ended", "the agent has ended"));
-            }
-        }
+        match seat.stay().await? {}
     } else if seeding > 0 {
         let words = "no more commands; sharing ends with this client (--stay keeps it on)";
         seat.screen().say(words);

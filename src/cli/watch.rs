@@ -23,9 +23,7 @@ pub async fn run(
 ) -> Result<u8, Failure> {
     let unread = seat.screen().unread();
     loop {
-        if seat.is_ended() {
-            return Err(Failure::new("agent-ended", "the agent has ended"));
-        }
+        seat.goes_on()?;
         let reply = seat.ask(command, request.clone(), None).await?;
         if !as_json && std::io::stdout().is_terminal() {
             // Over what was there.

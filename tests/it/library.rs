@@ -3,7 +3,6 @@
 
 use std::fs;
 use std::path::Path;
-use std::process::Command;
 
 use mtq::client::agent::Agent;
 use mtq::client::looking::LookingKind;
@@ -248,30 +247,11 @@ fn a_damaged_library_is_named_and_can_be_moved_away() {
     assert_eq!(world.client("alice").row("f.bin")["state"], "seeding");
 }
 
-/// A client whose data directory is a small filesystem of its own; nothing where the system does not
-/// allow that.
-fn client_on_small_disk(world: &World, name: &str, data_dir: &Path) -> Option<Client> {
-    let on_small_disk = |command: &Command| {
-        let script = "mount -t tmpfs -o size=6m tmpfs \"$0\" && exec \"$@\"";
-        let mut unshare = Command::new("unshare");
-        unshare.args(["-Urm", "sh", "-c", script]).arg(data_dir);
-        unshare.arg(command.get_program()).args(command.get_args());
-        unshare
-    };
-    let tried = on_small_disk(&Command::new("true")).output();
-    if !tried.as_ref().is_ok_and(|output| output.status.success()) {
-        println!("skipped: this system gives no filesystem to whoever asks: {tried:?}");
-        return None;
-    }
-    let command = on_small_disk(&world.client_command(name));
-    Some(Client::start(name, command, &world.path(format!("{name}.log"))))
-}
-
 #[test]
 fn on_a_full_disk_commands_work_and_warn_and_are_kept_once_there_is_room() {
     let world = World::new();
     let data_dir = world.make_dir("alice.data");
-    let Some(mut alice) = client_on_small_disk(&world, "alice", &data_dir) else { return };
+    let Some(mut alice) = world.client_on_small_disk("alice", &data_dir, 6) else { return };
     alice.sign_up();
     alice.ok("create-group lab");
     let inside = format!("/proc/{}/root{}", alice.id(), data_dir.display());
@@ -312,7 +292,7 @@ fn on_a_full_disk_commands_work_and_warn_and_are_kept_once_there_is_room() {
 fn on_a_full_disk_whoever_logs_in_anew_loses_nothing() {
     let world = World::new();
     let data_dir = world.make_dir("alice.data");
-    let Some(mut alice) = client_on_small_disk(&world, "alice", &data_dir) else { return };
+    let Some(mut alice) = world.client_on_small_disk("alice", &data_dir, 6) else { return };
     alice.sign_up();
     alice.ok("create-group lab");
     let mut shared = 0;

@@ -3,7 +3,6 @@
 use std::fs::{self, File};
 use std::io::{ErrorKind, Write as _};
 use std::path::Path;
-use std::process::Command;
 
 use mtq::client::library::EntryState;
 use mtq::client::report::Notice;
@@ -231,31 +230,12 @@ async fn a_part_file_cut_short_by_somebody_is_made_whole() {
     net.end([alice, bob]).await;
 }
 
-/// A client that has a small filesystem of its own at `place`; nothing where the system does not allow
-/// that.
-fn client_on_small_disk(world: &World, name: &str, place: &Path, mib: u64) -> Option<Client> {
-    let on_small_disk = |command: &Command| {
-        let script = format!("mount -t tmpfs -o size={mib}m tmpfs \"$0\" && exec \"$@\"");
-        let mut unshare = Command::new("unshare");
-        unshare.args(["-Urm", "sh", "-c"]).arg(script).arg(place);
-        unshare.arg(command.get_program()).args(command.get_args());
-        unshare
-    };
-    let tried = on_small_disk(&Command::new("true")).output();
-    if !tried.as_ref().is_ok_and(|output| output.status.success()) {
-        println!("skipped: this system gives no filesystem to whoever asks: {tried:?}");
-        return None;
-    }
-    let command = on_small_disk(&world.client_command(name));
-    Some(Client::start(name, command, &world.path(format!("{name}.log"))))
-}
-
 #[test]
 fn a_full_disk_pauses_a_download_until_there_is_room() {
     let world = World::new();
     let [mut alice] = world.lab(["alice"]);
     let place = world.make_dir("small");
-    let Some(mut bob) = client_on_small_disk(&world, "bob", &place, 24) else { return };
+    let Some(mut bob) = world.client_on_small_disk("bob", &place, 24) else { return };
     bob.sign_up();
     bob.ok("join-group lab");
     alice.ok("accept-request lab bob");

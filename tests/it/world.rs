@@ -244,6 +244,25 @@ impl World {
         Client::start(name, command, &self.path(format!("{name}.log")))
     }
 
+    /// A client that has a small filesystem of its own at `place`; nothing where the system does not allow
+    /// that.
+    pub fn client_on_small_disk(&self, name: &str, place: &Path, mib: u64) -> Option<Client> {
+        let on_small_disk = |command: &Command| {
+            let script = format!("mount -t tmpfs -o size={mib}m tmpfs \"$0\" && exec \"$@\"");
+            let mut unshare = Command::new("unshare");
+            unshare.args(["-Urm", "sh", "-c"]).arg(script).arg(place);
+            unshare.arg(command.get_program()).args(command.get_args());
+            unshare
+        };
+        let tried = on_small_disk(&Command::new("true")).output();
+        if !tried.as_ref().is_ok_and(|output| output.status.success()) {
+            println!("skipped: this system gives no filesystem to whoever asks: {tried:?}");
+            return None;
+        }
+        let command = on_small_disk(&self.client_command(name));
+        Some(Client::start(name, command, &self.path(format!("{name}.log"))))
+    }
+
     /// Starts a client, makes its account and logs in.
     pub fn user(&self, name: &str) -> Client {
         let mut client = self.client(name);

@@ -345,3 +345,26 @@ async fn secret(
         Ok(None) | Err(_) => Err(Failure::interrupted()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn patience_is_with_each_agent_anew() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let lock = data_dir::lock(dir.path()).expect("free");
+        assert!(data_dir::is_locked(dir.path()));
+        let me = data_dir::holder(dir.path());
+        assert_eq!(me, Some(std::process::id().to_string()));
+        let long_ago = clock::monotonic().checked_sub(HANDOVER).expect("up for longer");
+        for (known, goes_on) in [(me, false), (Some("1".to_owned()), true), (None, true)] {
+            let mut handover = Handover { found: Some((known.clone(), long_ago)) };
+            assert_eq!(handover.waits(dir.path()).await, goes_on, "{known:?}");
+            assert_eq!(handover.waits(dir.path()).await, goes_on, "{known:?}");
+        }
+        assert!(Handover::default().waits(dir.path()).await);
+        drop(lock);
+        assert!(!data_dir::is_locked(dir.path()));
+    }
+}

@@ -503,3 +503,30 @@ fn answer_error(error: CallError) -> AgentError {
         CallError::Unexpected => AgentError::BadAnswer,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::swarm::rates::RateLimits;
+    use crate::swarm::trust::Trust;
+    use crate::transport::identity::Identity;
+    use crate::transport::tls::Alpn;
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_tracker_once_the_agent_ends() {
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("bound");
+        let address = silent.local_addr().expect("bound");
+        let (me, tracker) = (Arc::new(Identity::generate()), Identity::generate().peer_id());
+        let endpoint = Endpoint::bind(me, ([127, 0, 0, 1], 0).into(), &[Alpn::Peer]);
+        let registry = Arc::new(Registry::new(Trust::default(), RateLimits::default()));
+        let (events, _queue) = mpsc::channel(1);
+        let endpoint = endpoint.expect("bound");
+        let line = TrackerLine::new(endpoint, registry, None, events, TaskTracker::new());
+        line.set_places(vec![(tracker, vec![TrackerLink::new(address, tracker)])], None);
+        let request = Request::ListGroups { after: None };
+        let all = async { tokio::join!(line.call(&request), line.ready(), async { line.close() }) };
+        let (asked, ready, ()) =
+            tokio::time::timeout(limits::DIAL_DEADLINE, all).await.expect("no waiting");
+        assert!(asked.is_err() && ready.is_err());
+    }
+}

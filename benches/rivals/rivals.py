@@ -11,7 +11,6 @@ import json
 import os
 import platform
 import shutil
-import signal
 import statistics
 import sys
 import tempfile
@@ -24,7 +23,7 @@ import latency
 from cases import CASES, MIB, Case, check, make_sources, remove, touch_memory
 from copiers import Nginx, Scp, Sendme
 from mtq import Mtq
-from stage import Failed, Figures, Stage
+from stage import INTERRUPTS, Failed, Figures, Stage
 from system import System
 from torrents import Aria2, Libtorrent, Rqbit
 
@@ -39,17 +38,18 @@ Runs = dict[str, list[Figures]]
 def main() -> int:
     """Runs what the command line asks for; the exit status."""
     options = arguments()
-    signal.signal(signal.SIGINT, interrupt)
-    signal.signal(signal.SIGTERM, interrupt)
+    INTERRUPTS.catch()
     systems = chosen_systems(options)
     work = Path(tempfile.mkdtemp(prefix="mtq-rivals-", dir=options.dir)).resolve()
     try:
-        say_where(work, options)
-        results = measure(options, systems, work)
+        try:
+            say_where(work, options)
+            results = measure(options, systems, work)
+        finally:
+            with INTERRUPTS.held():
+                remove(work)
     except KeyboardInterrupt:
         return 130
-    finally:
-        remove(work)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1) + "\n")
     return 0
@@ -95,13 +95,6 @@ def size_factor(text: str) -> float:
     if not 0 < factor <= 64:
         raise argparse.ArgumentTypeError("a factor is over 0 and at most 64")
     return factor
-
-
-def interrupt(*_: object) -> None:
-    """Ends the script in order; another signal does not disturb that."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    raise KeyboardInterrupt
 
 
 def chosen_systems(options: argparse.Namespace) -> list[System]:

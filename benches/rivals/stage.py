@@ -40,6 +40,39 @@ class Failed(Exception):
     """A system did not do what it should; the message says what, for people."""
 
 
+class Interrupts:
+    """Signals that end the script: they wait while something must be done whole."""
+
+    def __init__(self) -> None:
+        self._held = 0
+        self._came = False
+
+    def catch(self) -> None:
+        """Takes Ctrl-C and SIGTERM from now on."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._arrived)
+
+    def _arrived(self, *_: object) -> None:
+        self._came = True
+        if not self._held:
+            raise KeyboardInterrupt
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Does what is inside whole; a signal that came meanwhile ends the script afterwards."""
+        self._held += 1
+        try:
+            yield
+        finally:
+            self._held -= 1
+            if self._came and not self._held:
+                self._came = False
+                raise KeyboardInterrupt
+
+
+INTERRUPTS = Interrupts()
+
+
 def tree(pid: int) -> set[int]:
     """The process and all its descendants that are there now."""
     found, waiting = set(), [pid]
@@ -97,6 +130,7 @@ class Process:
         self.log = log
         self.peak = 0
         self._used: float | None = None
+        self._family: set[int] = set()
         self._lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
         with log.open("ab") as said:
             self._popen = subprocess.Popen(
@@ -183,18 +217,21 @@ class Process:
         lines = self.log.read_text(errors="replace").splitlines()
         return " / ".join(line.strip() for line in lines[-3:]) or "it said nothing"
 
-    def end(self) -> None:
-        """Ends it and its descendants, with force if need be."""
-        family = tree(self.pid) if self.running else set()
+    def tell_to_end(self) -> None:
+        """Asks it to end, if it runs."""
         if self.running:
+            self._family = tree(self.pid)
             os.kill(self.pid, signal.SIGTERM)
-            if not self._reap(END_LIMIT):
-                os.kill(self.pid, signal.SIGKILL)
-                self._reap(END_LIMIT)
-        for orphan in family - {self.pid}:
+
+    def end(self) -> None:
+        """Sees to the end of it and its descendants, once it was told, with force if need be."""
+        if not self._reap(END_LIMIT):
+            os.kill(self.pid, signal.SIGKILL)
+            self._reap(END_LIMIT)
+        for orphan in self._family - {self.pid}:
             # Ids are given away again: whoever is of none of these sessions is somebody else.
             try:
-                if os.getsid(orphan) in family:
+                if os.getsid(orphan) in self._family:
                     os.kill(orphan, signal.SIGKILL)
             except ProcessLookupError:
                 pass
@@ -233,15 +270,16 @@ class Stage:
     ) -> Process:
         """Starts a program, which ends with the stage at the latest."""
         log = self.home / f"{len(self._processes)}-{Path(args[0]).name}.log"
-        process = Process(
-            role,
-            args,
-            log=log,
-            env=self._env | dict(env or {}),
-            cwd=cwd or self.home,
-            talks=talks,
-        )
-        self._processes.append(process)
+        with INTERRUPTS.held():
+            process = Process(
+                role,
+                args,
+                log=log,
+                env=self._env | dict(env or {}),
+                cwd=cwd or self.home,
+                talks=talks,
+            )
+            self._processes.append(process)
         return process
 
     def call(self, *args: str | Path, env: Mapping[str, str] | None = None) -> str:
@@ -296,6 +334,9 @@ class Stage:
                 process.look()
 
     def close(self) -> None:
-        """Ends every process that still runs, the last one first."""
-        while self._processes:
-            self._processes.pop().end()
+        """Ends every process that still runs."""
+        with INTERRUPTS.held():
+            for process in reversed(self._processes):
+                process.tell_to_end()
+            while self._processes:
+                self._processes.pop().end()

@@ -74,6 +74,8 @@ def main() -> None:
         print("ready", flush=True)
     else:
         wait_for(session, lt.torrent_finished_alert, len(torrents))
+        # Some of it may still be on its way to the files; the session ends after the last write.
+        del session
         print("done", flush=True)
     sys.stdin.read()
 

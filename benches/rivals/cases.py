@@ -64,6 +64,16 @@ def make_sources(directory: Path, case: Case) -> list[Path]:
     return paths
 
 
+def copy_sources(sources: Sequence[Path], directory: Path) -> None:
+    """Copies for a program that does not leave its files alone, on the disk and in memory too."""
+    directory.mkdir()
+    for source in sources:
+        with source.open("rb") as original, (directory / source.name).open("wb") as copy:
+            shutil.copyfileobj(original, copy, CHUNK)
+            copy.flush()
+            os.fsync(copy.fileno())
+
+
 def touch_memory(directory: Path, size: int) -> None:
     """Writes `size` bytes and deletes them, so that every run finds memory as warm as the next.
 

@@ -39,20 +39,26 @@ def main() -> int:
     """Runs what the command line asks for; the exit status."""
     options = arguments()
     INTERRUPTS.catch()
-    systems = chosen_systems(options)
-    work = Path(tempfile.mkdtemp(prefix="mtq-rivals-", dir=options.dir)).resolve()
     try:
-        try:
-            say_where(work, options)
-            results = measure(options, systems, work)
-        finally:
-            with INTERRUPTS.held():
-                remove(work)
+        run(options)
     except KeyboardInterrupt:
         return 130
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1) + "\n")
     return 0
+
+
+def run(options: argparse.Namespace) -> None:
+    """Measures in a directory that is gone afterwards, and keeps the figures there are."""
+    systems = chosen_systems(options)
+    results: dict[str, Any] = {"rounds": options.rounds, "size": options.size, "cases": {}}
+    work = Path(tempfile.mkdtemp(prefix="mtq-rivals-", dir=options.dir)).resolve()
+    try:
+        say_where(work, options)
+        measure(options, systems, work, results)
+    finally:
+        with INTERRUPTS.held():
+            remove(work)
+            if options.json:
+                options.json.write_text(json.dumps(results, indent=1) + "\n")
 
 
 def arguments() -> argparse.Namespace:
@@ -78,14 +84,17 @@ def arguments() -> argparse.Namespace:
         help="the program (default: target/release/mtq)",
     )  # fmt: skip
     parser.add_argument(
-        "--python", default=sys.executable, metavar="PATH", help="a Python that has libtorrent"
-    )
+        "--python", default=sys.executable, metavar="PATH", help="a Python that has libtorrent",
+    )  # fmt: skip
     parser.add_argument(
         "--dir", type=Path, help="where everything happens (default: the system's temporary)"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every figure here")
     options = parser.parse_args()
     options.mtq = options.mtq.resolve()
+    if os.sep in options.python:
+        # Not resolved: the link is what makes a Python that of a virtual environment.
+        options.python = str(Path(options.python).absolute())
     return options
 
 
@@ -131,7 +140,7 @@ def say_where(work: Path, options: argparse.Namespace) -> None:
     print(f"{platform.machine()}, {os.cpu_count()} cores, Linux {platform.release()}, {kind}")
     if kind == "tmpfs":
         print("the directory is in memory (tmpfs): nothing reaches a disk; --dir gives another")
-    needed, free = int(6.5 * GIB * options.size), shutil.disk_usage(work).free
+    needed, free = int(5 * GIB * options.size), shutil.disk_usage(work).free
     if free < needed:
         print(f"only {free / GIB:.1f} GiB are free, {needed / GIB:.1f} may be needed: --dir")
     if os.getloadavg()[0] > 0.5:
@@ -160,37 +169,44 @@ def environment(work: Path) -> dict[str, str]:
     return kept | {name: str(work / "xdg" / place) for name, place in places.items()}
 
 
-def measure(options: argparse.Namespace, systems: Sequence[System], work: Path) -> dict[str, Any]:
-    """Runs all chosen cases, and prints a table of each."""
+def measure(
+    options: argparse.Namespace, systems: Sequence[System], work: Path, results: dict[str, Any]
+) -> None:
+    """Runs all chosen cases, and prints a table of each, also of one that is interrupted."""
     env = environment(work)
-    results: dict[str, Any] = {"rounds": options.rounds, "size": options.size, "cases": {}}
     for case in CASES:
         if options.case and case.name not in options.case:
             continue
         able = [one for one in systems if one.swarms or case.givers == 1]
         scaled = case.scaled(options.size)
         print(f"\n{case.name}: {scaled.title}", flush=True)
-        runs = compare(scaled, able, options.rounds, work, env)
-        print_table(scaled, able, runs)
-        results["cases"][case.name] = {
-            "bytes": scaled.total,
-            "runs": {name: [asdict(one) for one in figures] for name, figures in runs.items()},
-        }
+        runs: Runs = {system.name: [] for system in able}
+        try:
+            compare(scaled, able, options.rounds, work, env, runs)
+        finally:
+            print_table(scaled, able, runs)
+            results["cases"][case.name] = {
+                "bytes": scaled.total,
+                "runs": {name: [asdict(one) for one in figures] for name, figures in runs.items()},
+            }
     mtq = next((one for one in systems if isinstance(one, Mtq)), None)
     if mtq and (not options.case or "latency" in options.case):
         results["latency_ms"] = run_latency(mtq, work, env)
-    return results
 
 
 def compare(
-    case: Case, systems: Sequence[System], rounds: int, work: Path, env: dict[str, str]
-) -> Runs:
-    """The figures of every round of every system that did not fail."""
-    runs: Runs = {system.name: [] for system in systems}
+    case: Case,
+    systems: Sequence[System],
+    rounds: int,
+    work: Path,
+    env: dict[str, str],
+    runs: Runs,
+) -> None:
+    """Adds to `runs` the figures of every round, after a small one that does not count."""
     small = case.scaled(WARM_UP)
-    run_rounds(small, systems, 1, work / "warm", env, {system.name: [] for system in systems})
-    run_rounds(case, systems, rounds, work / "case", env, runs)
-    return runs
+    uncounted: Runs = {system.name: [] for system in systems}
+    able = run_rounds(small, systems, 1, work / "warm", env, uncounted)
+    run_rounds(case, able, rounds, work / "case", env, runs)
 
 
 def run_rounds(
@@ -200,9 +216,10 @@ def run_rounds(
     work: Path,
     env: dict[str, str],
     runs: Runs,
-) -> None:
-    """Runs all systems in turns, another one first in every round; who fails is out."""
+) -> list[System]:
+    """Runs all systems in turns, another one first each round; gives those that did not fail."""
     sources = make_sources(work / "sources", case)
+    times = [source.stat().st_mtime_ns for source in sources]
     waiting = list(systems)
 
     def attempt(system: System, what: str, home: Path) -> Figures | None:
@@ -216,6 +233,8 @@ def run_rounds(
             stage.close()
             if fault := check(copies):
                 raise Failed(fault)
+            if times != [source.stat().st_mtime_ns for source in sources]:
+                raise Failed("it wrote to the files all others give too")
             return stage.figures
         except (Failed, OSError) as error:
             print(f"  {system.name} is out: {error}", flush=True)
@@ -234,6 +253,7 @@ def run_rounds(
             for system in waiting[turn:] + waiting[:turn]:
                 if figures := attempt(system, "run", work / "stage"):
                     runs[system.name].append(figures)
+        return waiting
     finally:
         remove(work)
 
@@ -245,6 +265,8 @@ def print_table(case: Case, systems: Sequence[System], runs: Runs) -> None:
         for name, figures in runs.items()
         if figures
     }
+    if not rates:
+        return
     bases = [name for name in ("mtq", "mtq-1452") if name in rates]
     head = ["system", "wire", "verified", "MB/s", "range", *(f"{base} is" for base in bases)]
     head += ["CPU s/GiB: giver", "taker", "all", "peak MiB: giver", "taker"]

@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from cases import Case
+from cases import Case, copy_sources
 from stage import RUN_LIMIT, START_LIMIT, Failed, Process, Stage
 from system import (
     Copies,
@@ -298,12 +298,14 @@ class Rqbit(System):
 
     def prepare(self, case: Case, sources: Sequence[Path], stage: Stage, home: Path) -> None:
         make_torrents(sources, home)
+        # It opens what it gives for writing and sets its length, which mtq takes for a change.
+        copy_sources(sources, home / "given")
 
     def run(self, case: Case, sources: Sequence[Path], stage: Stage, home: Path) -> Copies:
         torrents = [home / f"{source.name}.torrent" for source in sources]
         given = free_ports(case.givers)
         for port in given:
-            giver = self.peer(stage, "giver", sources[0].parent, torrents, port, "--overwrite")
+            giver = self.peer(stage, "giver", home / "given", torrents, port, "--overwrite")
             wait_for_port(giver, port)
             for _ in torrents:
                 giver.expect("Initial check results: have", RUN_LIMIT)

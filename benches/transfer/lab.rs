@@ -13,8 +13,8 @@ use super::process::Process;
 use super::rounds::Arrangement;
 use super::side::{Fetch, How, Reading, Serve, Side};
 
-/// What was best of all that was tried; `transfer -- variants` compares it with others.
-pub const BEST: How = How {
+/// The way that `lab` takes; `transfer -- variants` compares it with others.
+pub const USUAL: How = How {
     depth: 16,
     together: false,
     reading: Reading::Thread,
@@ -48,7 +48,7 @@ pub struct Lab {
 impl Lab {
     /// Bytes from memory to nowhere, `depth` pieces at once, or on one stream.
     pub fn from_memory(name: &str, mtu: &str, len: u64, depth: usize) -> Self {
-        let how = How { depth, ..BEST };
+        let how = How { depth, ..USUAL };
         Self::start(name, Serve { mtu: mtu.to_owned(), source: None, how }, len, None)
     }
 

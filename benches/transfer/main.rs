@@ -20,7 +20,7 @@ use std::rc::Rc;
 use mtq::hash::sha1;
 use mtq::transport::tuning::Mtu;
 
-use lab::{BEST, Lab, Source};
+use lab::{Lab, Source, USUAL};
 use program::{Program, World};
 use rounds::{Arrangement, compare};
 use side::{How, PIECE, Reading, Side};
@@ -115,7 +115,7 @@ fn raw(options: &Options, mtu: &str, dir: &Path) {
     let len = options.size.unwrap_or(256 << 20);
     let mut all: Vec<Box<dyn Arrangement>> = vec![
         Box::new(Lab::from_memory("raw: one stream", mtu, len, 0)),
-        Box::new(Lab::from_memory("pieces: a stream each", mtu, len, BEST.depth)),
+        Box::new(Lab::from_memory("pieces: a stream each", mtu, len, USUAL.depth)),
     ];
     compare(
         &format!("memory to nowhere, {} MiB, MTU {mtu}", len >> 20),
@@ -132,7 +132,7 @@ fn full(options: &Options, mtu: &str, dir: &Path) {
     let world = Rc::new(World::new(dir.join("world"), mtu, 2));
     let file = world.share(&path, &[0]);
     let mut all: Vec<Box<dyn Arrangement>> = vec![
-        Box::new(Lab::from_file("lab", mtu, &source, dir, BEST)),
+        Box::new(Lab::from_file("lab", mtu, &source, dir, USUAL)),
         Box::new(Program::new("mtq", &world, vec![file], &[0], &[1])),
     ];
     compare(&format!("1 -> 1, {} MiB, MTU {mtu}", len >> 20), options.rounds, dir, &mut all);
@@ -170,15 +170,15 @@ fn variants(options: &Options, mtu: &str, dir: &Path) {
         Box::new(Lab::from_file(name, mtu, &source, dir, how))
     };
     let mut all = vec![
-        lab("lab", BEST),
-        lab("4 pieces asked for at once", How { depth: 4, ..BEST }),
-        lab("32 at once", How { depth: 32, ..BEST }),
-        lab("two threads write", How { writers: 2, ..BEST }),
-        lab("copied into a piece's buffer", How { copied: true, ..BEST }),
-        lab("the same, two threads write", How { copied: true, writers: 2, ..BEST }),
-        lab("SHA-1 of the crate sha1", How { sha1_crate: true, ..BEST }),
-        lab("read by the transport's thread", How { reading: Reading::Inline, ..BEST }),
-        lab("pieces advance together", How { together: true, ..BEST }),
+        lab("lab", USUAL),
+        lab("4 pieces asked for at once", How { depth: 4, ..USUAL }),
+        lab("32 at once", How { depth: 32, ..USUAL }),
+        lab("two threads write", How { writers: 2, ..USUAL }),
+        lab("copied into a piece's buffer", How { copied: true, ..USUAL }),
+        lab("the same, two threads write", How { copied: true, writers: 2, ..USUAL }),
+        lab("SHA-1 of the crate sha1", How { sha1_crate: true, ..USUAL }),
+        lab("read by the transport's thread", How { reading: Reading::Inline, ..USUAL }),
+        lab("pieces advance together", How { together: true, ..USUAL }),
     ];
     let title = format!("ways from a file to a file, {} MiB, MTU {mtu}", len >> 20);
     compare(&title, options.rounds, dir, &mut all);

@@ -172,11 +172,11 @@ mod tests {
         assert_eq!(get(r#"get lab "a b.iso" '/tmp/x y'"#), expected);
         assert_eq!(get("get lab -rf . --wait"), (word("lab"), word("-rf"), Some(word("."))));
         assert_eq!(get("get x.mtorrent ."), (word("x.mtorrent"), word("."), None));
-        let ClientCommand::Share { path, name, .. } = command("share ./-rf lab --name '-r f'")
+        let ClientCommand::Share { words, name, .. } = command("share ./-rf lab --name '-r f'")
         else {
             panic!("not a share");
         };
-        assert_eq!(path.to_str(), Some("./-rf"));
+        assert_eq!(words, ["./-rf", "lab"].map(std::path::PathBuf::from));
         assert_eq!(name.expect("a name").as_str(), "-r f");
     }
 

@@ -286,7 +286,7 @@ fn in_part(
 }
 
 /// As many lines as somebody would read.
-fn bounded(mut lines: Vec<String>) -> Vec<String> {
+pub fn bounded(mut lines: Vec<String>) -> Vec<String> {
     let more = lines.len().saturating_sub(LISTED);
     lines.truncate(LISTED);
     if more > 0 {

@@ -16,7 +16,6 @@ use super::output::Answer;
 use super::request::Request;
 use super::screen::News;
 use super::seat::Seat;
-use super::transfers::LISTED;
 use super::{secret, text, watch};
 
 /// Downloads that one request waits for: of more the words would be too long.
@@ -54,7 +53,9 @@ async fn obey(
             seat.screen().show(|item| item["state"] == "hashing");
             let reply = ask(seat, &command, words, None).await?;
             let status = reply.tell(seat.screen(), as_json, "");
-            if status != 0 || seat.is_lasting() {
+            // Of several, what could be shared is.
+            let is_shared = status == 0 || reply.json["result"]["count"].as_u64() > Some(0);
+            if !is_shared || seat.is_lasting() {
                 return Ok(status);
             }
             seat.screen().set_news(News::Others);
@@ -121,14 +122,17 @@ async fn get(
     let begun = ask(seat, command, words, input).await?;
     let is_begun = begun.result.is_ok() || begun.json["result"].is_object();
     let waits = is_begun && (waits || !seat.is_lasting());
-    if !waits || !as_json {
+    if !waits {
         let status = begun.tell(seat.screen(), as_json, "");
-        if !waits {
-            if status == 0 && !as_json {
-                seat.screen().say("the agent goes on with it: mtq client wait, downloads --watch");
-            }
-            return Ok(status);
+        if is_begun && !as_json {
+            seat.screen().say("the agent goes on with it: mtq client wait, downloads --watch");
         }
+        return Ok(status);
+    }
+    if !as_json {
+        // What could not be begun is the end's to tell.
+        let words = begun.result.clone().unwrap_or(begun.done.clone());
+        Reply { result: Ok(words), ..begun.clone() }.tell(seat.screen(), as_json, "");
     }
     seat.screen().show(|item| item["state"] != "hashing");
     let result = &begun.json["result"];
@@ -196,13 +200,7 @@ fn failed(rows: &[Value]) -> Vec<String> {
         let words = row["error"]["message"].as_str()?;
         Some(text::printable(&format!("{}: {words}", row["name"].as_str().unwrap_or(""))))
     });
-    let mut lines: Vec<_> = failed.collect();
-    let more = lines.len().saturating_sub(LISTED);
-    lines.truncate(LISTED);
-    if more > 0 {
-        lines.push(format!("... and {more} more"));
-    }
-    lines
+    files::bounded(failed.collect())
 }
 
 /// Ends the agent that runs on the data directory.

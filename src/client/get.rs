@@ -97,14 +97,16 @@ impl Agent {
         // One that is known to be checked for long is under way all the same.
         let _ = self.checked(|other, _| other == key).await;
         self.core.look_at_files(|other, _| other == key).await;
-        self.known_seen(key, to).await
+        self.known_seen(key, to, false).await
     }
 
-    /// The same of one whose file was just looked at.
+    /// The same of one whose file was just looked at; `again` also of what was asked for before in this
+    /// run.
     pub(super) async fn known_seen(
         &self,
         key: SwarmKey,
         to: &Destination,
+        again: bool,
     ) -> Result<Option<Started>, AgentError> {
         let Some(mut entry) = self.core.library().find(key).cloned() else { return Ok(None) };
         if entry.state == EntryState::Paused && entry.goes_to(to) {
@@ -118,9 +120,14 @@ impl Agent {
             let was_asked = entry.asked;
             let Some(entry) = library.find_mut(key) else { return Ok(None) };
             let usable = entry.is_served() || entry.state.is_under_way();
-            if usable && entry.goes_to(to) && !was_asked {
+            if usable && entry.goes_to(to) && (again || !was_asked) {
                 entry.asked = true;
-                return Ok(Some(started(key, entry)));
+                let started = started(key, entry);
+                let stored_bytes = match was_asked {
+                    true => entry.stored_bytes(),
+                    false => started.stored_bytes,
+                };
+                return Ok(Some(Started { stored_bytes, ..started }));
             }
             entry.clone()
         };

@@ -101,7 +101,7 @@ impl Agent {
             let Some((key, listed)) = asked.to_begin().filter(|(key, _)| here.contains(key)) else {
                 continue;
             };
-            asked.started = self.known_seen(key, &to(listed)).await.transpose();
+            asked.started = self.known_seen(key, &to(listed), true).await.transpose();
         }
         let fresh: Vec<_> = all.iter().filter_map(Asked::to_begin).map(|(_, it)| it).collect();
         if !fresh.is_empty() {

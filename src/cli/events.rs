@@ -45,8 +45,7 @@ pub fn under_way(agent: &Agent) -> Value {
     // What is looked at for one of many is counted with them.
     let looking = looking.filter(|item| {
         let path = std::path::Path::new(item["path"].as_str().unwrap_or(""));
-        item["state"] == "hashing"
-            || !of_many.iter().any(|directory| path.starts_with(directory))
+        item["state"] == "hashing" || !of_many.iter().any(|directory| path.starts_with(directory))
     });
     let batches = batches.iter().map(|BatchRow { batch, over, stored_bytes }| {
         json!({

@@ -254,7 +254,7 @@ impl IdPrefix {
     pub fn matches(&self, content: ContentId) -> bool {
         let digit = |index: usize| {
             let byte = content.0[index / 2];
-            if index % 2 == 0 { byte >> 4 } else { byte & 15 }
+            if index.is_multiple_of(2) { byte >> 4 } else { byte & 15 }
         };
         self.digits().enumerate().all(|(index, value)| digit(index) == value)
     }

@@ -438,8 +438,8 @@ pub enum ClientCommand {
         /// The group of the downloads meant.
         #[arg(requires = "files")]
         group: Option<GroupName>,
-        /// NAME, USER/NAME or id:HEX, or several.
-        #[arg(value_name = "NAME", allow_hyphen_values = true)]
+        /// NAME, USER/NAME or id:HEX, or several; behind -- also those that begin with a dash.
+        #[arg(value_name = "NAME")]
         files: Vec<Selector>,
         /// Give up after this many seconds (or 10m, 2h).
         #[arg(long, value_parser = parse_time)]

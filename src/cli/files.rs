@@ -398,7 +398,7 @@ mod tests {
     #[test]
     fn a_list_has_one_name_a_line() {
         let request = Request {
-            input: Some("a b.iso\r\n\nann/c\nid:00ff\n".to_owned()),
+            input: Some("a b.iso\r\n\nann/c\nid:00ff00ff\n".to_owned()),
             ..Request::default()
         };
         let files = listed(&request, STANDARD_INPUT).expect("a list");

@@ -268,7 +268,7 @@ mod tests {
         }
         assert!(words("").contains(&"list-files".to_owned()));
         assert!(words("help l").contains(&"login".to_owned()));
-        assert_eq!(words("search --"), ["--prefix", "--regex"]);
+        assert_eq!(words("search --"), ["--prefix", "--regex", "--glob"]);
     }
 
     #[test]

@@ -74,6 +74,12 @@ pub const MAX_EXTENSIONS: usize = 16;
 /// Rows in one page of a listing answer: keeps it under `MAX_FRAME_LEN` with the longest names.
 pub const MAX_LIST_ROWS: usize = 500;
 
+/// Files, hash pages or contents that one question is about: each may be read from the disk.
+pub const MAX_FIND_BATCH: usize = MAX_LIST_ROWS;
+
+/// Bytes of the answer to one; whoever wants more asks again.
+pub const MAX_FIND_BYTES: usize = MAX_FRAME_LEN - 256 * 1024;
+
 /// Bytes of a search pattern.
 pub const MAX_PATTERN_LEN: usize = 256;
 
@@ -208,9 +214,9 @@ pub const MAX_REMEMBERED_REQUESTS: usize = 100_000;
 /// Bytes of hash pages a user's shares may keep on a tracker: 10 TB worth of files.
 pub const PAGE_QUOTA_PER_USER: u64 = 1024 * 1024 * 1024;
 
-/// Shares a connection may have begun whose pages are not complete: one at a time is normal, a
-/// few when several files are shared at once.
-pub const MAX_UNFINISHED_SHARES: usize = 4;
+/// Shares a connection may have begun whose pages are not complete: as many as a client lists side by
+/// side. Of each a head is remembered: 200 bytes for most files, 32 KiB at most.
+pub const MAX_UNFINISHED_SHARES: usize = 16;
 
 /// A rejected user may ask again after this.
 pub const REJECTED_WAIT: Duration = Duration::from_secs(24 * 3600);
@@ -442,17 +448,6 @@ pub const TICKET_DEADLINE: Duration = Duration::from_secs(15);
 /// any path carries more of a piece in a datagram. Smaller ones are copied together.
 pub const LEAST_CHUNK: usize = 1_024;
 
-/// Piece buffers kept for later when they are not needed: 16 MiB.
-pub const IDLE_BUFFERS: usize = 32;
-
-/// Of the bytes a download may have in flight, this part may wait in memory for the pieces before
-/// them, to be hashed as a whole; what came even earlier is read back.
-pub const WAITING_PART: u64 = 4;
-
-/// Bytes written since the last one after which a checkpoint is due, however little time went by: what
-/// is left for the end takes a fast disk a twentieth of a second.
-pub const CHECKPOINT_BYTES: u64 = 128 * 1024 * 1024;
-
 /// Bytes in flight on one tracker connection: a few pages.
 pub const TRACKER_WINDOW: u64 = 4 * 1024 * 1024;
 
@@ -542,6 +537,10 @@ pub const DOWNLOAD_BYTES: u64 = 64 * PIECE_LEN as u64;
 
 /// Who sent false pieces of a content is asked for nothing of it for this long.
 pub const BAN: Duration = Duration::from_secs(24 * 3600);
+
+/// Downloads of one `get` of many, or that came back, which run side by side: enough that none waits for
+/// a round trip or a disk. Each has a file open, of 1,024 that most systems allow.
+pub const DOWNLOADS_AT_ONCE: usize = 64;
 
 /// Bans remembered at once: more false peers than any group has members.
 pub const MAX_BANS: usize = 10_000;

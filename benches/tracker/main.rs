@@ -264,7 +264,8 @@ async fn search() {
         ("regular expression", Matching::Regex, r"(river|harbour).*\b19[0-9]{2}\b.*2160p"),
         ("regular expression, rare", Matching::Regex, r"^n[a-z]+le-\d+\.iso$"),
     ] {
-        let request = Request::Search { pattern: pattern.to_owned(), matching, after: None };
+        let request =
+            Request::Search { pattern: pattern.to_owned(), matching, group: None, after: None };
         let (mut took, mut found) = (Vec::new(), (0, false));
         for _ in 0..SEARCHES {
             let begun = clock::monotonic();

@@ -83,7 +83,11 @@ impl Bar {
             _ => String::new(),
         };
         self.bar.set_length(item["size"].as_u64().unwrap_or(0));
-        self.bar.set_message(format!("{verb}{}", cut(&word("name"), 40)));
+        let name = match item["files_done"].as_u64() {
+            Some(done) => format!("{done} of {}", word("name")),
+            None => cut(&word("name"), 40),
+        };
+        self.bar.set_message(format!("{verb}{name}"));
         self.bar.set_prefix(word("note"));
         self.bar.set_position(item["done_bytes"].as_u64().unwrap_or(0));
         self.bar.tick();

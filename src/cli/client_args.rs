@@ -311,17 +311,23 @@ pub enum ClientCommand {
         /// The group.
         group: GroupName,
     },
-    /// Share a file in a group, and write its metafile.
-    #[command(alias = "upload_file")]
+    /// Share files in a group, and write their metafiles.
+    #[command(
+        alias = "upload_file",
+        override_usage = "share PATH... GROUP\n       share PATH\n       share --group GROUP PATH..."
+    )]
     Share {
-        /// The file.
-        path: PathBuf,
-        /// The group; the configured default group when left out.
+        /// The file, or several, and behind them the group; the configured default group when there is
+        /// one file and nothing else.
+        #[arg(value_name = "PATH", required = true)]
+        words: Vec<PathBuf>,
+        /// The group: then every word is a file.
+        #[arg(long)]
         group: Option<GroupName>,
-        /// List it under this name instead of its own.
+        /// List it under this name instead of its own; of one file.
         #[arg(long, value_parser = parse_file_name, allow_hyphen_values = true)]
         name: Option<FileName>,
-        /// Write the metafile here instead of beside the file.
+        /// Write the metafile here instead of beside the file; of one file.
         #[arg(long, value_name = "FILE")]
         mtorrent: Option<PathBuf>,
     },
@@ -337,28 +343,43 @@ pub enum ClientCommand {
         #[arg(allow_hyphen_values = true)]
         pattern: String,
         /// PATTERN is how the name begins.
-        #[arg(long, conflicts_with = "regex")]
+        #[arg(long, conflicts_with_all = ["regex", "glob"])]
         prefix: bool,
         /// PATTERN is a regular expression.
         #[arg(long)]
         regex: bool,
+        /// PATTERN is the whole name, where * stands for any characters and ? for one.
+        #[arg(long, conflicts_with = "regex")]
+        glob: bool,
     },
-    /// Download: get GROUP NAME DEST, or get FILE.mtorrent DEST. NAME may be USER/NAME or id:HEX.
+    /// Download: get GROUP NAME DEST, or get FILE.mtorrent DEST. NAME may be USER/NAME or id:HEX; with
+    /// --glob or --regex it is a pattern, with --list a file of names, and many files are downloaded.
     #[command(
         alias = "download_file",
-        override_usage = "get GROUP NAME DEST [--wait]\n       get FILE.mtorrent DEST [--wait]"
+        override_usage = "get GROUP NAME DEST [--wait]\n       get --glob GROUP PATTERN DEST [--wait]\n       get --list GROUP FILE DEST [--wait]\n       get FILE.mtorrent DEST [--wait]"
     )]
     Get {
         /// The group, or a metafile, which takes the place of GROUP and NAME.
         #[arg(value_name = "GROUP", allow_hyphen_values = true)]
         source: String,
-        /// NAME, USER/NAME or id:HEX.
+        /// NAME, USER/NAME or id:HEX; or what --glob, --regex or --list says.
         #[arg(value_name = "NAME", allow_hyphen_values = true)]
         file: String,
         /// An existing directory, where the file keeps its name (or gets a number when it is taken),
-        /// or a new file path.
+        /// or a new file path. Many files go into a directory.
         #[arg(allow_hyphen_values = true)]
         dest: Option<String>,
+        /// All files whose whole name is like NAME, where * stands for any characters and ? for one, in
+        /// any case. A shell keeps its hands off what is in quotes.
+        #[arg(long, conflicts_with_all = ["regex", "list"])]
+        glob: bool,
+        /// All files whose name NAME matches as a regular expression, as in search.
+        #[arg(long, conflicts_with = "list")]
+        regex: bool,
+        /// All files that the file NAME names, one a line: NAME, USER/NAME or id:HEX; - is standard
+        /// input.
+        #[arg(long)]
+        list: bool,
         /// Wait until it is complete.
         #[arg(long)]
         wait: bool,
@@ -414,12 +435,12 @@ pub enum ClientCommand {
     },
     /// Wait until every download is complete, paused or failed, or until one is.
     Wait {
-        /// The group of the one download meant.
-        #[arg(requires = "file")]
+        /// The group of the downloads meant.
+        #[arg(requires = "files")]
         group: Option<GroupName>,
-        /// NAME, USER/NAME or id:HEX.
-        #[arg(value_name = "NAME", allow_hyphen_values = true)]
-        file: Option<Selector>,
+        /// NAME, USER/NAME or id:HEX, or several; behind -- also those that begin with a dash.
+        #[arg(value_name = "NAME")]
+        files: Vec<Selector>,
         /// Give up after this many seconds (or 10m, 2h).
         #[arg(long, value_parser = parse_time)]
         timeout: Option<Duration>,
@@ -512,17 +533,22 @@ impl ClientCommand {
     pub fn start_from(&mut self, cwd: &Path) {
         let place = |path: &mut PathBuf| *path = cwd.join(&path);
         match self {
-            Self::Share { path, mtorrent, .. } => {
-                place(path);
+            Self::Share { words, group, mtorrent, .. } => {
+                // The last of several is the group.
+                let paths = if group.is_some() { words.len() } else { (words.len() - 1).max(1) };
+                words[..paths].iter_mut().for_each(place);
                 mtorrent.iter_mut().for_each(place);
             }
             Self::Remove { metafile } => place(metafile),
-            Self::Get { source, file, dest, .. } => {
+            Self::Get { source, file, dest, list, .. } => {
                 let place = |path: &mut String| {
                     if let Some(whole) = cwd.join(&path).to_str() {
                         *path = whole.to_owned();
                     }
                 };
+                if *list && file != "-" {
+                    place(file);
+                }
                 match dest {
                     Some(dest) => place(dest),
                     None => {

@@ -1,21 +1,19 @@
 //! Runs one client command: the one set of handlers behind script and prompt.
 
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
 use super::client_args::ClientCommand;
 use super::exit::Failure;
+use super::files::{self, Many};
 use super::output::Answer;
 use super::rate::Rate;
 use super::request::Request;
 use super::text::{self, or_none, table};
 use super::transfers;
 use crate::client::agent::Agent;
-use crate::client::error::AgentError;
-use crate::client::metafile::MetafileTo;
-use crate::client::report::{Cancelled, Started};
+use crate::client::report::Cancelled;
 use crate::client::status::{Status, TrackerStatus};
 use crate::name::{GroupName, Selector};
 use crate::swarm::rates::RateLimits;
@@ -266,32 +264,8 @@ pub async fn run(
             let json = json!({"group": group, "members": json.collect::<Value>()});
             Ok(Answer::new(json, table(&lines)))
         }
-        ClientCommand::Share { path, group, name, mtorrent } => {
-            let group = match group {
-                Some(group) => group,
-                None => default_group(request)?,
-            };
-            let metafile = match (mtorrent, &request.mtorrent_dir) {
-                (Some(file), _) => MetafileTo::File(file),
-                (None, Some(directory)) => MetafileTo::Directory(directory.clone()),
-                (None, None) => MetafileTo::Beside,
-            };
-            let shared = agent.share(&path, group, name, metafile).await?;
-            let head = shared.manifest.head();
-            let size = head.layout().size();
-            let mut text =
-                format!("sharing {} ({}) in {}", shared.name, text::size(size), shared.group);
-            if let Some(metafile) = &shared.metafile {
-                text += &format!("\nmetafile {}", text::path(metafile));
-            }
-            let json = json!({
-                "group": shared.group, "name": shared.name, "path": text::lossy(&shared.path), "size": size,
-                "content_id": shared.manifest.content_id(), "sha1": head.sha1(),
-                "info_hash": head.info_hash(), "blake3": head.blake3(),
-                "pieces": head.layout().piece_count(), "mtorrent": shared.metafile.as_deref().map(text::lossy),
-                "warning": shared.warning,
-            });
-            Ok(Answer::new(json, text).warn_if(shared.warning))
+        ClientCommand::Share { words, group, name, mtorrent } => {
+            files::share(agent, request, words, group, name, mtorrent).await
         }
         ClientCommand::ListFiles { group } => {
             let rows = agent.list_files(group.clone()).await?;
@@ -299,10 +273,11 @@ pub async fn run(
             let lines: Vec<_> = rows.iter().map(file_line).collect();
             Ok(Answer::new(json!({"group": group, "files": json}), or_none(&lines, "files")))
         }
-        ClientCommand::Search { pattern, prefix, regex } => {
-            let matching = match (prefix, regex) {
-                (true, _) => Matching::Prefix,
-                (_, true) => Matching::Regex,
+        ClientCommand::Search { pattern, prefix, regex, glob } => {
+            let matching = match (prefix, regex, glob) {
+                (true, ..) => Matching::Prefix,
+                (_, true, _) => Matching::Regex,
+                (.., true) => Matching::Glob,
                 _ => Matching::Contains,
             };
             let rows = agent.search(&pattern, matching).await?;
@@ -313,8 +288,20 @@ pub async fn run(
                 .collect();
             Ok(Answer::new(json!({"pattern": pattern, "files": json}), or_none(&lines, "files")))
         }
-        ClientCommand::Get { source, file, dest, wait } => {
-            get(agent, &source, &file, dest.as_deref(), wait).await
+        ClientCommand::Get { source, file, dest, glob, regex, list, wait } => {
+            let many = match (glob, regex, list) {
+                (true, ..) => Some(Many::Matching(Matching::Glob)),
+                (_, true, _) => Some(Many::Matching(Matching::Regex)),
+                (.., true) => Some(Many::List),
+                _ => None,
+            };
+            match many {
+                Some(many) => {
+                    files::get_many(agent, request, many, &source, &file, dest.as_deref(), wait)
+                        .await
+                }
+                None => files::get(agent, &source, &file, dest.as_deref(), wait).await,
+            }
         }
         ClientCommand::Downloads { .. } => {
             agent.look_for_changes().await;
@@ -343,7 +330,9 @@ pub async fn run(
             let json = json!({"group": group, "name": name, "mtorrent": text::lossy(&metafile)});
             Ok(Answer::new(json, text))
         }
-        ClientCommand::Wait { group, file, timeout } => wait(agent, group.zip(file), timeout).await,
+        ClientCommand::Wait { group, files, timeout } => {
+            files::wait(agent, group.map(|group| (group, files)), timeout).await
+        }
         ClientCommand::Limit { up, down, group, file } => limit(agent, group.zip(file), up, down),
         ClientCommand::Peers { group, file } => transfers::peers(agent, group.zip(file)),
         ClientCommand::Status => Ok(status(agent, &agent.status().await)),
@@ -458,84 +447,6 @@ fn tracker_line(TrackerStatus { line, sync }: &TrackerStatus) -> Vec<String> {
     vec![address, line.peer_id.short(), state, sync]
 }
 
-async fn get(
-    agent: &Agent,
-    source: &str,
-    file: &str,
-    dest: Option<&str>,
-    wait: bool,
-) -> Result<Answer, Failure> {
-    let started = match dest {
-        None if source.ends_with(".mtorrent") => {
-            agent.get_metafile(Path::new(source), Path::new(file)).await?
-        }
-        None => {
-            return Err(Failure::usage("get takes GROUP NAME DEST, or FILE.mtorrent DEST"));
-        }
-        Some(dest) => {
-            let group: GroupName = source.parse().map_err(|e| bad_name(source, &e))?;
-            let file: Selector = file.parse().map_err(|e| bad_name(file, &e))?;
-            agent.get(group, file, Path::new(dest)).await?
-        }
-    };
-    let warning = started.warning.clone();
-    let mut answer = Answer::new(started_json(&started), started_text(&started));
-    if wait {
-        let which = (started.group, Selector::Id(started.content.into()));
-        let over = self::wait(agent, Some(which), None).await?;
-        answer.json["downloads"] = over.json["downloads"].clone();
-        answer.text = over.text;
-    }
-    Ok(answer.warn_if(warning))
-}
-
-/// The group of a share that names none.
-fn default_group(request: &Request) -> Result<GroupName, Failure> {
-    match &request.default_group {
-        Some(group) => group.parse().map_err(|e| bad_name(group, &e)),
-        None => Err(Failure::usage("missing <GROUP>").hint(
-            "name a group, or set default-group in config.toml (mtq config path says where)",
-        )),
-    }
-}
-
-fn started_text(started: &Started) -> String {
-    let mut text = format!(
-        "downloading {} ({}) from {} to {}",
-        started.name,
-        text::size(started.size),
-        started.group,
-        text::path(&started.path)
-    );
-    if started.stored_bytes == started.size && started.size > 0 {
-        return format!("{} is already at {}", started.name, text::path(&started.path));
-    }
-    if started.stored_bytes > 0 {
-        text += &format!("; {} are there already", text::size(started.stored_bytes));
-    }
-    text
-}
-
-fn started_json(started: &Started) -> Value {
-    json!({
-        "download": started.number, "group": started.group, "name": started.name,
-        "path": text::lossy(&started.path), "content_id": started.content, "size": started.size,
-        "stored_bytes": started.stored_bytes, "warning": started.warning,
-    })
-}
-
-async fn wait(
-    agent: &Agent,
-    which: Option<(GroupName, Selector)>,
-    timeout: Option<Duration>,
-) -> Result<Answer, Failure> {
-    let rows = match &which {
-        None => agent.wait(timeout).await?,
-        Some((group, file)) => vec![agent.wait_for(group, file, timeout).await?],
-    };
-    Ok(Answer::new(transfers::rows_json(&rows), transfers::finished(&rows)))
-}
-
 fn file_line(row: &FileRow) -> Vec<String> {
     let mut sharers: Vec<_> = row.sharers.iter().map(ToString::to_string).collect();
     if row.sharer_count as usize > sharers.len() {
@@ -562,10 +473,6 @@ fn file_json(row: &FileRow) -> Value {
     })
 }
 
-fn bad_name(text: &str, error: &dyn std::error::Error) -> Failure {
-    Failure::usage(format!("{}: {error}", text::printable(text)))
-}
-
 /// A password, from the words of the command or said with it.
 fn secret(given: Option<String>, said: &Option<Password>) -> Result<Password, Failure> {
     given.map(Password).or_else(|| said.clone()).ok_or_else(|| {
@@ -574,24 +481,4 @@ fn secret(given: Option<String>, said: &Option<Password>) -> Result<Password, Fa
              may follow the user name",
         )
     })
-}
-
-/// Reads a small text file named on the command line.
-///
-/// # Errors
-/// [`Failure`].
-pub fn read_text(path: &Path, limit: u64) -> Result<String, Failure> {
-    use std::io::Read as _;
-    let fail = |error| {
-        let path: PathBuf = path.to_owned();
-        Failure::from(AgentError::File { path, error })
-    };
-    let mut content = String::new();
-    let file = std::fs::File::open(path).map_err(fail)?;
-    let len = file.take(limit + 1).read_to_string(&mut content).map_err(fail)?;
-    if len as u64 > limit {
-        let message = format!("{} is over the limit of {limit} bytes", text::path(path));
-        return Err(Failure::new("too-large", message));
-    }
-    Ok(content)
 }

@@ -6,6 +6,7 @@ use super::progress;
 use super::text;
 use super::transfers;
 use crate::client::agent::Agent;
+use crate::client::batch::BatchRow;
 use crate::client::library::EntryState;
 use crate::client::looking::LookingKind;
 use crate::client::report::Notice;
@@ -39,7 +40,21 @@ pub fn under_way(agent: &Agent) -> Value {
             "size": looking.size,
         })
     });
-    let rows = agent.under_way();
+    let (rows, batches) = agent.under_way_by_batch();
+    let of_many: Vec<_> = batches.iter().map(|row| row.batch.directory.as_path()).collect();
+    // What is looked at for one of many is counted with them.
+    let looking = looking.filter(|item| {
+        let path = std::path::Path::new(item["path"].as_str().unwrap_or(""));
+        item["state"] == "hashing" || !of_many.iter().any(|directory| path.starts_with(directory))
+    });
+    let batches = batches.iter().map(|BatchRow { batch, over, stored_bytes }| {
+        json!({
+            "state": "downloading", "group": batch.group,
+            "name": text::count(batch.count, "file"), "path": text::lossy(&batch.directory),
+            "done_bytes": stored_bytes, "size": batch.size, "files": batch.count,
+            "files_done": over,
+        })
+    });
     // What is checked is among those looked at.
     let moving = rows.iter().filter(|row| row.state != EntryState::Checking).map(|row| {
         json!({
@@ -49,5 +64,5 @@ pub fn under_way(agent: &Agent) -> Value {
             "bytes_per_sec": row.progress.bytes_per_sec, "note": progress::note(row),
         })
     });
-    looking.chain(moving).collect()
+    batches.chain(looking).chain(moving).collect()
 }

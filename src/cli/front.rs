@@ -41,6 +41,8 @@ pub struct Reply {
     pub json: Value,
     /// Words for people, or what went wrong.
     pub result: Result<String, Failure>,
+    /// Words for people of what was done although something went wrong.
+    pub done: String,
     /// What to mind.
     pub warnings: Vec<String>,
 }
@@ -65,7 +67,8 @@ impl Reply {
         match (&self.result, as_json) {
             (_, true) => screen.print(&self.json.to_string()),
             (Ok(words), false) => screen.print(words),
-            (Err(_), false) => {}
+            (Err(_), false) if self.done.is_empty() => {}
+            (Err(_), false) => screen.print(&self.done),
         }
         match &self.result {
             Ok(_) => 0,
@@ -89,12 +92,12 @@ impl Reply {
             _ => Vec::new(),
         };
         let warnings = warnings.iter().filter_map(Value::as_str).map(text::printable).collect();
-        let result = match json["ok"] == true {
-            true => Ok(words),
-            false => Err(Failure::of_json(&json["error"])),
+        let (result, done) = match json["ok"] == true {
+            true => (Ok(words), String::new()),
+            false => (Err(Failure::of_json(&json["error"])), words),
         };
         let command = json["command"].as_str().unwrap_or("").to_owned();
-        Self { command, json, result, warnings }
+        Self { command, json, result, done, warnings }
     }
 }
 

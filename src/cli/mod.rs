@@ -18,6 +18,7 @@ pub mod request;
 pub mod terminal;
 pub mod bars;
 pub mod screen;
+pub mod files;
 pub mod command;
 pub mod help;
 pub mod script;

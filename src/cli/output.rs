@@ -16,18 +16,25 @@ pub struct Answer {
     pub text: String,
     /// For people, on standard error: what to mind.
     pub warnings: Vec<String>,
+    /// What of it went wrong: all else was done.
+    pub failure: Option<Failure>,
 }
 
 impl Answer {
     /// An answer.
     pub fn new(json: Value, text: impl Into<String>) -> Self {
-        Self { json, text: text.into(), warnings: Vec::new() }
+        Self { json, text: text.into(), warnings: Vec::new(), failure: None }
     }
 
     /// The same with a warning, if there is one.
     pub fn warn_if(mut self, warning: Option<String>) -> Self {
         self.warnings.extend(warning);
         self
+    }
+
+    /// The same of something that went wrong in part, if it did.
+    pub fn fail_if(self, failure: Option<Failure>) -> Self {
+        Self { failure, ..self }
     }
 }
 

@@ -51,6 +51,7 @@ pub fn note(row: &DownloadRow) -> String {
         return text::printable(&format!("waiting: {hold}"));
     }
     match (&row.state, peers(row)) {
+        (EntryState::Checking, _) if row.queued => "waiting for its turn".to_owned(),
         (EntryState::Checking, _) => "looking at what is there".to_owned(),
         (EntryState::Finishing, _) => "checking the whole file".to_owned(),
         (EntryState::Downloading, 0) => "waiting for a peer".to_owned(),

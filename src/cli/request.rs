@@ -54,6 +54,9 @@ pub struct Request {
     /// Where metafiles go instead of beside the file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtorrent_dir: Option<PathBuf>,
+    /// What stands on the standard input of whoever asks, for a command that reads it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub input: Option<String>,
     /// The password, for a command that needs one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub password: Option<Password>,
@@ -125,8 +128,11 @@ pub fn answer(
     result: &Result<Answer, Failure>,
     text: bool,
 ) -> String {
-    let json = result.as_ref().ok().map(|answer| &answer.json);
-    let mut line = output::line(command, json, result.as_ref().err());
+    let (done, failure) = match result {
+        Ok(answer) => (Some(&answer.json), answer.failure.as_ref()),
+        Err(failure) => (None, Some(failure)),
+    };
+    let mut line = output::line(command, done, failure);
     if let Some(id) = id {
         line["id"] = json!(id);
     }
@@ -208,5 +214,10 @@ mod tests {
         let with_text = super::answer(None, "x", &Ok(answer), true);
         assert!(with_text.contains(r#""text":"one""#), "{with_text}");
         assert!(with_text.contains(r#""warnings":["two"]"#), "{with_text}");
+        let failure = Failure::new("no-such-file", "there is no file b");
+        let in_part = Answer::new(json!({"a": 1}), "").fail_if(Some(failure));
+        let in_part = super::answer(None, "x", &Ok(in_part), false);
+        let both = r#"{"command":"x","error":{"code":"no-such-file","message":"there is no file b"},"ok":false,"result":{"a":1},"v":1}"#;
+        assert_eq!(in_part, both);
     }
 }

@@ -478,8 +478,18 @@ fn up(rows: usize) -> String {
 /// Whether an event is what became of a command.
 fn is_ones_own(event: &Value) -> bool {
     let name = event["event"].as_str().unwrap_or("");
-    let own = ["shared", "stopped", "started", "paused", "cancelled", "logged-in", "logged-out"];
-    own.contains(&name)
+    let own = [
+        "shared",
+        "stopped",
+        "started",
+        "paused",
+        "cancelled",
+        "logged-in",
+        "logged-out",
+        "started-many",
+    ];
+    // Of many that were asked for together it is said when all are there.
+    own.contains(&name) || event["of_many"] == true
 }
 
 #[cfg(test)]

@@ -172,12 +172,54 @@ mod tests {
         assert_eq!(get(r#"get lab "a b.iso" '/tmp/x y'"#), expected);
         assert_eq!(get("get lab -rf . --wait"), (word("lab"), word("-rf"), Some(word("."))));
         assert_eq!(get("get x.mtorrent ."), (word("x.mtorrent"), word("."), None));
-        let ClientCommand::Share { path, name, .. } = command("share ./-rf lab --name '-r f'")
+        let ClientCommand::Share { words, name, .. } = command("share ./-rf lab --name '-r f'")
         else {
             panic!("not a share");
         };
-        assert_eq!(path.to_str(), Some("./-rf"));
+        assert_eq!(words, ["./-rf", "lab"].map(std::path::PathBuf::from));
         assert_eq!(name.expect("a name").as_str(), "-r f");
+    }
+
+    #[test]
+    fn many_files_are_one_command_and_paths_start_where_it_is_given() {
+        let started = |line: &str| {
+            let mut command = command(line);
+            command.start_from(std::path::Path::new("/here"));
+            command
+        };
+        let words_of = |line: &str| match started(line) {
+            ClientCommand::Share { words, group, .. } => {
+                let words = words.iter().map(|word| word.display().to_string());
+                (words.collect::<Vec<_>>().join(" "), group.map(|group| group.to_string()))
+            }
+            other => panic!("not a share: {other:?}"),
+        };
+        for (line, words, group) in [
+            ("share a", "/here/a", None),
+            ("share a lab", "/here/a lab", None),
+            ("share a /b c lab", "/here/a /b /here/c lab", None),
+            ("share --group lab a b", "/here/a /here/b", Some("lab")),
+        ] {
+            assert_eq!(words_of(line), (words.to_owned(), group.map(str::to_owned)), "{line}");
+        }
+        for (line, file, dest) in [
+            ("get --list lab names in", "/here/names", "/here/in"),
+            ("get --list lab - in", "-", "/here/in"),
+            ("get --glob lab *.fa in --wait", "*.fa", "/here/in"),
+            ("get --regex lab -x in", "-x", "/here/in"),
+        ] {
+            let ClientCommand::Get { source, file: own, dest: to, .. } = started(line) else {
+                panic!("not a get")
+            };
+            assert_eq!((&source[..], &own[..], to.as_deref()), ("lab", file, Some(dest)), "{line}");
+        }
+        for nonsense in ["get --glob --regex lab a in", "get --glob --list lab a in", "share"] {
+            assert_eq!(wrong(nonsense).code, "usage", "{nonsense}");
+        }
+        let ClientCommand::Wait { files, .. } = command("wait lab a b/c id:00ff00ff") else {
+            panic!("not a wait")
+        };
+        assert_eq!(files.len(), 3);
     }
 
     #[test]
@@ -215,6 +257,9 @@ mod tests {
             ("get lab -rf . --wait", vec!["get", "--wait", "--", "lab", "-rf", "."]),
             ("search --prefix -- --regex", vec!["search", "--prefix", "--", "--regex"]),
             ("limit --up 2MiB", vec!["limit", "--up=2MiB"]),
+            ("share a -- b lab", vec!["share", "--", "a", "b", "lab"]),
+            ("get --glob lab * in", vec!["get", "--glob", "--", "lab", "*", "in"]),
+            ("wait lab a b", vec!["wait", "--", "lab", "a", "b"]),
         ] {
             let program = ["mtq", "client", "--trackers", "t", "--data-dir", "d"];
             let matches = Cli::command()

@@ -21,13 +21,16 @@ use super::screen::Screen;
 use crate::client::data_dir;
 use crate::clock;
 use crate::control_socket::ControlSocket;
-use crate::limits::{MAX_LINE_LEN, MAX_REQUEST_LINE};
+use crate::limits::MAX_REQUEST_LINE;
 use crate::tracker::message::Password;
 
 /// One agent that is just beginning or ending is waited for so long: what it was asked, its transfers and
 /// its program for events have a drain each at its end, and on a busy machine its last writes, or its
 /// first reads, take as long again.
 const HANDOVER: Duration = Duration::from_secs(30);
+
+/// Bytes of a command's words, among which may be thousands of paths; some of them take two in a line.
+const MAX_COMMAND_LEN: usize = MAX_REQUEST_LINE / 2;
 
 /// How often it is tried anew meanwhile.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
@@ -231,8 +234,8 @@ impl Seat {
         mut request: Request,
         ask: Option<Ask>,
     ) -> Result<Reply, Failure> {
-        if request.args.iter().flatten().map(String::len).sum::<usize>() > MAX_LINE_LEN {
-            let message = format!("a command is over the limit of {MAX_LINE_LEN} bytes");
+        if request.args.iter().flatten().map(String::len).sum::<usize>() > MAX_COMMAND_LEN {
+            let message = format!("a command is over the limit of {MAX_COMMAND_LEN} bytes");
             return Err(Failure::usage(message));
         }
         loop {

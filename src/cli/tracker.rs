@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::command::read_text;
 use super::exit::{Failure, status};
+use super::files::read_text;
 use super::operator_args::{RegistrationMode, RunArgs};
 use super::{logging, text};
 use crate::client::data_dir;

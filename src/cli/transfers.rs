@@ -9,11 +9,15 @@ use super::output::Answer;
 use super::progress;
 use super::text::{self, or_none, table};
 use crate::client::agent::Agent;
+use crate::client::error::AgentError;
 use crate::client::library::EntryState;
 use crate::client::looking::LookingKind;
 use crate::client::report::{DownloadRow, LoggedIn, Overview, Skipped};
 use crate::name::{GroupName, Selector};
 use crate::swarm::meter::{Requests, Source, Waste};
+
+/// Lines that are said of one command; more are counted.
+pub const LISTED: usize = 20;
 
 /// All of them, one row each, and what is just being hashed.
 pub fn downloads(agent: &Agent) -> Answer {
@@ -141,6 +145,7 @@ pub fn sums(rows: &[DownloadRow]) -> (String, Value) {
 /// Where a row is in its life, for scripts.
 pub fn state(row: &DownloadRow) -> &'static str {
     match &row.state {
+        EntryState::Checking if row.queued => "queued",
         EntryState::Checking => "checking",
         EntryState::Downloading => "downloading",
         EntryState::Finishing => "finishing",
@@ -313,5 +318,23 @@ pub fn finished(rows: &[DownloadRow]) -> String {
         })
         .map(|(what, row)| vec![what.to_owned(), row.name.to_string(), text::path(&row.path)])
         .collect();
-    if lines.is_empty() { "nothing is under way".to_owned() } else { table(&lines) }
+    match lines.len() {
+        0 => "nothing is under way".to_owned(),
+        1..=LISTED => table(&lines),
+        // What nobody would read.
+        count => format!("{count} downloads are over; downloads lists them"),
+    }
+}
+
+/// How many of those that were waited for made no file, and why the first did not.
+pub fn first_failure(rows: &[DownloadRow]) -> Option<Failure> {
+    let mut failures = rows.iter().filter_map(|row| match &row.state {
+        EntryState::Failed(error) => {
+            let name = row.name.to_string();
+            Some(Failure::from(AgentError::Download { name, error: error.clone() }))
+        }
+        EntryState::Paused => Some(Failure::from(AgentError::Paused(row.name.to_string()))),
+        _ => None,
+    });
+    failures.next()
 }

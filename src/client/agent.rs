@@ -2,10 +2,12 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::broadcast;
 
+use super::batch::BatchRow;
 pub use super::core::AgentConfig;
 use super::core::Core;
 use super::error::AgentError;
@@ -236,10 +238,16 @@ impl Agent {
         pattern: &str,
         matching: Matching,
     ) -> Result<Vec<FileRow>, AgentError> {
-        self.files(|after| Request::Search { pattern: pattern.to_owned(), matching, after }).await
+        self.files(|after| Request::Search {
+            pattern: pattern.to_owned(),
+            matching,
+            group: None,
+            after,
+        })
+        .await
     }
 
-    async fn files(
+    pub(super) async fn files(
         &self,
         request: impl Fn(Option<FileCursor>) -> Request,
     ) -> Result<Vec<FileRow>, AgentError> {
@@ -299,9 +307,29 @@ impl Agent {
 
     /// The downloads under way.
     pub fn under_way(&self) -> Vec<DownloadRow> {
-        let entries = self.core.library().entries().into_iter();
-        let entries = entries.filter(|(_, entry)| entry.state.is_under_way());
-        entries.map(|(key, entry)| self.row(key, entry)).collect()
+        let under_way = |_, entry: &Entry| entry.state.is_under_way();
+        let entries = self.core.library().entries_where(under_way);
+        entries.into_iter().map(|(key, entry)| self.row(key, entry)).collect()
+    }
+
+    /// The downloads under way that were asked for one by one, and how far those are that were asked for
+    /// together.
+    pub fn under_way_by_batch(&self) -> (Vec<DownloadRow>, Vec<BatchRow>) {
+        let mut batches: Vec<BatchRow> = Vec::new();
+        let singles = {
+            let library = self.core.library();
+            for (_, entry) in library.iter().filter(|(_, entry)| entry.state.is_under_way()) {
+                let Some(batch) = &entry.batch else { continue };
+                let known = batches.iter().position(|row| Arc::ptr_eq(&row.batch, batch));
+                let at = known.unwrap_or_else(|| {
+                    batches.push(BatchRow::over(batch.clone()));
+                    batches.len() - 1
+                });
+                batches[at].under_way(entry.size(), entry.stored_bytes());
+            }
+            library.entries_where(|_, entry| entry.state.is_under_way() && entry.batch.is_none())
+        };
+        (singles.into_iter().map(|(key, entry)| self.row(key, entry)).collect(), batches)
     }
 
     /// The share or download that `file` means in a group.
@@ -337,6 +365,7 @@ impl Agent {
             changed: entry.is_changed(),
             missing: entry.sight.absence().is_some(),
             asked: entry.asked,
+            queued: entry.queued && entry.state == EntryState::Checking,
             group: entry.group,
             name: entry.name,
             state: entry.state,
@@ -349,58 +378,72 @@ impl Agent {
     /// [`AgentError::Timeout`], or [`AgentError::Download`] naming the first that failed since
     /// the last wait.
     pub async fn wait(&self, timeout: Option<Duration>) -> Result<Vec<DownloadRow>, AgentError> {
-        let rows = self.settled(timeout, || Ok(self.downloads())).await?;
+        let under_way = || {
+            let library = self.core.library();
+            let count = library.iter().filter(|(_, entry)| entry.state.is_under_way()).count();
+            Ok(count)
+        };
+        self.settled(timeout, under_way).await?;
+        let rows = self.downloads();
         match self.core.library().take_failure() {
             Some((name, error)) => Err(AgentError::Download { name: name.to_string(), error }),
             None => Ok(rows),
         }
     }
 
-    /// Waits until one download is not under way; returns its row.
+    /// Waits until none of these downloads is under way; returns their rows, whatever became of them.
     ///
     /// # Errors
-    /// [`AgentError::Timeout`], [`AgentError::Download`] when it failed, [`AgentError::Paused`], or that
-    /// there is none.
+    /// [`AgentError::Timeout`], or that there is no such download.
     pub async fn wait_for(
         &self,
         group: &GroupName,
-        file: &Selector,
+        files: &[Selector],
         timeout: Option<Duration>,
-    ) -> Result<DownloadRow, AgentError> {
-        let one = || self.download(group, file).map(|row| vec![row]);
-        let row = self.settled(timeout, one).await?.pop().ok_or_else(|| not_held(group, file))?;
-        match row.state {
-            EntryState::Failed(error) => {
-                Err(AgentError::Download { name: row.name.to_string(), error })
-            }
-            EntryState::Paused => Err(AgentError::Paused(row.name.to_string())),
-            _ => Ok(row),
-        }
+    ) -> Result<Vec<DownloadRow>, AgentError> {
+        let keys = files.iter().map(|file| self.held(group, file));
+        let keys: Vec<_> = keys.collect::<Result<_, _>>()?;
+        // Those that are through are not looked at again and again.
+        let first = AtomicUsize::new(0);
+        let under_way = || {
+            let library = self.core.library();
+            let is_under_way = |key: &SwarmKey| match library.find(*key) {
+                Some(entry) => entry.state.is_under_way(),
+                None => false,
+            };
+            let from = first.load(Ordering::Relaxed);
+            let through = keys[from..].iter().take_while(|key| !is_under_way(key)).count();
+            first.store(from + through, Ordering::Relaxed);
+            // Any of them may have been resumed since.
+            Ok(match from + through == keys.len() {
+                false => keys.len() - from - through,
+                true => keys.iter().filter(|key| is_under_way(key)).count(),
+            })
+        };
+        self.settled(timeout, under_way).await?;
+        let rows = files.iter().zip(keys);
+        rows.map(|(file, key)| self.row_of(key).ok_or_else(|| not_held(group, file))).collect()
     }
 
-    /// Waits until none of `rows` is under way; returns them.
+    /// Waits until `under_way` counts none.
     async fn settled(
         &self,
         timeout: Option<Duration>,
-        rows: impl Fn() -> Result<Vec<DownloadRow>, AgentError>,
-    ) -> Result<Vec<DownloadRow>, AgentError> {
+        under_way: impl Fn() -> Result<usize, AgentError>,
+    ) -> Result<(), AgentError> {
         let settled = async {
             loop {
                 let changed = self.core.changed.notified();
-                let rows = rows()?;
-                if !rows.iter().any(|row| row.state.is_under_way()) {
-                    return Ok(rows);
+                if under_way()? == 0 {
+                    return Ok(());
                 }
                 changed.await;
             }
         };
         let Some(timeout) = timeout else { return settled.await };
         match tokio::time::timeout(timeout, settled).await {
-            Ok(rows) => rows,
-            Err(_elapsed) => {
-                let left = rows()?.iter().filter(|row| row.state.is_under_way()).count();
-                Err(AgentError::Timeout(left))
-            }
+            Ok(settled) => settled,
+            Err(_elapsed) => Err(AgentError::Timeout(under_way()?)),
         }
     }
 

@@ -1,7 +1,7 @@
 //! What an agent consists of, and how it does what all its commands need: tickets, announcements,
 //! peers, records.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -12,6 +12,7 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use super::crier::{Crier, Cry};
 use super::data_dir;
 use super::error::AgentError;
 use super::groups::Groups;
@@ -82,6 +83,10 @@ pub(super) struct Core {
     pub(super) account: tokio::sync::Mutex<()>,
     /// Held by whoever keeps what the trackers are.
     pub(super) roster_turn: tokio::sync::Mutex<()>,
+    /// What trackers are to be told.
+    pub(super) crier: Crier,
+    /// Turns of downloads that begin when others are through.
+    pub(super) turns: Arc<Semaphore>,
     /// Seats of those who look at files for changes.
     pub(super) lookers: Semaphore,
     /// Directories whose files are being looked at for changes.
@@ -153,6 +158,8 @@ impl Core {
             looks: Looks::default(),
             account: tokio::sync::Mutex::default(),
             roster_turn: tokio::sync::Mutex::default(),
+            crier: Crier::default(),
+            turns: Arc::new(Semaphore::new(limits::DOWNLOADS_AT_ONCE)),
             lookers: Semaphore::new(limits::LOOKERS),
             watched: Arc::default(),
             lost: Mutex::default(),
@@ -173,6 +180,7 @@ impl Core {
         tasks.spawn(core.clone().watch());
         tasks.spawn(core.clone().renew_tickets());
         tasks.spawn(core.clone().repeat_announcements());
+        tasks.spawn(core.clone().cry());
         core.follow_book();
         Ok(core)
     }
@@ -304,36 +312,86 @@ impl Core {
         }
     }
 
-    /// Connects to everybody the tracker knows to hold a content.
-    pub(super) async fn find_peers(&self, key: SwarmKey) {
-        let Some(group) = self.groups().name_of(key.group) else { return };
-        match self.line.call(&Request::Peers { group, content: key.content }).await {
-            Ok(Reply::Peers { mut peers }) => {
+    /// Connects to everybody the tracker knows to hold these contents.
+    pub(super) async fn find_peers(&self, group: GroupId, contents: &[ContentId]) {
+        let mut rest = contents;
+        while !rest.is_empty() {
+            let Some(name) = self.groups().name_of(group) else { return };
+            let batch = rest[..rest.len().min(limits::MAX_FIND_BATCH)].to_vec();
+            let holders =
+                match self.line.call(&Request::Peers { group: name, contents: batch }).await {
+                    Ok(Reply::Peers { holders }) => holders,
+                    Ok(_) => return,
+                    Err(error) => return tracing::debug!(%error, "no peers from the tracker"),
+                };
+            let count = holders.len().min(rest.len());
+            for (content, mut peers) in rest.iter().zip(holders) {
                 // Those that may be gone are tried last.
                 peers.sort_by_key(|peer| peer.doubtful);
+                let key = SwarmKey { group, content: *content };
                 for peer in peers {
                     self.hub.connect(peer.peer_id, peer.addresses, key);
                 }
             }
-            Ok(_) => {}
-            Err(error) => tracing::debug!(%error, "no peers from the tracker"),
+            if count == 0 {
+                return;
+            }
+            rest = &rest[count..];
         }
     }
 
-    /// Says that we have a content.
+    /// Says that we have a content, with whatever else there is to say; waits until it is said, or
+    /// cannot be.
     pub(super) async fn present(&self, key: SwarmKey) {
-        if let Err(error) = self.announce(key.group, &[(key.content, true)]).await {
-            tracing::debug!(%error, "announce failed; it is repeated with the next connection");
+        let generation = self.crier.put(key, Cry::HELD);
+        tokio::select! {
+            () = self.crier.until_told(generation) => {}
+            () = self.stop.cancelled() => {}
         }
     }
 
-    /// Says that we want a content, and looks for who has it.
-    pub(super) async fn seek(self: Arc<Self>, key: SwarmKey) {
-        // First present, then looking: two that begin together find each other.
-        if let Err(error) = self.announce(key.group, &[(key.content, false)]).await {
-            tracing::debug!(%error, "announce failed; it is repeated with the next connection");
+    /// Says what is put to the crier, and looks for who has what is wanted.
+    pub(super) async fn cry(self: Arc<Self>) {
+        let work = async {
+            loop {
+                let (keys, generation) = self.crier.next().await;
+                let mut said: BTreeMap<GroupId, Vec<(ContentId, bool)>> = BTreeMap::new();
+                let mut wanted: BTreeMap<GroupId, Vec<ContentId>> = BTreeMap::new();
+                for (key, cry) in keys {
+                    // As it is when it is said: what was stopped meanwhile stays unsaid.
+                    let Some(complete) = self.held(key) else { continue };
+                    if cry.announces {
+                        said.entry(key.group).or_default().push((key.content, complete));
+                    }
+                    if cry.seeks && !complete {
+                        wanted.entry(key.group).or_default().push(key.content);
+                    }
+                }
+                for (group, contents) in said {
+                    if let Err(error) = self.announce(group, &contents).await {
+                        tracing::debug!(%error, "announced again with the next connection");
+                    }
+                }
+                self.crier.told(generation);
+                // First present, then looking: two that begin together find each other.
+                for (group, contents) in wanted {
+                    let core = self.clone();
+                    self.tasks.spawn(async move { core.find_peers(group, &contents).await });
+                }
+            }
+        };
+        tokio::select! {
+            () = self.stop.cancelled() => {}
+            () = work => {}
         }
-        self.find_peers(key).await;
+    }
+
+    /// Whether a content is held wholly, if it is held and peers may be told.
+    pub(super) fn held(&self, key: SwarmKey) -> Option<bool> {
+        let library = self.library();
+        let entry = library.find(key)?;
+        let complete = entry.is_served();
+        (complete || entry.is_fetched()).then_some(complete)
     }
 
     /// Takes an announcement back without waiting for a tracker: where there is none, it ends with the
@@ -426,9 +484,12 @@ impl Core {
 
     /// Looks for peers for everything under way.
     pub(super) async fn find_all_peers(&self) {
-        let entries = self.library().entries();
-        for (key, _) in entries.into_iter().filter(|(_, entry)| entry.is_fetched()) {
-            self.find_peers(key).await;
+        let mut by_group: BTreeMap<GroupId, Vec<ContentId>> = BTreeMap::new();
+        for (key, _) in self.library().iter().filter(|(_, entry)| entry.is_fetched()) {
+            by_group.entry(key.group).or_default().push(key.content);
+        }
+        for (group, contents) in by_group {
+            self.find_peers(group, &contents).await;
         }
     }
 }

@@ -43,6 +43,18 @@ pub fn resolve(dest: &Path, name: &FileName) -> Result<Destination, AgentError> 
     Ok(Destination { directory: absolute(parent)?, name })
 }
 
+/// Resolves DEST where it can only be a directory that is there.
+///
+/// # Errors
+/// [`AgentError`] when it is anything else.
+pub fn directory(dest: &Path) -> Result<PathBuf, AgentError> {
+    match (dest.is_dir(), dest.symlink_metadata().is_ok()) {
+        (true, _) => absolute(dest),
+        (false, true) => Err(AgentError::Exists(dest.to_owned())),
+        (false, false) => Err(AgentError::NoDestination(dest.to_owned())),
+    }
+}
+
 fn absolute(path: &Path) -> Result<PathBuf, AgentError> {
     path.canonicalize().map_err(|error| AgentError::File { path: path.to_owned(), error })
 }

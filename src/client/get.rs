@@ -5,8 +5,9 @@ use std::sync::Arc;
 
 use super::agent::Agent;
 use super::core::blocking;
+use super::crier::Cry;
 use super::destination::{self, Destination};
-use super::error::{AgentError, DownloadFailure};
+use super::error::AgentError;
 use super::library::{Entry, EntryState, Home, Library, Sight};
 use super::looking::{Looking, LookingKind};
 use super::metafile;
@@ -18,22 +19,21 @@ use crate::clock;
 use crate::error_code::ErrorCode;
 use crate::id::GroupId;
 use crate::limits;
-use crate::manifest::{ContentId, Manifest, ManifestHead};
+use crate::manifest::{ContentId, Manifest};
 use crate::name::{FileName, GroupName, Selector, UserName};
 use crate::swarm::hashing::HashError;
 use crate::swarm::session::{Swarm, SwarmKey};
 use crate::swarm::storage::PieceStore;
-use crate::tracker::message::{Reply, Request};
 use crate::tracker::refusal::Refusal;
 
 /// A file of a group, and where it is to go.
-struct Wanted {
-    group: GroupName,
-    id: GroupId,
-    name: FileName,
-    publisher: Option<UserName>,
-    metafile: Option<PathBuf>,
-    to: Destination,
+pub(super) struct Wanted {
+    pub(super) group: GroupName,
+    pub(super) id: GroupId,
+    pub(super) name: FileName,
+    pub(super) publisher: Option<UserName>,
+    pub(super) metafile: Option<PathBuf>,
+    pub(super) to: Destination,
 }
 
 impl Agent {
@@ -48,31 +48,17 @@ impl Agent {
         file: Selector,
         dest: &Path,
     ) -> Result<Started, AgentError> {
-        let request = Request::FindFile { group: group.clone(), file: file.clone() };
-        let Reply::File(found) = self.core.line.call(&request).await? else {
-            return Err(AgentError::BadAnswer);
-        };
-        let to = resolve(dest, &found.name).await?;
-        let head = ManifestHead::parse(&found.head).map_err(|_| AgentError::BadAnswer)?;
-        let content = head.content_id();
-        if matches!(&file, Selector::Id(id) if !id.matches(content)) {
-            return Err(AgentError::BadAnswer);
-        }
-        if let Some(started) = self.known(SwarmKey { group: found.group, content }, &to).await? {
+        let listed = self.find_file(&group, &file).await?;
+        let to = resolve(dest, &listed.found.name).await?;
+        let content = listed.head.content_id();
+        if let Some(started) =
+            self.known(SwarmKey { group: listed.found.group, content }, &to).await?
+        {
             return Ok(started);
         }
-        let mut pages = Vec::new();
-        for page in 0..head.layout().page_count() {
-            let request = Request::Page { group: group.clone(), content, page };
-            match self.core.line.call(&request).await? {
-                Reply::Page { bytes } => pages.push(bytes),
-                _ => return Err(AgentError::BadAnswer),
-            }
-        }
-        let manifest = Manifest::assemble(head, &pages).map_err(|error| AgentError::Download {
-            name: found.name.to_string(),
-            error: DownloadFailure::false_manifest(&error, &found.sharer),
-        })?;
+        let mut manifests = self.manifests(&group, &[&listed]).await?;
+        let manifest = manifests.pop().ok_or(AgentError::BadAnswer)??;
+        let found = listed.found;
         let publisher = Some(found.sharer);
         let (id, name, metafile) = (found.group, found.name, None);
         let wanted = Wanted { group, id, name, publisher, metafile, to };
@@ -91,10 +77,7 @@ impl Agent {
         let to = resolve(dest, &meta.name).await?;
         let content = meta.manifest.content_id();
         let file = Selector::Id(content.into());
-        let request = Request::FindFile { group: meta.group.clone(), file };
-        let Reply::File(found) = self.core.line.call(&request).await? else {
-            return Err(AgentError::BadAnswer);
-        };
+        let found = self.find_file(&meta.group, &file).await?.found;
         if let Some(started) = self.known(SwarmKey { group: found.group, content }, &to).await? {
             return Ok(started);
         }
@@ -114,6 +97,17 @@ impl Agent {
         // One that is known to be checked for long is under way all the same.
         let _ = self.checked(|other, _| other == key).await;
         self.core.look_at_files(|other, _| other == key).await;
+        self.known_seen(key, to, false).await
+    }
+
+    /// The same of one whose file was just looked at; `again` also of what was asked for before in this
+    /// run.
+    pub(super) async fn known_seen(
+        &self,
+        key: SwarmKey,
+        to: &Destination,
+        again: bool,
+    ) -> Result<Option<Started>, AgentError> {
         let Some(mut entry) = self.core.library().find(key).cloned() else { return Ok(None) };
         if entry.state == EntryState::Paused && entry.goes_to(to) {
             let file = Selector::Id(key.content.into());
@@ -126,9 +120,14 @@ impl Agent {
             let was_asked = entry.asked;
             let Some(entry) = library.find_mut(key) else { return Ok(None) };
             let usable = entry.is_served() || entry.state.is_under_way();
-            if usable && entry.goes_to(to) && !was_asked {
+            if usable && entry.goes_to(to) && (again || !was_asked) {
                 entry.asked = true;
-                return Ok(Some(started(key, entry)));
+                let started = started(key, entry);
+                let stored_bytes = match was_asked {
+                    true => entry.stored_bytes(),
+                    false => started.stored_bytes,
+                };
+                return Ok(Some(Started { stored_bytes, ..started }));
             }
             entry.clone()
         };
@@ -142,14 +141,16 @@ impl Agent {
     }
 
     /// Waits until what came back is known, as long as a person would.
-    async fn checked(&self, which: impl Fn(SwarmKey, &Entry) -> bool) -> Result<(), AgentError> {
+    pub(super) async fn checked(
+        &self,
+        which: impl Fn(SwarmKey, &Entry) -> bool,
+    ) -> Result<(), AgentError> {
         let checked = self.core.until_checked(&which);
         if tokio::time::timeout(limits::LOOK_PATIENCE, checked).await.is_ok() {
             return Ok(());
         }
-        let mut entries = self.core.library().entries().into_iter();
-        let slow = entries.find(|(key, entry)| which(*key, entry));
-        slow.map_or(Ok(()), |(_, entry)| Err(AgentError::Checking(entry.name.to_string())))
+        let slow = self.core.library().find_where(&which).map(|entry| entry.name.to_string());
+        slow.map_or(Ok(()), |name| Err(AgentError::Checking(name)))
     }
 
     async fn start_download(
@@ -170,7 +171,7 @@ impl Agent {
         if entry.state == EntryState::Seeding {
             // It was here already.
             let Started { group, name, path, .. } = begun.clone();
-            self.core.notify(Notice::Downloaded { group, name, path });
+            self.core.notify(Notice::Downloaded { group, name, path, of_many: false });
         }
         let not_kept = self.not_kept().await;
         let warnings: Vec<_> = warning.into_iter().chain(not_kept).collect();
@@ -250,6 +251,9 @@ impl Agent {
             told: false,
             asked: true,
             waits: None,
+            fresh: false,
+            queued: false,
+            batch: None,
             transfer: Some(transfer.clone()),
         };
         let mut library = self.core.library();
@@ -265,13 +269,17 @@ impl Agent {
         self.core.save_of(&library, &[key]);
         drop(library);
         tracing::info!(%group, %name, content = %content.short(), "download begins");
-        self.core.start_download(&transfer, queue, store, to, None);
+        self.core.start_download(&transfer, queue, store, to, None, None);
         self.drop_part_soon(content, old);
         Ok(Entry { number, ..entry })
     }
 
     /// What is here, or on its way, because of another group is stored once, and served in both.
-    fn join_elsewhere(&self, wanted: &Wanted, key: SwarmKey) -> Result<Option<Entry>, AgentError> {
+    pub(super) fn join_elsewhere(
+        &self,
+        wanted: &Wanted,
+        key: SwarmKey,
+    ) -> Result<Option<Entry>, AgentError> {
         // Held until all is in place: the other download may become complete at any moment.
         let mut library = self.core.library();
         let Some(other) = library.elsewhere(key).cloned() else { return Ok(None) };
@@ -311,13 +319,7 @@ impl Agent {
         let store = entry.store.clone()?;
         self.core.registry.add_swarm(Arc::new(Swarm { key, store, news }));
         self.core.registry.tell_again(key);
-        let core = self.core.clone();
-        self.core.tasks.spawn(async move {
-            match is_complete {
-                true => core.present(key).await,
-                false => core.seek(key).await,
-            }
-        });
+        self.core.crier.put(key, if is_complete { Cry::HELD } else { Cry::WANTED });
         Some(entry)
     }
 
@@ -373,7 +375,7 @@ async fn resolve(dest: &Path, name: &FileName) -> Result<Destination, AgentError
 }
 
 /// An answer for what was begun, now or before.
-fn started(key: SwarmKey, entry: &Entry) -> Started {
+pub(super) fn started(key: SwarmKey, entry: &Entry) -> Started {
     let content: ContentId = key.content;
     Started {
         number: entry.number,

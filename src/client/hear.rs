@@ -247,7 +247,7 @@ impl Core {
         if held {
             let message = format!("you are no longer a member of {group}");
             let failure = DownloadFailure { code: "not-a-member".to_owned(), message };
-            let entries = self.library().entries().into_iter().filter(|(key, _)| key.group == id);
+            let entries = self.library().entries_where(|key, _| key.group == id).into_iter();
             // Whoever waits for a download must hear that it will not come; its part file stays.
             let (shares, downloads): (Vec<_>, Vec<_>) =
                 entries.partition(|(_, entry)| entry.state == EntryState::Seeding);
@@ -287,15 +287,12 @@ impl Core {
     /// Announces everything this device holds on one connection.
     async fn announce_on(&self, number: Number) {
         let mut by_group: HashMap<GroupId, Vec<ContentId>> = HashMap::new();
-        for (key, _) in self.library().entries() {
+        for (key, _) in self.library().iter() {
             by_group.entry(key.group).or_default().push(key.content);
         }
         // As it is when it is said: what was stopped meanwhile is withdrawn, and stays so.
         let held = |group: GroupId, content: ContentId| {
-            let library = self.library();
-            let entry = library.find(SwarmKey { group, content })?;
-            let complete = entry.is_served();
-            (complete || entry.is_fetched()).then_some((content, complete))
+            self.held(SwarmKey { group, content }).map(|complete| (content, complete))
         };
         for (id, contents) in by_group {
             let Some(group) = self.groups().name_of(id) else { continue };
@@ -384,16 +381,19 @@ impl Core {
 
     /// Announces what is held of a group and looks for peers: its first ticket came.
     async fn take_part(self: &Arc<Self>, group: GroupId) {
-        let entries = self.library().entries().into_iter();
-        let of_group = entries.filter(|(key, _)| key.group == group);
-        let held = of_group.filter(|(_, entry)| entry.is_served() || entry.is_fetched());
-        let held: Vec<_> = held.map(|(key, entry)| (key.content, entry.is_served())).collect();
+        let mut held = Vec::new();
+        for (key, entry) in self.library().iter().filter(|(key, _)| key.group == group) {
+            let complete = entry.is_served();
+            if complete || entry.is_fetched() {
+                held.push((key.content, complete));
+            }
+        }
         if let Err(error) = self.announce(group, &held).await {
             tracing::debug!(%error, "it is announced with the next connection");
         }
-        for (content, _) in held.into_iter().filter(|(_, complete)| !complete) {
-            self.find_peers(SwarmKey { group, content }).await;
-        }
+        let partial = held.into_iter().filter(|(_, complete)| !complete);
+        let wanted: Vec<_> = partial.map(|(content, _)| content).collect();
+        self.find_peers(group, &wanted).await;
     }
 
     /// Renews the tickets that are due; returns groups whose first one came.

@@ -7,6 +7,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::batch::Batch;
 use super::destination::Destination;
 use super::error::{AgentError, DownloadFailure};
 use super::record::{KeptPath, Place, Record, Stage};
@@ -123,6 +124,12 @@ pub struct Entry {
     pub asked: bool,
     /// Why its part file could not be opened, where that may change by itself.
     pub waits: Option<DownloadFailure>,
+    /// Whether there is nothing of it yet, not even its part file.
+    pub fresh: bool,
+    /// Whether it waits for its turn to be taken up.
+    pub queued: bool,
+    /// The many that were asked for at once, of which it is one.
+    pub batch: Option<Arc<Batch>>,
     /// Its download, while that is under way or about to end.
     pub transfer: Option<Transfer>,
 }
@@ -224,7 +231,7 @@ impl Entry {
     pub fn stored_bytes(&self) -> u64 {
         match (&self.meter, &self.home) {
             (_, Home::File { .. }) => self.size(),
-            (Some(meter), _) if self.state.is_under_way() => meter.progress().stored_bytes,
+            (Some(meter), _) if self.state.is_under_way() => meter.stored_bytes(),
             _ => self.kept_bytes,
         }
     }
@@ -238,6 +245,7 @@ impl Entry {
             EntryState::Failed(DownloadFailure { code, message }) => {
                 Stage::Failed { code: code.clone(), message: message.clone() }
             }
+            _ if self.fresh => Stage::Fresh,
             _ => Stage::Going,
         };
         let place = match &self.home {
@@ -266,6 +274,7 @@ impl Entry {
     /// What `record` was kept of, before anything was looked at: a download that was under way is
     /// about to be checked.
     pub fn of_record(record: Record, manifest: Arc<Manifest>) -> Self {
+        let fresh = matches!(record.place, Place::Part { stage: Stage::Fresh, .. });
         let (home, state, kept_bytes) = match record.place {
             Place::Whole { path, stamp } => {
                 let home = Home::File { path: path.0, stamp };
@@ -273,7 +282,7 @@ impl Entry {
             }
             Place::Part { directory, name, stored_bytes, stage } => {
                 let state = match stage {
-                    Stage::Going => EntryState::Checking,
+                    Stage::Going | Stage::Fresh => EntryState::Checking,
                     Stage::Paused => EntryState::Paused,
                     Stage::Failed { code, message } => {
                         EntryState::Failed(DownloadFailure { code, message })
@@ -301,6 +310,9 @@ impl Entry {
             told: true,
             asked: false,
             waits: None,
+            fresh,
+            queued: false,
+            batch: None,
             transfer: None,
         }
     }
@@ -508,12 +520,30 @@ impl Library {
         self.entries.iter().any(|(key, entry)| is_it(*key, entry))
     }
 
-    /// All entries, in the order they were added.
-    pub fn entries(&self) -> Vec<(SwarmKey, Entry)> {
-        let mut entries: Vec<_> =
-            self.entries.iter().map(|(key, entry)| (*key, entry.clone())).collect();
+    /// Some entry of this kind.
+    pub fn find_where(&self, is_it: impl Fn(SwarmKey, &Entry) -> bool) -> Option<&Entry> {
+        self.entries.iter().find(|(key, entry)| is_it(**key, entry)).map(|(_, entry)| entry)
+    }
+
+    /// The entries of this kind, in the order they were added.
+    pub fn entries_where(
+        &self,
+        is_it: impl Fn(SwarmKey, &Entry) -> bool,
+    ) -> Vec<(SwarmKey, Entry)> {
+        let of_kind = self.entries.iter().filter(|(key, entry)| is_it(**key, entry));
+        let mut entries: Vec<_> = of_kind.map(|(key, entry)| (*key, entry.clone())).collect();
         entries.sort_by_key(|(_, entry)| entry.number);
         entries
+    }
+
+    /// All entries, without an order.
+    pub fn iter(&self) -> impl Iterator<Item = (SwarmKey, &Entry)> {
+        self.entries.iter().map(|(key, entry)| (*key, entry))
+    }
+
+    /// All entries, in the order they were added.
+    pub fn entries(&self) -> Vec<(SwarmKey, Entry)> {
+        self.entries_where(|_, _| true)
     }
 }
 

@@ -475,7 +475,9 @@ fn is_slow(request: &Request) -> bool {
             | Request::Search { .. }
             | Request::Share { .. }
             | Request::PutPage { .. }
-            | Request::Page { .. }
+            | Request::Pages { .. }
+            | Request::FindFiles { .. }
+            | Request::Peers { .. }
             | Request::Announce { .. }
     )
 }

@@ -10,12 +10,14 @@ pub mod line;
 pub mod destination;
 pub mod transfer;
 pub mod looking;
+pub mod batch;
 pub mod library;
 pub mod groups;
 pub mod echo;
 pub mod metafile;
 pub mod report;
 pub mod keeper;
+mod crier;
 mod core;
 mod running;
 mod watch;
@@ -25,12 +27,16 @@ mod restore;
 pub mod agent;
 mod account;
 mod share;
+mod finding;
 mod get;
+pub mod many;
 mod pausing;
 pub mod status;
 
 #[doc(inline)]
 pub use agent::{Agent, AgentConfig};
+#[doc(inline)]
+pub use batch::{Batch, BatchRow};
 #[doc(inline)]
 pub use error::{AgentError, DownloadFailure};
 #[doc(inline)]
@@ -39,6 +45,8 @@ pub use library::EntryState;
 pub use line::LineRow;
 #[doc(inline)]
 pub use looking::{Looking, LookingKind};
+#[doc(inline)]
+pub use many::{StartedMany, Which};
 #[doc(inline)]
 pub use metafile::MetafileTo;
 #[doc(inline)]

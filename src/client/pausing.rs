@@ -6,6 +6,7 @@ use super::agent::{Agent, not_held};
 use super::error::AgentError;
 use super::library::{Entry, EntryState, Home};
 use super::report::{Cancelled, DownloadRow, Notice};
+use super::running::Begin;
 use crate::error_code::ErrorCode;
 use crate::name::{GroupName, Selector};
 
@@ -132,7 +133,7 @@ impl Agent {
             }
             drop(library);
             if !is_checked && !keys.is_empty() {
-                self.core.take_up(&keys, true);
+                self.core.take_up(&keys, true, Begin::Now);
             }
             resumed = keys;
         }

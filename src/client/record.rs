@@ -73,6 +73,8 @@ pub enum Stage {
         /// What happened.
         message: String,
     },
+    /// It goes on, and there is nothing of it yet: not even its part file.
+    Fresh,
 }
 
 /// A path as the bytes it is.
@@ -135,7 +137,7 @@ mod tests {
         let failed = Stage::Failed { code: "no-space".to_owned(), message: "full".to_owned() };
         let stamp = Stamp { size: 7, modified: (1, -2), inode: (64_769, 12) };
         let whole = Place::Whole { path: KeptPath("/d/a b.iso".into()), stamp };
-        vec![whole, part(Stage::Going), part(Stage::Paused), part(failed)]
+        vec![whole, part(Stage::Going), part(Stage::Paused), part(failed), part(Stage::Fresh)]
     }
 
     #[test]
@@ -148,7 +150,7 @@ mod tests {
 
     #[test]
     fn golden() {
-        let [whole, _, _, failed] = places().try_into().expect("four");
+        let [whole, _, _, failed, fresh] = places().try_into().expect("five");
         let hex = |place| hex::encode(record(place).encode());
         let beginning = [
             "03",                                         // number
@@ -177,6 +179,8 @@ mod tests {
             "086e6f2d7370616365", // code
             "0466756c6c",         // message
         ];
-        assert_eq!(hex(failed), beginning + &part.concat());
+        assert_eq!(hex(failed), beginning.clone() + &part.concat());
+        let part = [&part[..4], &["03"]].concat();
+        assert_eq!(hex(fresh), beginning + &part.concat());
     }
 }

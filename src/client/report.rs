@@ -81,6 +81,8 @@ pub struct DownloadRow {
     pub missing: bool,
     /// Whether the user asked for it since the agent began; what came back by itself was not.
     pub asked: bool,
+    /// Whether it waits for its turn.
+    pub queued: bool,
 }
 
 /// A download that was cancelled.
@@ -245,6 +247,32 @@ pub enum Notice {
         /// Where it is.
         #[serde(serialize_with = "lossy")]
         path: PathBuf,
+        /// Whether it is one of many that were asked for at once.
+        of_many: bool,
+    },
+    /// Of many downloads that were asked for at once the last is over.
+    DownloadedMany {
+        /// The group.
+        group: GroupName,
+        /// Where they are.
+        #[serde(serialize_with = "lossy")]
+        path: PathBuf,
+        /// How many are complete.
+        files: usize,
+        /// How many failed.
+        failed: usize,
+    },
+    /// Many downloads began at once.
+    StartedMany {
+        /// The group.
+        group: GroupName,
+        /// Where they will be.
+        #[serde(serialize_with = "lossy")]
+        path: PathBuf,
+        /// How many.
+        files: usize,
+        /// Bytes of them all.
+        size: u64,
     },
     /// A download ended without its file.
     DownloadFailed {
@@ -383,6 +411,8 @@ impl Notice {
             | Self::LoggedIn { .. }
             | Self::LoggedOut { .. }
             | Self::Downloaded { .. }
+            | Self::DownloadedMany { .. }
+            | Self::StartedMany { .. }
             | Self::DownloadFailed { .. } => false,
         }
     }
@@ -431,8 +461,18 @@ impl fmt::Display for Notice {
                 write!(f, "{name} from {group} does not move: {hold}")
             }
             Self::Moves { group, name } => write!(f, "{name} from {group} goes on"),
-            Self::Downloaded { group, name, path } => {
+            Self::Downloaded { group, name, path, .. } => {
                 write!(f, "{name} from {group} is complete: {}", path.display())
+            }
+            Self::DownloadedMany { group, path, files, failed: 0 } => {
+                write!(f, "{files} files from {group} are complete in {}", path.display())
+            }
+            Self::DownloadedMany { group, path, files, failed } => {
+                let path = path.display();
+                write!(f, "{files} files from {group} are complete in {path}, {failed} failed")
+            }
+            Self::StartedMany { group, path, files, .. } => {
+                write!(f, "downloading {files} files from {group} to {}", path.display())
             }
             Self::DownloadFailed { group, name, failure } => {
                 write!(f, "{name} from {group} failed: {failure}")

@@ -10,6 +10,7 @@ use super::destination::Destination;
 use super::error::{AgentError, DownloadFailure};
 use super::library::{Entry, EntryState, Home, Sight};
 use super::report::{Overview, Skipped};
+use super::running::Begin;
 use super::shelf::{self, Kept};
 use crate::manifest::ContentId;
 use crate::name::UserName;
@@ -87,25 +88,29 @@ impl Core {
     /// is there.
     pub(super) fn bring_back(self: &Arc<Self>, user: UserName, kept: Vec<Kept>) {
         tracing::info!(%user, count = kept.len(), "shares and downloads come back");
-        let mut downloads: BTreeMap<(ContentId, Destination), Vec<SwarmKey>> = BTreeMap::new();
+        let mut downloads: BTreeMap<(ContentId, Destination), (Vec<SwarmKey>, bool)> =
+            BTreeMap::new();
         {
             let mut library = self.library();
             library.set_user(Some(user));
             for Kept { key, record, manifest } in kept {
                 let entry = Entry::of_record(record, manifest);
                 let (group, going) = (entry.group.clone(), entry.state == EntryState::Checking);
-                let home = entry.home.clone();
+                let (home, fresh) = (entry.home.clone(), entry.fresh);
                 if !library.add_kept(key, entry) {
                     continue;
                 }
                 self.groups().expect(key.group, &group);
                 if let (true, Home::Part(to)) = (going, home) {
-                    downloads.entry((key.content, to)).or_default().push(key);
+                    let download = downloads.entry((key.content, to));
+                    let (keys, all_fresh) = download.or_insert((Vec::new(), true));
+                    keys.push(key);
+                    *all_fresh &= fresh;
                 }
             }
         }
-        for keys in downloads.values() {
-            self.take_up(keys, false);
+        for (keys, fresh) in downloads.values() {
+            self.take_up(keys, *fresh, Begin::InTurn);
         }
         let core = self.clone();
         let look = async move {

@@ -5,9 +5,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
+use super::batch::Batch;
 use super::core::{Core, blocking};
+use super::crier::Cry;
 use super::destination::Destination;
 use super::error::DownloadFailure;
 use super::library::{Entry, EntryState, Home, Sight};
@@ -70,6 +72,18 @@ impl Drop for Unclaimed {
     }
 }
 
+/// A place among the downloads that run side by side.
+pub(super) type Turn = OwnedSemaphorePermit;
+
+/// When a download is taken up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Begin {
+    /// At once.
+    Now,
+    /// When it is its turn: so many run side by side, but for those that do not move.
+    InTurn,
+}
+
 /// A download that ended.
 struct Ended {
     transfer: Transfer,
@@ -80,13 +94,13 @@ struct Ended {
 impl Core {
     /// Takes up downloads that were begun before: entries of one content that go to one place.
     /// What is there is looked at meanwhile. Unless begun `anew`, a part file must be there.
-    pub(super) fn take_up(self: &Arc<Self>, keys: &[SwarmKey], anew: bool) {
+    pub(super) fn take_up(self: &Arc<Self>, keys: &[SwarmKey], anew: bool, begin: Begin) {
         let (transfer, queue) = Transfer::new(keys, &self.stop);
         let mut first = None;
         let mut library = self.library();
         for key in keys {
             let Some(entry) = library.find_mut(*key) else { continue };
-            entry.state = EntryState::Checking;
+            (entry.state, entry.queued) = (EntryState::Checking, begin == Begin::InTurn);
             entry.transfer = Some(transfer.clone());
             first.get_or_insert_with(|| entry.clone());
         }
@@ -94,7 +108,32 @@ impl Core {
         self.changed.notify_waiters();
         let Some(entry) = first else { return };
         let core = self.clone();
-        self.tasks.spawn(async move { core.open_and_start(entry, transfer, queue, anew).await });
+        self.tasks.spawn(async move {
+            let turn = match begin {
+                Begin::Now => Some(None),
+                Begin::InTurn => core.turn(&transfer).await.map(Some),
+            };
+            match turn {
+                Some(turn) => core.open_and_start(entry, transfer, queue, anew, turn).await,
+                // The agent ends, or nobody wants it any more.
+                None => core.let_go(&transfer, None),
+            }
+        });
+    }
+
+    /// Waits for the turn of a download; nothing when it is stopped before.
+    async fn turn(&self, transfer: &Transfer) -> Option<Turn> {
+        let turn = tokio::select! {
+            turn = self.turns.clone().acquire_owned() => turn.ok()?,
+            () = transfer.stop.cancelled() => return None,
+        };
+        let mut library = self.library();
+        for key in transfer.swarms.all() {
+            if let Some(entry) = library.find_mut(key).filter(|entry| entry.is_run_by(transfer)) {
+                entry.queued = false;
+            }
+        }
+        Some(turn)
     }
 
     async fn open_and_start(
@@ -103,6 +142,7 @@ impl Core {
         transfer: Transfer,
         queue: Queue,
         anew: bool,
+        turn: Option<Turn>,
     ) {
         let Home::Part(to) = entry.home.clone() else { return };
         let look = self.looks.begin(Looking {
@@ -122,7 +162,7 @@ impl Core {
         match found {
             Ok(Found::Part(part)) => {
                 let (store, before) = (part.store(), entry.meter.as_deref());
-                let started = self.start_download(&transfer, queue, &store, to, before);
+                let started = self.start_download(&transfer, queue, &store, to, before, turn);
                 match started.is_empty() {
                     true => {
                         blocking(move || drop(part)).await;
@@ -130,7 +170,10 @@ impl Core {
                     }
                     false => part.claim(),
                 }
-                for key in started {
+                let came_back = |key: &SwarmKey| {
+                    self.library().find(*key).is_some_and(|entry| entry.batch.is_none())
+                };
+                for key in started.into_iter().filter(came_back) {
                     self.notify_of(key, |group, name| Notice::Resumed { group, name });
                 }
             }
@@ -209,6 +252,7 @@ impl Core {
         store: &Arc<PieceStore>,
         to: Destination,
         before: Option<&Meter>,
+        turn: Option<Turn>,
     ) -> Vec<SwarmKey> {
         let stored_bytes = stored_bytes(store);
         let meter = Arc::new(Meter::new(stored_bytes));
@@ -220,7 +264,7 @@ impl Core {
             });
         }
         let mut library = self.library();
-        let mut wanted = Vec::new();
+        let (mut wanted, mut begun) = (Vec::new(), Vec::new());
         for key in transfer.swarms.all() {
             let entry = library.find_mut(key).filter(|entry| entry.is_run_by(transfer));
             let Some(entry) = entry.filter(|entry| entry.state == EntryState::Checking) else {
@@ -230,10 +274,14 @@ impl Core {
             entry.store = Some(store.clone());
             entry.meter = Some(meter.clone());
             entry.kept_bytes = stored_bytes;
+            if std::mem::take(&mut entry.fresh) {
+                begun.push(key);
+            }
             let news = Some(transfer.news.clone());
             self.registry.add_swarm(Arc::new(Swarm { key, store: store.clone(), news }));
             wanted.push(key);
         }
+        self.save_of(&library, &begun);
         drop(library);
         if wanted.is_empty() {
             return wanted;
@@ -252,7 +300,7 @@ impl Core {
             seed: fastrand::u64(..),
         };
         let (core, transfer) = (self.clone(), transfer.clone());
-        self.tasks.spawn(async move { core.run_download(download, heard, transfer).await });
+        self.tasks.spawn(async move { core.run_download(download, heard, transfer, turn).await });
         wanted
     }
 
@@ -262,16 +310,21 @@ impl Core {
         download: Download,
         mut reports: mpsc::Receiver<Report>,
         transfer: Transfer,
+        mut turn: Option<Turn>,
     ) {
         let (store, meter) = (download.store.clone(), download.meter.clone());
         for key in transfer.swarms.all() {
             // Without a ticket nobody can be asked; all is taken up once there is one.
             if self.groups().is_proven(key.group) {
-                self.tasks.spawn(self.clone().seek(key));
+                self.crier.put(key, Cry::WANTED);
             }
         }
         let attend = async {
             while let Some(report) = reports.recv().await {
+                if matches!(report, Report::Held(_)) {
+                    // Others may move meanwhile.
+                    drop(turn.take());
+                }
                 self.attend(&transfer, report);
             }
         };
@@ -280,6 +333,7 @@ impl Core {
             () = async { attend.await; std::future::pending().await } => return,
         };
         meter.end();
+        drop(turn);
         if result.is_err() {
             // What is there is kept for a later attempt, which need not look at it again.
             let discard = matches!(result, Err(DownloadError::FalseManifest(_)));
@@ -319,7 +373,7 @@ impl Core {
     fn let_go(&self, transfer: &Transfer, store: Option<&Arc<PieceStore>>) {
         let kept_bytes = store.map(stored_bytes);
         let mut library = self.library();
-        let held = library.entries().into_iter().filter(|(_, entry)| entry.is_run_by(transfer));
+        let held = library.iter().filter(|(_, entry)| entry.is_run_by(transfer));
         let keys: Vec<_> = held.map(|(key, _)| key).collect();
         for key in &keys {
             let Some(entry) = library.find_mut(*key) else { continue };
@@ -353,7 +407,9 @@ impl Core {
                 (entry.state, entry.sight) = (EntryState::Seeding, Sight::Here);
                 (entry.store, entry.transfer) = (Some(store.clone()), None);
                 let (group, name) = (entry.group.clone(), entry.name.clone());
-                notices.push(Notice::Downloaded { group, name, path: path.to_owned() });
+                let (path, of_many) = (path.to_owned(), entry.batch.is_some());
+                notices.push(Notice::Downloaded { group, name, path, of_many });
+                (entry.fresh, entry.queued) = (false, false);
                 true
             });
             keys
@@ -361,6 +417,7 @@ impl Core {
         self.save(&keys);
         transfer.over.cancel();
         notices.into_iter().for_each(|notice| self.notify(notice));
+        self.tell_batches(&keys);
         self.changed.notify_waiters();
         for key in keys {
             self.registry.tell_again(key);
@@ -372,12 +429,14 @@ impl Core {
     fn attend(self: &Arc<Self>, transfer: &Transfer, report: Report) {
         for key in transfer.swarms.all() {
             let entry = self.library().find(key).filter(|entry| entry.is_fetched()).cloned();
-            let Some(Entry { group, name, .. }) = entry else { continue };
+            let Some(Entry { group, name, batch, .. }) = entry else { continue };
+            let is_news = |is_held| batch.as_ref().is_none_or(|batch| batch.held(is_held));
             match &report {
-                Report::PeersWanted => {
-                    let core = self.clone();
-                    self.tasks.spawn(async move { core.find_peers(key).await });
+                Report::PeersWanted => _ = self.crier.put(key, Cry::PEERS),
+                Report::Held(hold) if !is_news(true) => {
+                    tracing::debug!(%group, %name, %hold, "does not move, as others");
                 }
+                Report::Moves if !is_news(false) => {}
                 Report::Held(hold) => {
                     self.notify(Notice::Held { group, name, hold: hold.clone() });
                 }
@@ -419,8 +478,37 @@ impl Core {
         drop(library);
         self.save(&keys);
         notices.into_iter().for_each(|notice| self.notify(notice));
+        self.tell_batches(&keys);
         self.changed.notify_waiters();
         keys
+    }
+
+    /// Tells of those who were asked for together with these that all are over, where that is so.
+    fn tell_batches(&self, keys: &[SwarmKey]) {
+        let notices: Vec<_> = {
+            let library = self.library();
+            let batches = keys.iter().filter_map(|key| library.find(*key)?.batch.clone());
+            let mut batches: Vec<Arc<Batch>> = batches.collect();
+            batches.dedup_by(|one, other| Arc::ptr_eq(one, other));
+            let is_of = |entry: &Entry, batch: &Arc<Batch>| {
+                entry.batch.as_ref().is_some_and(|own| Arc::ptr_eq(own, batch))
+            };
+            batches.retain(|batch| {
+                !library.any(|_, entry| entry.state.is_under_way() && is_of(entry, batch))
+            });
+            let notice = |batch: Arc<Batch>| {
+                let own = || library.iter().filter(|(_, entry)| is_of(entry, &batch));
+                let failed = |entry: &Entry| matches!(entry.state, EntryState::Failed(_));
+                Notice::DownloadedMany {
+                    files: own().filter(|(_, entry)| entry.state == EntryState::Seeding).count(),
+                    failed: own().filter(|(_, entry)| failed(entry)).count(),
+                    group: batch.group.clone(),
+                    path: batch.directory.clone(),
+                }
+            };
+            batches.into_iter().map(notice).collect()
+        };
+        notices.into_iter().for_each(|notice| self.notify(notice));
     }
 
     /// The place of a download cannot be used. Where that may change by itself, it is tried again as

@@ -4,6 +4,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
 use super::agent::{Agent, request_id};
 use super::core::blocking;
 use super::error::AgentError;
@@ -14,6 +17,7 @@ use super::report::{Notice, Shared};
 use crate::clock;
 use crate::error_code::ErrorCode;
 use crate::id::GroupId;
+use crate::limits;
 use crate::manifest::{ContentId, Manifest};
 use crate::metainfo::Metainfo;
 use crate::name::{FileName, GroupName, Selector, UserName};
@@ -55,6 +59,62 @@ impl Agent {
         name: Option<FileName>,
         metafile: MetafileTo,
     ) -> Result<Shared, AgentError> {
+        // A refusal comes before an hour of hashing, not after.
+        let id = self.core.ticket(&group).await?;
+        let (meta, path, stamp) = self.hashed(path, group, name).await?;
+        // Listed and not served, or half written, it helps nobody.
+        let agent = self.clone();
+        let publishing = async move { agent.publish(id, meta, path, stamp, metafile).await };
+        self.core.to_the_end(publishing).await
+    }
+
+    /// Shares several files in one group, each as [`Agent::share`] does: they are hashed one after the
+    /// other and listed side by side, and what goes wrong with one keeps no other from being shared.
+    ///
+    /// # Errors
+    /// [`AgentError`] when nothing can be shared in the group.
+    pub async fn share_many(
+        &self,
+        paths: &[PathBuf],
+        group: GroupName,
+        metafile: &MetafileTo,
+    ) -> Result<Vec<Result<Shared, AgentError>>, AgentError> {
+        let id = self.core.ticket(&group).await?;
+        let turns = Arc::new(Semaphore::new(limits::MAX_UNFINISHED_SHARES));
+        let mut listing = JoinSet::new();
+        let mut all: Vec<_> = paths.iter().map(|_| None).collect();
+        for (number, path) in paths.iter().enumerate() {
+            let turn = turns.clone().acquire_owned().await;
+            let (meta, path, stamp) = match self.hashed(path, group.clone(), None).await {
+                Ok(hashed) => hashed,
+                Err(error) => {
+                    all[number] = Some(Err(error));
+                    continue;
+                }
+            };
+            let (agent, to) = (self.clone(), metafile.clone());
+            let publishing = async move { agent.publish(id, meta, path, stamp, to).await };
+            let core = self.core.clone();
+            listing.spawn(async move {
+                let shared = core.to_the_end(publishing).await;
+                drop(turn);
+                (number, shared)
+            });
+        }
+        while let Some(listed) = listing.join_next().await {
+            let (number, shared) = listed.map_err(|_| AgentError::BadAnswer)?;
+            all[number] = Some(shared);
+        }
+        Ok(all.into_iter().map(|one| one.unwrap_or(Err(AgentError::BadAnswer))).collect())
+    }
+
+    /// Hashes a file that is to be shared.
+    async fn hashed(
+        &self,
+        path: &Path,
+        group: GroupName,
+        name: Option<FileName>,
+    ) -> Result<(Metainfo, PathBuf, Stamp), AgentError> {
         let (given, error_path) = (path.to_owned(), path.to_owned());
         let found = move || Ok((given.canonicalize()?, fs::metadata(&given)?.len()));
         let file_error = |error| AgentError::File { path: error_path, error };
@@ -64,8 +124,6 @@ impl Agent {
             None => FileName::from_path(&path)
                 .map_err(|error| AgentError::Name { path: path.clone(), error })?,
         };
-        // A refusal comes before an hour of hashing, not after.
-        let id = self.core.ticket(&group).await?;
         let look = self.core.looks.begin(Looking {
             kind: LookingKind::Hashing,
             group: group.clone(),
@@ -77,11 +135,7 @@ impl Agent {
         let (manifest, stamp) = self.hash(&path, look.note()).await?;
         drop(look);
         let trackers = self.core.line.places().into_iter().map(|(_, link)| link).collect();
-        let meta = Metainfo { trackers, group, name, manifest };
-        // Listed and not served, or half written, it helps nobody.
-        let agent = self.clone();
-        let publishing = async move { agent.publish(id, meta, path, stamp, metafile).await };
-        self.core.to_the_end(publishing).await
+        Ok((Metainfo { trackers, group, name, manifest }, path, stamp))
     }
 
     /// Lists a file that was hashed, and serves it.
@@ -345,6 +399,9 @@ impl Agent {
             told: false,
             asked: true,
             waits: None,
+            fresh: false,
+            queued: false,
+            batch: None,
             transfer: None,
         };
         let number = library.add(key, entry.clone());

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use super::core::{Core, blocking};
 use super::library::{Entry, EntryState, Home, Sight};
 use super::report::Notice;
+use super::running::Begin;
 use crate::id::GroupId;
 use crate::manifest::ContentId;
 use crate::swarm::session::{Swarm, SwarmKey};
@@ -45,13 +46,14 @@ impl Core {
     /// Looks at whole files; tells of those that are not what they were, and serves those that are.
     pub(super) async fn look_at_files(self: &Arc<Self>, which: impl Fn(SwarmKey, &Entry) -> bool) {
         let mut by_directory: BTreeMap<PathBuf, Vec<Watched>> = BTreeMap::new();
-        for (key, entry) in self.library().entries() {
-            let Home::File { path, stamp } = entry.home.clone() else { continue };
-            if entry.state != EntryState::Seeding || !which(key, &entry) {
+        for (key, entry) in self.library().iter() {
+            let Home::File { path, stamp } = &entry.home else { continue };
+            if entry.state != EntryState::Seeding || !which(key, entry) {
                 continue;
             }
+            let (path, stamp) = (path.clone(), *stamp);
             let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
-            let store = entry.store;
+            let store = entry.store.clone();
             by_directory.entry(directory).or_default().push(Watched { key, path, stamp, store });
         }
         let mut looks = Vec::new();
@@ -76,7 +78,7 @@ impl Core {
     /// mounted again. Waits for no disk.
     pub(super) fn look_for_parts(self: &Arc<Self>) {
         let mut by_directory: BTreeMap<PathBuf, Vec<(SwarmKey, PathBuf)>> = BTreeMap::new();
-        for (key, entry) in self.library().entries().into_iter().filter(|(_, e)| waits(e)) {
+        for (key, entry) in self.library().entries_where(|_, entry| waits(entry)) {
             let path = entry.path();
             let directory = path.parent().unwrap_or(Path::new("/")).to_owned();
             by_directory.entry(directory).or_default().push((key, path));
@@ -103,7 +105,7 @@ impl Core {
             keys
         };
         if !keys.is_empty() {
-            self.take_up(&keys, false);
+            self.take_up(&keys, false, Begin::Now);
         }
     }
 

@@ -4,7 +4,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::limits::{IDLE_BUFFERS, PIECE_LEN};
+use crate::limits::PIECE_LEN;
+
+/// Buffers kept for later when they are not needed: 16 MiB.
+const IDLE_BUFFERS: usize = 32;
 
 /// Where buffers come from and go back to.
 #[derive(Clone, Debug, Default)]

@@ -18,13 +18,20 @@ use super::chunks::Chunks;
 use super::event::PeerKey;
 use super::storage::{PieceStore, Recovered, StorageError, WriteError, Written};
 use crate::clock;
-use crate::limits::{CHECKPOINT_BYTES, WAITING_PART};
 use crate::name::{FileName, UserName};
 use crate::peer_id::PeerId;
 use crate::piece::PieceIndex;
 
 /// What was written is brought to the disk, and then claimed, this often.
 const CHECKPOINT: Duration = Duration::from_secs(5);
+
+/// Or after so many bytes, if that is sooner: what is left for the end takes a fast disk a twentieth of a
+/// second.
+const CHECKPOINT_BYTES: u64 = 128 * 1024 * 1024;
+
+/// Of the bytes a download may have in flight, this part may wait in memory for the pieces before
+/// them, to be hashed as a whole; what came even earlier is read back.
+const WAITING_PART: u64 = 4;
 
 /// With so many pieces waiting for the one that is being hashed in order, other cores help.
 const BACKLOG: usize = 16;

@@ -218,6 +218,11 @@ impl Meter {
         counts.progress.clone()
     }
 
+    /// Bytes verified and stored, those of an earlier attempt included.
+    pub fn stored_bytes(&self) -> u64 {
+        self.lock().progress.stored_bytes
+    }
+
     /// Changes what is counted.
     pub fn change(&self, change: impl FnOnce(&mut Progress)) {
         let mut counts = self.lock();

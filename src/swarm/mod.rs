@@ -64,9 +64,9 @@ mod scheduler_random_tests;
 #[cfg(test)]
 mod memory_disk;
 #[cfg(test)]
-mod storage_tests;
-#[cfg(test)]
 mod storage_faults;
+#[cfg(test)]
+mod storage_tests;
 #[cfg(test)]
 mod recovery_tests;
 #[cfg(test)]

@@ -448,12 +448,16 @@ impl Part {
             }
             at = range.end;
         }
-        let zeros = vec![0; PIECE_LEN as usize];
-        let whole = hash::sha1(&zeros);
+        // All pieces but the last have one length.
+        let mut of_zeros = None;
         for piece in layout.pieces() {
-            let len = layout.len(piece) as usize;
-            let of_zeros = if len == zeros.len() { whole } else { hash::sha1(&zeros[..len]) };
-            if manifest.piece(piece).sha1 == of_zeros {
+            let len = layout.len(piece);
+            let sha1 = match of_zeros {
+                Some((of, sha1)) if of == len => sha1,
+                _ => hash::sha1(&vec![0; len as usize]),
+            };
+            of_zeros = Some((len, sha1));
+            if manifest.piece(piece).sha1 == sha1 {
                 candidates.insert(piece);
             }
         }

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use serde::{Deserialize, Serialize};
 use zeroize::{Zeroize, ZeroizeOnDrop};
 
+use super::refusal::Refusal;
 use crate::clock::UnixMillis;
 use crate::id::{GroupId, OpId, RequestId};
 use crate::manifest::ContentId;
@@ -163,24 +164,24 @@ pub enum Request {
         pattern: String,
         /// What it is.
         matching: Matching,
+        /// Only those of this group.
+        group: Option<GroupName>,
         /// The last row seen.
         after: Option<FileCursor>,
     },
-    /// Which content a selector means.
-    FindFile {
+    /// Which contents selectors mean.
+    FindFiles {
         /// The group.
         group: GroupName,
-        /// The file.
-        file: Selector,
+        /// The files.
+        files: Vec<Selector>,
     },
-    /// One hash page of a listed file.
-    Page {
+    /// Hash pages of listed files.
+    Pages {
         /// The group.
         group: GroupName,
-        /// Which content.
-        content: ContentId,
-        /// Which page.
-        page: u32,
+        /// Which pages of which contents.
+        pages: Vec<(ContentId, u32)>,
     },
     /// This device holds these contents, wholly (`true`) or in part.
     Announce {
@@ -196,12 +197,12 @@ pub enum Request {
         /// What it held.
         contents: Vec<ContentId>,
     },
-    /// Who is online with a content.
+    /// Who is online with contents.
     Peers {
         /// The group.
         group: GroupName,
-        /// Which content.
-        content: ContentId,
+        /// Which contents.
+        contents: Vec<ContentId>,
     },
     /// A ticket for one's membership in a group.
     Ticket {
@@ -306,8 +307,8 @@ impl Request {
             | Self::PutPage { .. }
             | Self::ListFiles { .. }
             | Self::Search { .. }
-            | Self::FindFile { .. }
-            | Self::Page { .. }
+            | Self::FindFiles { .. }
+            | Self::Pages { .. }
             | Self::Announce { .. }
             | Self::Withdraw { .. }
             | Self::Peers { .. }
@@ -337,8 +338,8 @@ impl Request {
             Self::StopShare { .. } => "stop-share",
             Self::ListFiles { .. } => "list-files",
             Self::Search { .. } => "search",
-            Self::FindFile { .. } => "find-file",
-            Self::Page { .. } => "page",
+            Self::FindFiles { .. } => "find-files",
+            Self::Pages { .. } => "pages",
             Self::Announce { .. } => "announce",
             Self::Withdraw { .. } => "withdraw",
             Self::Peers { .. } => "peers",
@@ -366,6 +367,8 @@ pub enum Matching {
     Prefix,
     /// A regular expression that matches somewhere in the name.
     Regex,
+    /// The whole name, where `*` stands for any characters and `?` for any one.
+    Glob,
 }
 
 /// A group in a list.
@@ -579,17 +582,20 @@ pub enum Reply {
         /// Whether rows follow.
         more: bool,
     },
-    /// What a selector meant.
-    File(FoundFile),
-    /// Bytes of a hash page.
-    Page {
-        /// The bytes.
-        bytes: Vec<u8>,
+    /// What selectors meant: of the first of those asked for, as many as fit.
+    Found {
+        /// For each, in their order.
+        files: Vec<Result<FoundFile, Refusal>>,
     },
-    /// Who holds a content.
+    /// Hash pages: of the first of those asked for, as many as fit.
+    Pages {
+        /// The bytes of each, in their order; nothing of one that is not here.
+        pages: Vec<Option<Vec<u8>>>,
+    },
+    /// Who holds contents: of the first of those asked for, as many as fit.
     Peers {
-        /// A bounded sample.
-        peers: Vec<PeerRecord>,
+        /// For each, in their order, a bounded sample.
+        holders: Vec<Vec<PeerRecord>>,
     },
     /// A signed ticket.
     Ticket {
@@ -624,7 +630,6 @@ mod tests {
     use super::*;
     use crate::id::{MembershipId, OriginId};
     use crate::tracker::push::Push;
-    use crate::tracker::refusal::Refusal;
     use crate::wire::testing::round_trip;
     use proptest::prelude::*;
 
@@ -648,16 +653,23 @@ mod tests {
         let op = OpId { origin: OriginId([6; 16]), seq: 300 };
         let written = Written { op, siblings: 2, having: 1, provisional: true };
         round_trip(&Ok::<_, Refusal>(Answer { reply: Reply::Done, written: Some(written) }));
-        round_trip(&Reply::Peers {
-            peers: vec![PeerRecord {
-                peer_id: PeerId([1; 32]),
-                user: "bob".parse().expect("name"),
-                addresses: vec!["[::1]:3".parse().expect("address")],
-                complete: false,
-                own: true,
-                doubtful: false,
-            }],
-        });
+        let peer = PeerRecord {
+            peer_id: PeerId([1; 32]),
+            user: "bob".parse().expect("name"),
+            addresses: vec!["[::1]:3".parse().expect("address")],
+            complete: false,
+            own: true,
+            doubtful: false,
+        };
+        round_trip(&Reply::Peers { holders: vec![vec![peer], Vec::new()] });
+        round_trip(&Reply::Pages { pages: vec![Some(vec![7; 3]), None] });
+        let found = FoundFile {
+            group: GroupId([9; 16]),
+            name: "a b".parse().expect("name"),
+            head: vec![8; 5],
+            sharer: "bob".parse().expect("name"),
+        };
+        round_trip(&Reply::Found { files: vec![Ok(found), Err(Refusal::NotAMember(group()))] });
         round_trip(&Push::Revoked {
             memberships: vec![MembershipId([4; 16])],
             devices: vec![(PeerId([5; 32]), UnixMillis(6))],
@@ -670,6 +682,25 @@ mod tests {
         let hex = hex::encode(crate::wire::encode(&request));
         // Variant 6, sixteen id bytes, a name of three bytes.
         assert_eq!(hex, format!("06{}036c6162", "07".repeat(16)));
+        let (content, id) = (ContentId([1; 32]), "01".repeat(32));
+        let hex = |request: &Request| hex::encode(crate::wire::encode(request));
+        let files = vec!["a".parse().expect("a selector")];
+        // Variant 17, the name, one selector: variant 0, a name of one byte.
+        assert_eq!(hex(&Request::FindFiles { group: group(), files }), "11036c616201000161");
+        // Variant 18, the name, one content and its page 300.
+        let pages = Request::Pages { group: group(), pages: vec![(content, 300)] };
+        assert_eq!(hex(&pages), format!("12036c616201{id}ac02"));
+        // Variant 21, the name, two contents.
+        let peers = Request::Peers { group: group(), contents: vec![content; 2] };
+        assert_eq!(hex(&peers), format!("15036c616202{id}{id}"));
+        let search = Request::Search {
+            pattern: "*".into(),
+            matching: Matching::Glob,
+            group: Some(group()),
+            after: None,
+        };
+        // Variant 16, a pattern of one byte, variant 3, a name, nothing.
+        assert_eq!(hex(&search), "10012a0301036c616200");
         let address = |text: &str| {
             hex::encode(crate::wire::encode(&text.parse::<SocketAddr>().expect("address")))
         };

@@ -39,6 +39,7 @@ pub mod throttle;
 pub mod password;
 pub mod rosters;
 pub mod session;
+mod finding;
 mod login;
 pub mod sync_session;
 pub mod sync;

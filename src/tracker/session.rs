@@ -9,20 +9,19 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use regex::RegexBuilder;
 use tokio::sync::Semaphore;
 
 use super::command::{Actor, Command, Outcome};
 use super::counters::{Counters, Limit};
 use super::links::{Links, Reserved};
-use super::message::{Answer, FileCursor, Matching, Reply, Request, TrackerRow, Written};
+use super::message::{Answer, Reply, Request, TrackerRow, Written};
 use super::password::Passwords;
 use super::presence::Presence;
 use super::refusal::Refusal;
 use super::reservations::WantedName;
 use super::rosters::Rosters;
 use super::seats::ConnectionNumber;
-use super::state::{PUBLIC, State};
+use super::state::State;
 use super::store::Store;
 use super::throttle::{ConnectionThrottle, Throttle};
 use super::view::{self, Live};
@@ -267,25 +266,21 @@ impl ClientSession {
             Request::Unlist { request_id, group, file } => {
                 self.change(request_id, Command::Unlist { group, file }).await
             }
-            Request::Search { pattern, matching, after } => {
-                self.search(&pattern, matching, after).await
+            Request::Search { pattern, matching, group, after } => {
+                self.search(&pattern, matching, group, after).await
             }
-            Request::Page { group, content, page } => self.page(&group, content, page).await,
+            Request::FindFiles { group, files } => self.find_files(&group, &files),
+            Request::Pages { group, pages } => self.pages(&group, pages).await,
             Request::Announce { group, contents } => self.announce(&group, contents),
             Request::Withdraw { group, contents } => {
-                check_batch(contents.len())?;
+                check_batch(contents.len(), limits::MAX_ANNOUNCE_BATCH)?;
                 let id = self.own_group(&group)?;
                 for content in contents {
                     self.shared.presence.withdraw(self.number, id, content);
                 }
                 Ok(Reply::Done)
             }
-            Request::Peers { group, content } => {
-                let id = self.own_group(&group)?;
-                let mut rng = fastrand::Rng::new();
-                let peers = self.shared.presence.sample(id, content, self.number, &mut rng);
-                Ok(Reply::Peers { peers })
-            }
+            Request::Peers { group, contents } => self.peers(&group, &contents),
             Request::Ticket { group } => self.ticket(&group),
             Request::Trackers { op } => {
                 Ok(Reply::Trackers { rows: tracker_rows(&self.shared, op) })
@@ -320,10 +315,6 @@ impl ClientSession {
                     live(presence, |live| view::files(state, one, after.as_ref(), |_| true, live));
                 Reply::Files { rows, more }
             }
-            Request::FindFile { group, file } => {
-                let id = view::group_of_member(state, &group, user)?;
-                Reply::File(view::find_file(state, id, &group, &file)?)
-            }
             Request::ListDevices => {
                 let online = presence.devices(user);
                 let rows = view::devices(state, user, |device| online.contains(&device));
@@ -343,7 +334,7 @@ impl ClientSession {
 
     /// The user logged in, if this device is still enrolled: presence may be a moment behind what
     /// was revoked.
-    fn enrolled(&self, state: &State) -> Result<UserId, Refusal> {
+    pub(super) fn enrolled(&self, state: &State) -> Result<UserId, Refusal> {
         let user = self.user()?;
         match state.user_of(self.device) {
             Some(enrolled) if enrolled == user => Ok(user),
@@ -352,7 +343,7 @@ impl ClientSession {
     }
 
     /// The id of a group the user is a member of.
-    fn own_group(&self, group: &GroupName) -> Result<GroupId, Refusal> {
+    pub(super) fn own_group(&self, group: &GroupName) -> Result<GroupId, Refusal> {
         self.read(|state, user| view::group_of_member(state, group, user))
     }
 
@@ -479,35 +470,12 @@ impl ClientSession {
         put.map(|()| Reply::Done)
     }
 
-    async fn page(
-        &self,
-        group: &GroupName,
-        content: ContentId,
-        page: u32,
-    ) -> Result<Reply, Refusal> {
-        let missing = || Refusal::NoSuchFile {
-            file: format!("page {page} of id:{content}"),
-            group: group.clone(),
-        };
-        let hash = self.read(|state, user| {
-            let id = view::group_of_member(state, group, user)?;
-            let head = state.head(id, content).ok_or_else(missing)?;
-            head.page_hashes().get(page as usize).copied().ok_or_else(missing)
-        })?;
-        let bytes = match self.shared.store.page(hash).await? {
-            Some(bytes) => bytes,
-            // Shared a moment ago on another tracker.
-            None => self.shared.links.fetch_page(hash).await.ok_or_else(missing)?,
-        };
-        Ok(Reply::Page { bytes })
-    }
-
     fn announce(
         &self,
         group: &GroupName,
         contents: Vec<(ContentId, bool)>,
     ) -> Result<Reply, Refusal> {
-        check_batch(contents.len())?;
+        check_batch(contents.len(), limits::MAX_ANNOUNCE_BATCH)?;
         let (id, listed) = self.read(|state, user| {
             let id = view::group_of_member(state, group, user)?;
             let listed = |content: &ContentId| state.head(id, *content).is_some();
@@ -533,51 +501,6 @@ impl ClientSession {
         Ok(Reply::Done)
     }
 
-    async fn search(
-        self: &Arc<Self>,
-        pattern: &str,
-        matching: Matching,
-        after: Option<FileCursor>,
-    ) -> Result<Reply, Refusal> {
-        self.user()?;
-        if pattern.len() > limits::MAX_PATTERN_LEN {
-            let max = limits::MAX_PATTERN_LEN as u64;
-            return Err(Refusal::Limit { what: "bytes of a search pattern".into(), max });
-        }
-        let pattern = match matching {
-            Matching::Contains => regex::escape(pattern),
-            Matching::Prefix => format!("^{}", regex::escape(pattern)),
-            Matching::Regex => pattern.to_owned(),
-        };
-        let _place = self.shared.search_queue.try_acquire().map_err(|_| Refusal::Busy)?;
-        let permit = self.shared.searches.acquire().await.map_err(|_| Refusal::Internal)?;
-        // Off the threads that carry the traffic: it reads all names of the user's groups.
-        let client = self.clone();
-        let search = tokio::task::spawn_blocking(move || -> Result<_, Refusal> {
-            let wanted = RegexBuilder::new(&pattern)
-                .case_insensitive(true)
-                .size_limit(limits::PATTERN_SIZE)
-                .dfa_size_limit(limits::PATTERN_SIZE)
-                .build()
-                .map_err(|error| Refusal::BadPattern(one_line(&error.to_string())))?;
-            let shared = &client.shared;
-            shared.store.read(|state| {
-                let user = client.enrolled(state)?;
-                let mine = state.user_index(user).into_iter().flat_map(|user| &user.groups);
-                let mut groups: Vec<_> = mine.map(|(group, _)| *group).chain([PUBLIC]).collect();
-                groups.retain(|group| state.member(*group, user).is_some());
-                groups.dedup();
-                Ok(live(&shared.presence, |live| {
-                    let wanted = |name: &str| wanted.is_match(name);
-                    view::files(state, groups.into_iter(), after.as_ref(), wanted, live)
-                }))
-            })
-        });
-        let (rows, more) = search.await.map_err(|_| Refusal::Internal)??;
-        drop(permit);
-        Ok(Reply::Files { rows, more })
-    }
-
     /// Lets go of the pages of shares that were not finished.
     pub async fn drop_unfinished(&self) {
         let all: Vec<_> = self.lock_unfinished().drain().map(|(_, share)| share).collect();
@@ -592,7 +515,7 @@ impl ClientSession {
 }
 
 /// What views are told of who is online.
-fn live<R>(presence: &Presence, view: impl FnOnce(Live<'_>) -> R) -> R {
+pub(super) fn live<R>(presence: &Presence, view: impl FnOnce(Live<'_>) -> R) -> R {
     view(Live {
         holders: &|group, content| presence.holders(group, content),
         online: &|user| presence.is_online(user),
@@ -600,16 +523,9 @@ fn live<R>(presence: &Presence, view: impl FnOnce(Live<'_>) -> R) -> R {
     })
 }
 
-fn check_batch(count: usize) -> Result<(), Refusal> {
-    if count <= limits::MAX_ANNOUNCE_BATCH {
-        return Ok(());
+pub(super) fn check_batch(count: usize, most: usize) -> Result<(), Refusal> {
+    match count <= most {
+        true => Ok(()),
+        false => Err(Refusal::Limit { what: "contents at once".into(), max: most as u64 }),
     }
-    let max = limits::MAX_ANNOUNCE_BATCH as u64;
-    Err(Refusal::Limit { what: "contents at once".into(), max })
-}
-
-/// The last line says what is wrong; those before draw it.
-fn one_line(text: &str) -> String {
-    let last = text.lines().rev().find(|line| !line.trim().is_empty()).unwrap_or(text);
-    last.trim().trim_start_matches("error: ").to_owned()
 }

@@ -137,7 +137,7 @@ const HOMES: &[(&str, &str)] = &[
     ("hyper::", "tracker/metrics.rs"),
     ("hyper_util::", "tracker/metrics.rs"),
     ("http_body_util::", "tracker/metrics.rs"),
-    ("regex::", "tracker/session.rs"),
+    ("regex::", "tracker/finding.rs"),
     ("toml::", "metainfo.rs cli/config_file.rs"),
     ("etcetera::", "cli/config.rs"),
     ("postcard::", "wire.rs"),

@@ -560,8 +560,8 @@ impl Line {
     /// Who holds the small file of that name.
     pub async fn peers(&self, group: &GroupName, name: &str) -> Vec<PeerRecord> {
         let content = small(name).content_id();
-        match self.granted(Request::Peers { group: group.clone(), content }).await {
-            Reply::Peers { peers } => peers,
+        match self.granted(Request::Peers { group: group.clone(), contents: vec![content] }).await {
+            Reply::Peers { mut holders } => holders.remove(0),
             other => panic!("{other:?}"),
         }
     }

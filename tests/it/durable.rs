@@ -646,8 +646,10 @@ impl Client {
             let (content, page) = (manifest.content_id(), 0);
             assert_eq!(row.content, content);
             assert_eq!(row.sharer_count as usize, row.sharers.len());
-            let kept = self.ask(&Request::Page { group: group.clone(), content, page }).await;
-            assert_eq!(kept, Ok(Reply::Page { bytes: manifest.page(0) }));
+            let kept = self
+                .ask(&Request::Pages { group: group.clone(), pages: vec![(content, page)] })
+                .await;
+            assert_eq!(kept, Ok(Reply::Pages { pages: vec![Some(manifest.page(0))] }));
             lines.push((row.name, row.sharers));
         }
         lines

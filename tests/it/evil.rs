@@ -264,9 +264,9 @@ async fn a_tracker_grants_nothing_that_is_not_ones_own() {
     let everything = || {
         [
             Request::ListFiles { group: group(), after: None },
-            Request::FindFile { group: group(), file: Selector::Id(content.into()) },
-            Request::Page { group: group(), content, page: 0 },
-            Request::Peers { group: group(), content },
+            Request::FindFiles { group: group(), files: vec![Selector::Id(content.into())] },
+            Request::Pages { group: group(), pages: vec![(content, 0)] },
+            Request::Peers { group: group(), contents: vec![content] },
             Request::Ticket { group: group() },
             Request::Announce { group: group(), contents: vec![(content, true)] },
             Request::ListMembers { group: group(), after: None },
@@ -330,8 +330,16 @@ async fn a_tracker_grants_nothing_that_is_not_ones_own() {
     // A page nobody asked for, a page number beyond the last.
     let put = Request::PutPage { content, page: 0, bytes: manifest.page(0) };
     assert_eq!(code(put).await, "no-such-share");
-    let beyond = Request::Page { group: group(), content, page: 1 };
-    assert_eq!(code(beyond).await, "no-such-file");
+    let beyond = Request::Pages { group: group(), pages: vec![(content, 1)] };
+    let pages = line.call(&beyond).await.expect("a member's question");
+    assert_eq!(pages, Reply::Pages { pages: vec![None] });
+    let most = mtq::limits::MAX_FIND_BATCH;
+    let too_many = Request::Pages { group: group(), pages: vec![(content, 0); most + 1] };
+    assert_eq!(code(too_many).await, "limit");
+    let too_many = Request::Peers { group: group(), contents: vec![content; most + 1] };
+    assert_eq!(code(too_many).await, "limit");
+    let files = vec![Selector::Id(content.into()); most + 1];
+    assert_eq!(code(Request::FindFiles { group: group(), files }).await, "limit");
     net.end([alice]).await;
 }
 

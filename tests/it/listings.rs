@@ -42,7 +42,8 @@ pub async fn list(line: &TrackerConnection, name: &str, number: u32) -> ContentI
 }
 
 async fn search(line: &TrackerConnection, pattern: &str, matching: Matching) -> Vec<String> {
-    let request = Request::Search { pattern: pattern.to_owned(), matching, after: None };
+    let request =
+        Request::Search { pattern: pattern.to_owned(), matching, group: None, after: None };
     let Reply::Files { rows, .. } = granted(line, request).await else { panic!("no files") };
     rows.into_iter().map(|row| row.name.to_string()).collect()
 }
@@ -64,10 +65,24 @@ async fn search_by_part_beginning_and_expression() {
     assert_eq!(search(&line, "genome", Matching::Prefix).await, all[..2]);
     assert_eq!(search(&line, "(genome)", Matching::Contains).await, all[2..]);
     assert_eq!(search(&line, r"^genome-\d+\.fa$", Matching::Regex).await, all[..2]);
+    assert_eq!(search(&line, "GENOME-0?.*", Matching::Glob).await, all[..2]);
+    assert!(search(&line, "genome", Matching::Glob).await.is_empty(), "not the whole name");
     assert!(search(&line, "nothing", Matching::Contains).await.is_empty());
+    let elsewhere = |group: &str| Request::Search {
+        pattern: "*".to_owned(),
+        matching: Matching::Glob,
+        group: Some(group.parse().expect("a name")),
+        after: None,
+    };
+    let Reply::Files { rows, more: false } = granted(&line, elsewhere("public")).await else {
+        panic!("no files")
+    };
+    assert!(rows.is_empty(), "{rows:?}");
+    assert_eq!(refused(&line, elsewhere("strangers")).await, "no-such-group");
     let bad = |pattern: &str| Request::Search {
         pattern: pattern.to_owned(),
         matching: Matching::Regex,
+        group: None,
         after: None,
     };
     assert_eq!(refused(&line, bad("(unclosed")).await, "bad-pattern");
@@ -119,10 +134,16 @@ async fn long_lists_come_in_pages_and_nothing_is_missing_or_twice() {
     let names: Vec<_> = rows.iter().map(|row| row.name.to_string()).collect();
     assert_eq!(names, expected);
     let file: Selector = "file 0003".parse().expect("a selector");
-    let find = |file: Selector| Request::FindFile { group: group(), file };
-    assert_eq!(refused(&line, find(file.clone())).await, "ambiguous");
+    let find = |file: Selector| Request::FindFiles { group: group(), files: vec![file] };
+    let Reply::Found { files } = granted(&line, find(file.clone())).await else {
+        panic!("nothing found")
+    };
+    assert_eq!(files[0].as_ref().expect_err("of two").code(), "ambiguous");
     let content = rows.iter().find(|row| row.name.as_str() == "file 0003").expect("it").content;
-    granted(&line, find(Selector::Id(content.into()))).await;
+    let Reply::Found { files } = granted(&line, find(Selector::Id(content.into()))).await else {
+        panic!("nothing found")
+    };
+    assert!(files[0].is_ok(), "{files:?}");
     let stop = Request::StopShare { request_id: request_id(), group: group(), file };
     assert_eq!(refused(&line, stop).await, "ambiguous");
     net.end([]).await;
@@ -331,8 +352,9 @@ async fn whoever_is_over_the_quota_takes_no_pages_of_others_along() {
     assert!([new, known].contains(&"limit"), "{new}, {known}");
     // Hers is there, for everybody, and for as long as she shares it.
     for line in [&alice, &eve] {
-        let request = Request::Page { group: group(), content: hers, page: 0 };
-        assert_eq!(granted(line, request).await, Reply::Page { bytes: her_page.clone() });
+        let request = Request::Pages { group: group(), pages: vec![(hers, 0), (hers, 1)] };
+        let pages = vec![Some(her_page.clone()), None];
+        assert_eq!(granted(line, request).await, Reply::Pages { pages });
     }
     net.end([]).await;
 }

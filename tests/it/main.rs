@@ -7,6 +7,7 @@ mod raw_peer;
 mod transfer;
 mod errors;
 mod one_shot;
+mod many;
 mod offline;
 mod crash;
 mod durable;

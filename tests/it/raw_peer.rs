@@ -25,8 +25,12 @@ pub async fn ticket(line: &TrackerConnection) -> (GroupId, Vec<u8>) {
 
 /// The address and peer id of the one peer that holds a content.
 pub async fn peer_of(line: &TrackerConnection, content: ContentId) -> (PeerId, SocketAddr) {
-    match line.call(&Request::Peers { group: group(), content }).await.expect("peers") {
-        Reply::Peers { peers } => (peers[0].peer_id, peers[0].addresses[0]),
+    match line
+        .call(&Request::Peers { group: group(), contents: vec![content] })
+        .await
+        .expect("peers")
+    {
+        Reply::Peers { holders } => (holders[0][0].peer_id, holders[0][0].addresses[0]),
         other => panic!("{other:?}"),
     }
 }

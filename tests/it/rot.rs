@@ -22,9 +22,9 @@ async fn address_of(
     content: mtq::manifest::ContentId,
     agent: &Agent,
 ) -> std::net::SocketAddr {
-    let asked = line.call(&Request::Peers { group: group(), content }).await;
-    let Ok(Reply::Peers { peers }) = asked else { panic!("{asked:?}") };
-    let found = peers.iter().find(|peer| peer.peer_id == agent.peer_id());
+    let asked = line.call(&Request::Peers { group: group(), contents: vec![content] }).await;
+    let Ok(Reply::Peers { holders }) = asked else { panic!("{asked:?}") };
+    let found = holders[0].iter().find(|peer| peer.peer_id == agent.peer_id());
     found.expect("the agent announced itself").addresses[0]
 }
 

@@ -385,8 +385,9 @@ pub const LOOKERS: usize = 8;
 pub const TRACKER_STREAMS: u32 = 64;
 
 /// Piece requests a peer may have open on one connection. The same number bounds our pipeline to
-/// one peer: 32 × 512 KiB = 16 MiB fills 1 Gbit/s at 130 ms.
-pub const PEER_STREAMS: u32 = 32;
+/// one peer: 128 × 512 KiB = 64 MiB are half as much again as 1 Gbit/s holds at 350 ms. Most paths take a
+/// fraction of it, and the pipeline follows the path.
+pub const PEER_STREAMS: u32 = 128;
 
 /// Room kept above the piece bytes in both windows, so that control frames are never blocked by
 /// bulk whatever their priority.
@@ -396,12 +397,14 @@ pub const WINDOW_HEADROOM: u64 = 1024 * 1024;
 /// on its own window.
 pub const STREAM_WINDOW: u64 = PIECE_LEN as u64 + 64 * 1024;
 
-/// Bytes a peer may have in flight to us, or we queue to a peer, on one connection: the deepest pipeline
-/// and control. What is asked for at all is less where the budget of an agent's downloads is.
+/// Bytes we queue to a peer, or let it have in flight to us, on one connection at the very most: the deepest
+/// pipeline and control. What is queued at all has its bound in the slots, over all connections; what is in
+/// flight to us, in what is asked for, which the budget of an agent's downloads bounds.
 pub const PEER_WINDOW: u64 = PEER_STREAMS as u64 * PIECE_LEN as u64 + WINDOW_HEADROOM;
 
-/// Bytes in flight to us from a peer that has not shown a valid ticket yet: control frames only.
-pub const STRANGER_WINDOW: u64 = 2 * WINDOW_HEADROOM;
+/// Bytes in flight to us from a peer of which nothing is asked yet, be it a stranger or not: control frames
+/// and requests only. Whoever means us harm fills what its window allows, with bytes that cannot be read.
+pub const CONTROL_WINDOW: u64 = 2 * WINDOW_HEADROOM;
 
 /// Bytes of a UDP datagram that every path of QUIC carries (RFC 9000, 14): where each connection begins.
 pub const MIN_MTU: u16 = 1_200;
@@ -448,6 +451,11 @@ pub const UPLOAD_SLOTS: usize = 64;
 /// Of those, what one session may take: a peer that reads nothing holds up a quarter, no more, and
 /// another device of its user is still served.
 pub const UPLOAD_SLOTS_PER_SESSION: usize = UPLOAD_SLOTS / 4;
+
+/// Piece buffers besides for bodies on long fat paths, over all peers: another 64 MiB. Only a connection
+/// whose path holds more than half of what one session may take gets any, as many as fill that path; half of
+/// these fill 1 Gbit/s at 250 ms.
+pub const FAR_SLOTS: usize = 128;
 
 /// Bodies sent at once however slow the link: for one user one is on its way while the
 /// acknowledgement of the other is, and there is one left for whoever comes.
@@ -521,9 +529,10 @@ pub const MIN_RATE: u64 = 16 * 1024;
 /// in the sum alone.
 pub const MAX_COUNTED_USERS: usize = 1_000;
 
-/// Bytes an agent has in flight or in verification over all its downloads: 64 pieces, which fill 1
-/// Gbit/s at 250 ms. Above it, each peer of a download that has any room is asked for one piece.
-pub const DOWNLOAD_BYTES: u64 = 64 * PIECE_LEN as u64;
+/// Bytes an agent has in flight or in verification over all its downloads: the deepest pipeline to one peer.
+/// Of what is in flight little is in memory, as pieces come one after the other. Above it, each peer of a
+/// download that has any room is asked for one piece.
+pub const DOWNLOAD_BYTES: u64 = PEER_STREAMS as u64 * PIECE_LEN as u64;
 
 /// Who sent false pieces of a content is asked for nothing of it for this long.
 pub const BAN: Duration = Duration::from_secs(24 * 3600);
@@ -565,7 +574,7 @@ pub const REPORT_QUEUE: usize = 64;
 pub const DOWNLOAD_QUEUE: usize = 1_024;
 
 /// A piece asked for and not finished after this long is asked for elsewhere: at 64 KiB/s a piece
-/// takes 8 s, 32 of them four minutes.
+/// takes 8 s, 32 of them four minutes, and of one so slow few are asked for.
 pub const PIECE_DEADLINE: Duration = Duration::from_secs(300);
 
 /// A line of a script: a path, a name and their quotes.

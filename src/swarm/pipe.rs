@@ -72,6 +72,9 @@ pub struct Pipe {
     depth: usize,
     /// Bytes a second, smoothed; nothing until the first piece.
     rate: Option<f64>,
+    /// The same, but more is believed at once: while a connection finds out what its path carries, twice as
+    /// much comes each round trip, and what is not asked for by then is missed.
+    peak: f64,
     /// Bytes that came since the rate was measured last, and since when they were waited for.
     sample: (u64, Duration),
     rtt: Duration,
@@ -92,6 +95,7 @@ impl Pipe {
             owed: 0,
             depth: PIPELINE_START,
             rate: None,
+            peak: 0.0,
             sample: (0, Duration::ZERO),
             rtt,
             last_piece: Duration::ZERO,
@@ -201,7 +205,7 @@ impl Pipe {
         (self.last_piece, self.fed) = (now, now);
         self.fed_bytes += u64::from(asked.len - asked.received);
         let took = now.saturating_sub(since);
-        if took < SAMPLE {
+        if took < SAMPLE.max(rtt / 8) {
             self.sample = (bytes, since);
             return Some(asked);
         }
@@ -209,7 +213,8 @@ impl Pipe {
         let sample = bytes as f64 / took.as_secs_f64();
         let rate = self.rate.map_or(sample, |rate| 0.75 * rate + 0.25 * sample);
         self.rate = Some(rate);
-        let in_transit = rate * (rtt + SERVICE_TIME).as_secs_f64() / f64::from(PIECE_LEN);
+        self.peak = sample.max(0.75 * self.peak + 0.25 * sample);
+        let in_transit = self.peak * (rtt + SERVICE_TIME).as_secs_f64() / f64::from(PIECE_LEN);
         let depth = (1.5 * in_transit).ceil() as usize + PIPELINE_MIN;
         self.depth = depth.min(PEER_STREAMS as usize);
         Some(asked)

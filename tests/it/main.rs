@@ -40,3 +40,4 @@ mod rate_limits;
 mod swarm_storm;
 mod restart;
 mod library;
+mod link;

@@ -384,10 +384,14 @@ pub const LOOKERS: usize = 8;
 /// Streams a client may have open at a tracker at once.
 pub const TRACKER_STREAMS: u32 = 64;
 
-/// Piece requests a peer may have open on one connection. The same number bounds our pipeline to
-/// one peer: 128 × 512 KiB = 64 MiB are half as much again as 1 Gbit/s holds at 350 ms. Most paths take a
-/// fraction of it, and the pipeline follows the path.
-pub const PEER_STREAMS: u32 = 128;
+/// Pieces asked of one peer at once at most: 128 × 512 KiB = 64 MiB are half as much again as 1 Gbit/s holds
+/// at 350 ms. Most paths take a fraction of it, and the pipeline follows the path.
+pub const PIPELINE_MAX: usize = 128;
+
+/// Piece requests a peer may have open on one connection. A stream counts until its end was acknowledged and
+/// that was told, a round trip after its last byte: with no more than the deepest pipeline, requests would
+/// wait for streams.
+pub const PEER_STREAMS: u32 = 2 * PIPELINE_MAX as u32;
 
 /// Room kept above the piece bytes in both windows, so that control frames are never blocked by
 /// bulk whatever their priority.
@@ -400,7 +404,7 @@ pub const STREAM_WINDOW: u64 = PIECE_LEN as u64 + 64 * 1024;
 /// Bytes we queue to a peer, or let it have in flight to us, on one connection at the very most: the deepest
 /// pipeline and control. What is queued at all has its bound in the slots, over all connections; what is in
 /// flight to us, in what is asked for, which the budget of an agent's downloads bounds.
-pub const PEER_WINDOW: u64 = PEER_STREAMS as u64 * PIECE_LEN as u64 + WINDOW_HEADROOM;
+pub const PEER_WINDOW: u64 = PIPELINE_MAX as u64 * PIECE_LEN as u64 + WINDOW_HEADROOM;
 
 /// Bytes in flight to us from a peer of which nothing is asked yet, be it a stranger or not: control frames
 /// and requests only. Whoever means us harm fills what its window allows, with bytes that cannot be read.
@@ -485,9 +489,9 @@ pub const LIMITED_WRITERS: usize = 2;
 /// users compete: changing over costs a round trip, 4 MiB are many of them.
 pub const SESSION_STINT: u32 = 8;
 
-/// Requests of one user that wait to be served, over all sessions: the streams of as many devices
+/// Requests of one user that wait to be served, over all sessions: the deepest pipelines of as many devices
 /// as an account may have.
-pub const MAX_WAITING_PER_USER: usize = MAX_DEVICES_PER_USER * PEER_STREAMS as usize;
+pub const MAX_WAITING_PER_USER: usize = MAX_DEVICES_PER_USER * PIPELINE_MAX;
 
 /// Requests that wait to be served, about 300 B each. No user may have more of them than there is
 /// room left for others; one more is answered BUSY.
@@ -532,7 +536,7 @@ pub const MAX_COUNTED_USERS: usize = 1_000;
 /// Bytes an agent has in flight or in verification over all its downloads: the deepest pipeline to one peer.
 /// Of what is in flight little is in memory, as pieces come one after the other. Above it, each peer of a
 /// download that has any room is asked for one piece.
-pub const DOWNLOAD_BYTES: u64 = PEER_STREAMS as u64 * PIECE_LEN as u64;
+pub const DOWNLOAD_BYTES: u64 = PIPELINE_MAX as u64 * PIECE_LEN as u64;
 
 /// Who sent false pieces of a content is asked for nothing of it for this long.
 pub const BAN: Duration = Duration::from_secs(24 * 3600);

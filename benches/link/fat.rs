@@ -2,7 +2,7 @@
 //! processes, with a relay between them.
 
 use std::fs::{self, File};
-use std::io::{BufRead as _, BufReader};
+use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::{SocketAddr, UdpSocket};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -11,6 +11,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mtq::clock;
+use mtq::limits::PIECE_LEN;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -150,7 +151,7 @@ impl<'a> World<'a> {
 
     fn download(&self, size: u64) -> Played {
         let file = self.dir.join("file.bin");
-        File::create(&file).and_then(|file| file.set_len(size)).expect("a file with no bytes");
+        write_file(&file, size).expect("a file");
         let dest = self.dir.join("in");
         fs::create_dir(&dest).expect("made");
         for user in ["alice", "bob"] {
@@ -291,6 +292,19 @@ fn client(options: &Options, dir: &Path, user: &str) -> Command {
     command.args(["client", "--trackers"]).arg(dir.join("net/tracker_info.txt"));
     command.arg("--data-dir").arg(dir.join(user)).env("MTQ_PASSWORD", "secret");
     command
+}
+
+/// Bytes that differ from piece to piece; those of zeros would never be fetched.
+fn write_file(path: &Path, size: u64) -> io::Result<()> {
+    let mut block = vec![0; PIECE_LEN as usize];
+    fastrand::Rng::with_seed(1).fill(&mut block);
+    let mut file = File::create(path)?;
+    for piece in 0..size.div_ceil(PIECE_LEN.into()) {
+        block[..8].copy_from_slice(&piece.to_le_bytes());
+        let left = size - piece * u64::from(PIECE_LEN);
+        file.write_all(&block[..left.min(PIECE_LEN.into()) as usize])?;
+    }
+    Ok(())
 }
 
 fn free_address() -> SocketAddr {

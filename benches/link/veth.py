@@ -136,8 +136,11 @@ def play(mtq, place, pair, running, options):
         start(client(side, "daemon", "--trackers", place / "net/tracker_info.txt", "--listen",
                      f"{ADDRESSES[side]}:0"), "the agent is up")
     file, dest, size = place / "file.bin", place / "in", options.size << 20
-    with open(file, "wb") as holes:
-        holes.truncate(size)
+    block = os.urandom(1 << 20)
+    with open(file, "wb") as out:
+        # Pieces that differ: those of zeros would never be fetched.
+        for number in range(options.size):
+            out.write(number.to_bytes(8, "little") + block[8:])
     dest.mkdir()
     for side, user in enumerate(("alice", "bob")):
         one(side, "create-user", user)

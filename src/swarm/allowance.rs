@@ -44,17 +44,17 @@ impl Allowance {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::{PEER_STREAMS, PIECE_LEN};
+    use crate::limits::{PIECE_LEN, PIPELINE_MAX};
     use proptest::prelude::*;
 
     #[test]
     fn a_pipeline_grows_its_window_in_few_steps_and_to_a_bound() {
         let mut allowance = Allowance::default();
         let windows: Vec<_> =
-            (0..2 * PEER_STREAMS).filter_map(|_| allowance.ask(PIECE_LEN)).collect();
+            (0..2 * PIPELINE_MAX).filter_map(|_| allowance.ask(PIECE_LEN)).collect();
         let mib = |count: u64| count * 1024 * 1024;
         assert_eq!(windows, [mib(4), mib(8), mib(16), mib(32), mib(64), PEER_WINDOW]);
-        (0..2 * PEER_STREAMS).for_each(|_| allowance.done(PIECE_LEN));
+        (0..2 * PIPELINE_MAX).for_each(|_| allowance.done(PIECE_LEN));
         assert_eq!(allowance.ask(PIECE_LEN), None, "what was allowed stays so");
     }
 
@@ -76,7 +76,7 @@ mod tests {
             let (mut allowance, mut open) = (Allowance::default(), Vec::new());
             let (mut window, mut most) = (CONTROL_WINDOW, 0);
             for (ask, len) in steps {
-                if ask && open.len() < PEER_STREAMS as usize {
+                if ask && open.len() < PIPELINE_MAX {
                     open.push(len);
                     if let Some(larger) = allowance.ask(len) {
                         prop_assert!(larger > window);

@@ -27,6 +27,9 @@ use crate::name::UserName;
 /// Busy time over which the pace is measured.
 const SAMPLE: Duration = UPLOADS_SPAN;
 
+/// A path with a shorter round trip is full with what any session may take: 8 MiB in that time are 6.7 Gbit/s.
+const FAR: Duration = Duration::from_millis(10);
+
 /// Unread bodies with which a session gets no more.
 const MAX_SLOW: usize = 2;
 
@@ -43,10 +46,16 @@ pub struct Body<C> {
     pub depth: usize,
 }
 
-/// Bodies that fill a path which holds so many bytes, half of it more so that it can grow; none where it holds
-/// no more than half of what any session may take.
-pub fn far_depth(capacity: u64) -> usize {
-    let bodies = capacity.saturating_add(capacity / 2).div_ceil(u64::from(PIECE_LEN));
+/// Bodies that fill a path on which `window` bytes may be under way, half of it more so that it can grow: less
+/// what would only wait in its queues, as its smoothed and its shortest round trip tell. None on a near one, and
+/// none where it holds no more than half of what any session may take.
+pub fn far_depth(window: u64, (smoothed, shortest): (Duration, Duration)) -> usize {
+    if shortest < FAR {
+        return 0;
+    }
+    let (smoothed, shortest) = (smoothed.as_micros().max(1), shortest.as_micros());
+    let capacity = u128::from(window) * shortest.min(smoothed) / smoothed;
+    let bodies = (capacity + capacity / 2).div_ceil(u128::from(PIECE_LEN));
     let bodies = usize::try_from(bodies).unwrap_or(usize::MAX);
     if bodies > UPLOAD_SLOTS_PER_SESSION / 2 { bodies } else { 0 }
 }
@@ -574,8 +583,13 @@ mod tests {
     fn a_long_fat_path_is_filled_besides() {
         let mut slots = Slots::default();
         // 1 Gbit/s at 200 ms holds 48 bodies, and half of that more.
-        let depth = far_depth(25_000_000);
-        assert_eq!((depth, far_depth(2_800_000), far_depth(2_600_000)), (72, 9, 0));
+        let ms = Duration::from_millis;
+        let holds = |bytes| far_depth(bytes, (ms(200), ms(200)));
+        let depth = holds(25_000_000);
+        assert_eq!((depth, holds(2_800_000), holds(2_600_000)), (72, 9, 0));
+        // What waits in a queue fills nothing, and nothing that is near is long.
+        assert_eq!(far_depth(50_000_000, (ms(400), ms(200))), depth);
+        assert_eq!(far_depth(50_000_000, (ms(9), ms(9))), 0);
         assert_eq!(take_all_far(&mut slots, "eve", 1, depth), (16, 56));
         assert_eq!((slots.filling(), slots.on_the_way(), slots.any_far()), (16, 72, false));
         // Whoever is near finds all that was there before.

@@ -240,7 +240,8 @@ async fn wait_for_turn<'a>(
     Admitted { key, user, piece, len, .. }: &Admitted,
     request: PieceRequest,
 ) -> Result<Result<Turn<'a>, Nack>, FrameError> {
-    let depth = far_depth(session.connection.capacity());
+    let path = session.connection.path();
+    let depth = far_depth(path.window, path.rtt);
     let body = Body { user: user.clone(), session: session.number, content: *key, depth };
     let mut turn = match registry.serving().enter(body, piece.get(), *len) {
         Ok(turn) => turn,

@@ -118,15 +118,6 @@ impl Connection {
         self.quic.stats().udp_rx.datagrams
     }
 
-    /// Bytes that its path holds from here to there, as far as is known: what may be under way, less what
-    /// would only wait in the queues of the path.
-    pub fn capacity(&self) -> u64 {
-        let path = self.quic.stats().path;
-        let (least, now) = (path.min_rtt.as_micros(), path.rtt.as_micros().max(1));
-        let bytes = u128::from(path.cwnd) * least.min(now) / now;
-        u64::try_from(bytes).unwrap_or(u64::MAX)
-    }
-
     /// From now on the other side may have `window` bytes on their way to us that we have not read; what it
     /// may have already is not taken back when that was more.
     pub fn allow(&self, window: u64) {

@@ -388,9 +388,8 @@ pub const TRACKER_STREAMS: u32 = 64;
 /// at 350 ms. Most paths take a fraction of it, and the pipeline follows the path.
 pub const PIPELINE_MAX: usize = 128;
 
-/// Piece requests a peer may have open on one connection. A stream counts until its end was acknowledged and
-/// that was told, a round trip after its last byte: with no more than the deepest pipeline, requests would
-/// wait for streams.
+/// Piece requests a peer may have open on one connection. A stream counts for a round trip after its last
+/// byte: with no more of them than the deepest pipeline, requests would wait for streams.
 pub const PEER_STREAMS: u32 = 2 * PIPELINE_MAX as u32;
 
 /// Room kept above the piece bytes in both windows, so that control frames are never blocked by
@@ -456,9 +455,8 @@ pub const UPLOAD_SLOTS: usize = 64;
 /// another device of its user is still served.
 pub const UPLOAD_SLOTS_PER_SESSION: usize = UPLOAD_SLOTS / 4;
 
-/// Piece buffers besides for bodies on long fat paths, over all peers: another 64 MiB. Only a connection
-/// whose path holds more than half of what one session may take gets any, as many as fill that path; half of
-/// these fill 1 Gbit/s at 250 ms.
+/// Piece buffers besides for bodies on long fat paths, over all peers: another 64 MiB. Only a connection whose
+/// path holds more than 5 gets any, as many as fill that path; half of these fill 1 Gbit/s at 250 ms.
 pub const FAR_SLOTS: usize = 128;
 
 /// Bodies sent at once however slow the link: for one user one is on its way while the

@@ -67,6 +67,10 @@ fn main() -> ExitCode {
         match &arg[..] {
             // Cargo says so to every benchmark.
             "--bench" => {}
+            "--help" => {
+                println!("{USAGE}");
+                return ExitCode::SUCCESS;
+            }
             "--clients" => match args.next().and_then(|count| count.parse().ok()) {
                 Some(count) => clients = Some(count),
                 None => return usage(),

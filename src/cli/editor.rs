@@ -8,7 +8,8 @@ use std::fs::{DirBuilder, OpenOptions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use rustyline::completion::{Completer, Pair};
@@ -31,7 +32,7 @@ use super::screen::Screen;
 use super::text;
 use crate::limits;
 
-/// A person who pressed Tab waits no longer.
+/// A person who pressed Tab and goes on typing waits no longer than this before what was typed is shown.
 const PATIENCE: Duration = Duration::from_millis(700);
 
 /// What a person did at the prompt.
@@ -64,7 +65,8 @@ impl Advice {
         *self.front.lock().unwrap_or_else(PoisonError::into_inner) = front;
     }
 
-    /// What the agent answers to these words, if it does so soon. Blocks.
+    /// What the agent answers to these words, if it does so soon or as long as nothing else is typed.
+    /// Blocks.
     fn answer(&self, words: &[&str]) -> Value {
         let front = self.front.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let Some(front) = front else { return Value::Null };
@@ -78,7 +80,12 @@ impl Advice {
             }
         };
         let asking = self.tasks.spawn_on(asking, &self.runtime);
-        let answer = answer.recv_timeout(PATIENCE).unwrap_or_default();
+        let answer = loop {
+            match answer.recv_timeout(PATIENCE) {
+                Err(RecvTimeoutError::Timeout) if !is_typed_ahead() => {}
+                answer => break answer.unwrap_or_default(),
+            }
+        };
         asking.abort();
         answer
     }
@@ -151,6 +158,11 @@ impl Advice {
         };
         words.into_iter().map(pair).collect()
     }
+}
+
+/// Whether something was typed that nobody has read, or the terminal is gone.
+fn is_typed_ahead() -> bool {
+    rustix::io::ioctl_fionread(io::stdin()).map_or(true, |len| len > 0)
 }
 
 /// Paths that begin so, by their last names: metafiles and directories, or everything.

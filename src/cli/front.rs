@@ -309,7 +309,9 @@ impl Drop for Asked<'_> {
     fn drop(&mut self) {
         if self.front.shared.waiting().remove(&self.id).is_some() {
             let cancel = Some(RequestId::Number(self.id));
-            let request = Request { cancel, ..Request::default() };
+            // An answer that belongs to nothing would be the end of the connection.
+            let id = self.front.shared.next_id.fetch_add(1, Ordering::Relaxed);
+            let request = Request { id: Some(RequestId::Number(id)), cancel, ..Request::default() };
             if let Ok(line) = request.line() {
                 // An agent that takes nothing more does not do it for long.
                 let _ = self.front.lines.try_send(Zeroizing::new(line + "\n"));

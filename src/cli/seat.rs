@@ -4,8 +4,9 @@
 //! when the first has what it wanted another takes over.
 
 use std::convert::Infallible;
+use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
@@ -20,12 +21,13 @@ use super::screen::Screen;
 use crate::client::data_dir;
 use crate::clock;
 use crate::control_socket::ControlSocket;
-use crate::limits::{DRAIN, MAX_LINE_LEN, MAX_REQUEST_LINE};
+use crate::limits::{MAX_LINE_LEN, MAX_REQUEST_LINE};
 use crate::tracker::message::Password;
 
-/// An agent that is just beginning or ending is waited for so long: one that ends answers what it was
-/// asked, then ends its transfers.
-const HANDOVER: Duration = Duration::from_secs(4 * DRAIN.as_secs());
+/// One agent that is just beginning or ending is waited for so long: what it was asked, its transfers and
+/// its program for events have a drain each at its end, and on a busy machine its last writes, or its
+/// first reads, take as long again.
+const HANDOVER: Duration = Duration::from_secs(30);
 
 /// How often it is tried anew meanwhile.
 const TRY_AGAIN: Duration = Duration::from_millis(50);
@@ -71,11 +73,49 @@ impl Seat {
         self.host.as_ref()
     }
 
-    /// Runs the agent here.
+    /// Runs the agent here, when one that is just ending has ended.
     ///
     /// # Errors
-    /// [`Failure`], also when one runs on the data directory already.
-    pub fn run_agent(&mut self) -> Result<&Host, Failure> {
+    /// [`Failure`], also when one runs on the data directory.
+    pub async fn run_next_agent(&mut self) -> Result<&Host, Failure> {
+        match self.settle().await? {
+            // One that can be asked is not ending.
+            Some(_) => self.run_agent(),
+            None => Ok(self.host.as_ref().expect("invariant: it was just run")),
+        }
+    }
+
+    /// Waits until no agent runs on the data directory, or one that does not end yet.
+    pub async fn until_free(&self) {
+        let (directory, mut handover) = (self.plan.data_dir(), Handover::default());
+        while data_dir::is_locked(directory)
+            && matches!(self.connect().await, Ok(None))
+            && handover.waits(directory).await
+        {}
+    }
+
+    /// Connects to the agent there is, or else runs one here, when one that is just beginning or ending
+    /// has.
+    async fn settle(&mut self) -> Result<Option<Front>, Failure> {
+        let mut handover = Handover::default();
+        loop {
+            if let Some(front) = self.connect().await? {
+                return Ok(Some(front));
+            }
+            match self.run_agent() {
+                Ok(_) => return Ok(None),
+                Err(failure) if failure.code == "locked" => {
+                    if !handover.waits(self.plan.data_dir()).await {
+                        return Err(failure);
+                    }
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// Runs the agent here, unless one runs on the data directory already.
+    fn run_agent(&mut self) -> Result<&Host, Failure> {
         let agent = self.plan.agent()?;
         let socket = ControlSocket::bind(agent.data_dir()).map_err(|error| {
             let directory = super::text::path(agent.data_dir());
@@ -84,30 +124,6 @@ impl Seat {
         let hook = self.plan.settings().on_event.value.clone();
         let host = Host::start(agent, socket, hook, self.lasts, self.quit.clone());
         Ok(self.host.insert(host))
-    }
-
-    /// Runs the agent here, when one that is just ending has ended.
-    ///
-    /// # Errors
-    /// [`Failure`], also when one runs on the data directory.
-    pub async fn run_next_agent(&mut self) -> Result<&Host, Failure> {
-        let begun = clock::monotonic();
-        while data_dir::is_locked(self.plan.data_dir()) && begun.elapsed() < HANDOVER {
-            // One that can be asked is not ending.
-            if self.connect().await?.is_some() {
-                break;
-            }
-            tokio::time::sleep(TRY_AGAIN).await;
-        }
-        self.run_agent()
-    }
-
-    /// Waits until no agent runs on the data directory, if that does not take long.
-    pub async fn until_free(&self) {
-        let begun = clock::monotonic();
-        while data_dir::is_locked(self.plan.data_dir()) && begun.elapsed() < HANDOVER {
-            tokio::time::sleep(TRY_AGAIN).await;
-        }
     }
 
     /// Sees to it that there is an agent, until one that was to go on by itself has ended: that is not run
@@ -148,17 +164,9 @@ impl Seat {
         if let Some(front) = self.front.as_ref().filter(|front| !front.is_over()) {
             return Ok(front.clone());
         }
-        let begun = clock::monotonic();
         let front = loop {
-            if let Some(front) = self.connect().await? {
+            if let Some(front) = self.settle().await? {
                 break Arc::new(front);
-            }
-            match self.run_agent() {
-                Ok(_) => {}
-                Err(failure) if failure.code == "locked" && begun.elapsed() < HANDOVER => {
-                    tokio::time::sleep(TRY_AGAIN).await;
-                }
-                Err(failure) => return Err(failure),
             }
         };
         let mut words = vec!["events".to_owned()];
@@ -260,6 +268,32 @@ impl Seat {
     }
 }
 
+/// The patience with agents that are just beginning or ending. Where many want one, each may be another:
+/// whoever waits has patience with every one of them.
+#[derive(Debug, Default)]
+struct Handover {
+    /// Who was found on the data directory last, and since when.
+    found: Option<(Option<String>, Instant)>,
+}
+
+impl Handover {
+    /// Waits a moment; not when it was one and the same for too long.
+    async fn waits(&mut self, directory: &Path) -> bool {
+        let now = clock::monotonic();
+        let holder = data_dir::holder(directory);
+        let since = match self.found.take() {
+            Some((known, since)) if known == holder => since,
+            _ => now,
+        };
+        self.found = Some((holder, since));
+        let goes_on = now - since < HANDOVER;
+        if goes_on {
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+        goes_on
+    }
+}
+
 /// A password, and a new one where there are two.
 type Secrets = (Option<Password>, Option<Password>);
 
@@ -309,5 +343,28 @@ async fn secret(
         Ok(Some((password, true))) => Ok(Some(password)),
         Ok(Some((_, false))) => Err(Failure::usage("the two passwords differ")),
         Ok(None) | Err(_) => Err(Failure::interrupted()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn patience_is_with_each_agent_anew() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let lock = data_dir::lock(dir.path()).expect("free");
+        assert!(data_dir::is_locked(dir.path()));
+        let me = data_dir::holder(dir.path());
+        assert_eq!(me, Some(std::process::id().to_string()));
+        let long_ago = clock::monotonic().checked_sub(HANDOVER).expect("up for longer");
+        for (known, goes_on) in [(me, false), (Some("1".to_owned()), true), (None, true)] {
+            let mut handover = Handover { found: Some((known.clone(), long_ago)) };
+            assert_eq!(handover.waits(dir.path()).await, goes_on, "{known:?}");
+            assert_eq!(handover.waits(dir.path()).await, goes_on, "{known:?}");
+        }
+        assert!(Handover::default().waits(dir.path()).await);
+        drop(lock);
+        assert!(!data_dir::is_locked(dir.path()));
     }
 }

@@ -9,6 +9,9 @@ use super::error::AgentError;
 use crate::name::UserName;
 use crate::tracker_link::TrackerInfo;
 
+/// Whose lock is that of the directory; the number of its process stands in it.
+const LOCK_FILE: &str = "lock";
+
 /// Makes the directory if needed, for its owner only, and locks it as long as the file lives.
 ///
 /// # Errors
@@ -16,7 +19,7 @@ use crate::tracker_link::TrackerInfo;
 pub fn lock(path: &Path) -> Result<File, AgentError> {
     let file_error = |error| AgentError::File { path: path.to_owned(), error };
     fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(file_error)?;
-    let lock_path = path.join("lock");
+    let lock_path = path.join(LOCK_FILE);
     let mut lock = File::options()
         .read(true)
         .write(true)
@@ -25,11 +28,9 @@ pub fn lock(path: &Path) -> Result<File, AgentError> {
         .open(&lock_path)
         .map_err(file_error)?;
     if lock.try_lock().is_err() {
-        let mut holder = String::new();
-        let _ = lock.take(64).read_to_string(&mut holder);
-        let holder = match holder.trim() {
-            "" => "another client".to_owned(),
-            pid => format!("process {pid}"),
+        let holder = match holder(path) {
+            None => "another client".to_owned(),
+            Some(pid) => format!("process {pid}"),
         };
         return Err(AgentError::Locked { path: path.to_owned(), holder });
     }
@@ -39,8 +40,16 @@ pub fn lock(path: &Path) -> Result<File, AgentError> {
 
 /// Whether a running process has the directory. Makes and changes nothing.
 pub fn is_locked(path: &Path) -> bool {
-    let lock = File::open(path.join("lock"));
+    let lock = File::open(path.join(LOCK_FILE));
     lock.is_ok_and(|lock| matches!(lock.try_lock_shared(), Err(TryLockError::WouldBlock)))
+}
+
+/// The number of the process that had the directory last, or has it, as far as it says.
+pub fn holder(path: &Path) -> Option<String> {
+    let mut pid = String::new();
+    let _ = File::open(path.join(LOCK_FILE)).ok()?.take(64).read_to_string(&mut pid);
+    pid.truncate(pid.trim_end().len());
+    (!pid.is_empty()).then_some(pid)
 }
 
 /// Who is logged in on this data directory, over restarts.

@@ -170,7 +170,7 @@ impl TrackerLine {
     /// The same, with the connection that answered.
     async fn ask_which(&self, request: &Request) -> Result<(Answer, Number), AgentError> {
         let request = Arc::new(request.clone());
-        unhurried(|| self.ask_once(&request)).await
+        unhurried(&self.warm, || self.ask_once(&request)).await
     }
 
     /// Asks one tracker after the other until one answers.
@@ -214,7 +214,7 @@ impl TrackerLine {
                         return Err(AgentError::Refused(refusal));
                     }
                     let state = warm.lock();
-                    let over = attempts.count() >= most || warm.now() >= begun + REACH;
+                    let over = attempts.count() >= most || warm.is_over(begun + REACH);
                     if over || state.fleet.is_hopeless(begun) {
                         return Err(unreachable(&state, lost.filter(|_| over)));
                     }
@@ -304,7 +304,8 @@ impl TrackerLine {
     pub async fn ask_on(&self, number: Number, request: &Request) -> Result<Reply, AgentError> {
         let lost = || AgentError::TrackerLost("the connection was lost".to_owned());
         let tracker = self.connection(number).ok_or_else(lost)?;
-        unhurried(|| async { tracker.call(request).await.map_err(answer_error) }).await
+        let ask = || async { tracker.call(request).await.map_err(answer_error) };
+        unhurried(&self.warm, ask).await
     }
 
     /// Waits until a tracker can be asked, or is known not to be reached.
@@ -323,7 +324,7 @@ impl TrackerLine {
                 if state.fleet.in_use().is_some() {
                     return Ok(());
                 }
-                if state.fleet.is_hopeless(begun) || self.warm.now() >= begun + REACH {
+                if state.fleet.is_hopeless(begun) || self.warm.is_over(begun + REACH) {
                     return Err(unreachable(&state, None));
                 }
             }
@@ -444,7 +445,7 @@ impl TrackerLine {
 }
 
 /// Asks again what was asked too fast, up to what a person would wait.
-async fn unhurried<T, F>(ask: impl Fn() -> F) -> Result<T, AgentError>
+async fn unhurried<T, F>(warm: &Warm, ask: impl Fn() -> F) -> Result<T, AgentError>
 where
     F: Future<Output = Result<T, AgentError>>,
 {
@@ -459,7 +460,7 @@ where
         if waited > limits::RATE_PATIENCE {
             return Err(Refusal::RateLimited { retry_after_ms: refused }.into());
         }
-        tokio::time::sleep(pause).await;
+        warm.pause(pause).await;
     }
 }
 
@@ -500,5 +501,32 @@ fn answer_error(error: CallError) -> AgentError {
         CallError::Refused(refusal) => AgentError::Refused(refusal),
         CallError::Lost(reason) => AgentError::TrackerLost(reason),
         CallError::Unexpected => AgentError::BadAnswer,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::swarm::rates::RateLimits;
+    use crate::swarm::trust::Trust;
+    use crate::transport::identity::Identity;
+    use crate::transport::tls::Alpn;
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_tracker_once_the_agent_ends() {
+        let silent = std::net::UdpSocket::bind("127.0.0.1:0").expect("bound");
+        let address = silent.local_addr().expect("bound");
+        let (me, tracker) = (Arc::new(Identity::generate()), Identity::generate().peer_id());
+        let endpoint = Endpoint::bind(me, ([127, 0, 0, 1], 0).into(), &[Alpn::Peer]);
+        let registry = Arc::new(Registry::new(Trust::default(), RateLimits::default()));
+        let (events, _queue) = mpsc::channel(1);
+        let endpoint = endpoint.expect("bound");
+        let line = TrackerLine::new(endpoint, registry, None, events, TaskTracker::new());
+        line.set_places(vec![(tracker, vec![TrackerLink::new(address, tracker)])], None);
+        let request = Request::ListGroups { after: None };
+        let all = async { tokio::join!(line.call(&request), line.ready(), async { line.close() }) };
+        let (asked, ready, ()) =
+            tokio::time::timeout(limits::DIAL_DEADLINE, all).await.expect("no waiting");
+        assert!(asked.is_err() && ready.is_err());
     }
 }

@@ -288,11 +288,21 @@ impl Warm {
         number > last || Some(number) == kept
     }
 
-    /// Ends every connection and every task.
+    /// Ends every connection and every task, and the waiting of everybody.
     pub(super) fn end(&self) {
         self.stop.cancel();
-        let connections: Vec<_> = self.lock().connections.drain().collect();
+        let connections: Vec<_> = self.update(|state| state.connections.drain().collect());
         connections.iter().for_each(|(_, tracker)| tracker.close(ErrorCode::Done));
+    }
+
+    /// Whether it is of no use to wait for a tracker any more: it is past `until`, or the agent ends.
+    pub(super) fn is_over(&self, until: Duration) -> bool {
+        self.stop.is_cancelled() || self.now() >= until
+    }
+
+    /// Returns after this time, or when the agent ends.
+    pub(super) async fn pause(&self, span: Duration) {
+        let _ = tokio::time::timeout(span, self.stop.cancelled()).await;
     }
 
     /// Keeps a connection with one tracker.

@@ -6,10 +6,11 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 
+use rustix::process::{Pid, Signal, kill_process};
 use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
 use rustix::termios::{LocalModes, Termios, Winsize, tcgetattr, tcsetwinsize};
 
-use crate::world::{World, content, terminate, wait_for};
+use crate::world::{World, content, run, terminate, wait_for};
 
 const ROWS: u16 = 40;
 const COLUMNS: u16 = 100;
@@ -233,6 +234,39 @@ fn words_are_completed_from_grammar_agent_and_directories() {
     bob.types(&format!("half a li{CTRL_C}"));
     bob.sees_line("bob>");
     bob.leaves();
+}
+
+#[test]
+fn a_slow_agent_is_waited_for_until_something_else_is_typed() {
+    let world = World::new();
+    let [mut bob] = world.lab(["bob"]);
+    let path = world.write("set one.iso", &content(3_000, 1));
+    bob.ok(&format!("share '{}' lab", path.display()));
+    bob.quit();
+    let agent = world.person("bob", &["daemon"]);
+    agent.sees_words("the agent is up");
+    let signal = |signal| kill_process(Pid::from_child(&agent.child), signal).expect("signalled");
+    let mut bob = world.person("bob", &[]);
+    bob.sees_line("bob>");
+    signal(Signal::STOP);
+    bob.types(&format!("stop-share lab {TAB}"));
+    wait_for("what is typed", || {
+        bob.types("x");
+        bob.rows().iter().any(|row| row.starts_with("bob> stop-share lab x")).then_some(())
+    });
+    bob.types(&format!("{CTRL_U}stop-share lab s"));
+    bob.sees_line("bob> stop-share lab s");
+    bob.types(TAB);
+    // It is slower than anybody who asks it for the first time waits.
+    let output = run(world.client_command("bob").arg("whoami"));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("does not answer"), "{output:?}");
+    bob.sees_line("bob> stop-share lab s");
+    signal(Signal::CONT);
+    bob.sees_line("bob> stop-share lab 'set one.iso'");
+    bob.types(CTRL_U);
+    bob.leaves();
+    terminate(&agent.child);
+    assert_eq!(agent.ends(), 130);
 }
 
 #[test]

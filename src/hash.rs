@@ -4,6 +4,7 @@
 //! nothing else.
 
 use sha1::Digest as _;
+use sha1::block_api::compress;
 
 /// Text that is not the hex of a fixed-size value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -138,18 +139,73 @@ pub fn blake3(bytes: &[u8]) -> Blake3Hash {
 }
 
 /// SHA-1 of a stream, fed in order.
-#[derive(Clone, Default)]
-pub struct Sha1Hasher(sha1::Sha1);
+#[derive(Clone)]
+pub struct Sha1Hasher {
+    state: [u32; 5],
+    /// Bytes seen, and those of them that do not fill a block.
+    len: u64,
+    rest: [u8; BLOCK],
+}
+
+/// Bytes SHA-1 takes at a time.
+const BLOCK: usize = 64;
+
+impl Default for Sha1Hasher {
+    fn default() -> Self {
+        let state = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476, 0xc3d2_e1f0];
+        Self { state, len: 0, rest: [0; BLOCK] }
+    }
+}
 
 impl Sha1Hasher {
     /// Adds the next bytes.
-    pub fn update(&mut self, bytes: &[u8]) {
-        self.0.update(bytes);
+    pub fn update(&mut self, mut bytes: &[u8]) {
+        let filled = self.filled();
+        self.len += bytes.len() as u64;
+        if filled > 0 {
+            let (now, later) = bytes.split_at(bytes.len().min(BLOCK - filled));
+            self.rest[filled..filled + now.len()].copy_from_slice(now);
+            if filled + now.len() < BLOCK {
+                return;
+            }
+            compress(&mut self.state, &[self.rest]);
+            bytes = later;
+        }
+        let (blocks, rest) = bytes.as_chunks();
+        compress(&mut self.state, blocks);
+        self.rest[..rest.len()].copy_from_slice(rest);
     }
 
     /// The hash of all that was added.
-    pub fn finish(self) -> Sha1Hash {
-        Sha1Hash(self.0.finalize().into())
+    pub fn finish(mut self) -> Sha1Hash {
+        let bits = self.len * 8;
+        let zeros = (2 * BLOCK - 9 - self.filled()) % BLOCK;
+        self.update(&[0x80]);
+        self.update(&[0; BLOCK][..zeros]);
+        self.update(&bits.to_be_bytes());
+        let mut hash = [0; 20];
+        for (bytes, word) in hash.chunks_exact_mut(4).zip(self.state) {
+            bytes.copy_from_slice(&word.to_be_bytes());
+        }
+        Sha1Hash(hash)
+    }
+
+    fn filled(&self) -> usize {
+        (self.len % BLOCK as u64) as usize
+    }
+}
+
+/// Adds the next bytes to both. Where both have seen whole blocks that is little more work than for one.
+pub fn update_both(first: &mut Sha1Hasher, second: &mut Sha1Hasher, bytes: &[u8]) {
+    let whole = match (first.filled(), second.filled()) {
+        (0, 0) => bytes.len() / BLOCK * BLOCK,
+        _ => 0,
+    };
+    let (blocks, rest) = bytes.split_at(whole);
+    sha1_pair::compress_both([&mut first.state, &mut second.state], blocks.as_chunks().0);
+    for hasher in [first, second] {
+        hasher.len += blocks.len() as u64;
+        hasher.update(rest);
     }
 }
 
@@ -169,6 +225,38 @@ mod tests {
         stream.update(b"a");
         stream.update(b"bc");
         assert_eq!(stream.finish(), sha1(b"abc"));
+    }
+
+    #[test]
+    fn streams_agree_with_the_whole_however_they_are_cut() {
+        let bytes: Vec<u8> = (0..5_000u32).map(|i| (i ^ (i >> 5)) as u8).collect();
+        let mut rng = fastrand::Rng::with_seed(1);
+        for len in (0..300).chain([4_096, 5_000]) {
+            let mut stream = Sha1Hasher::default();
+            let mut rest = &bytes[..len];
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at(rng.usize(..=rest.len().min(200)));
+                stream.update(now);
+                rest = later;
+            }
+            assert_eq!(stream.finish(), sha1(&bytes[..len]), "{len}");
+        }
+    }
+
+    #[test]
+    fn two_at_once_are_what_each_is_alone() {
+        let bytes: Vec<u8> = (0..9_000u32).map(|i| (i ^ (i >> 7)) as u8).collect();
+        for before in [0, 1, 63, 64, 128, 3_000] {
+            for len in [0, 1, 64, 65, 640, 5_000] {
+                let (mut piece, mut file) = (Sha1Hasher::default(), Sha1Hasher::default());
+                file.update(&bytes[..before]);
+                let middle = before + len / 2;
+                update_both(&mut piece, &mut file, &bytes[before..middle]);
+                update_both(&mut piece, &mut file, &bytes[middle..before + len]);
+                assert_eq!(file.finish(), sha1(&bytes[..before + len]), "{before} {len}");
+                assert_eq!(piece.finish(), sha1(&bytes[before..before + len]), "{before} {len}");
+            }
+        }
     }
 
     #[test]

@@ -444,6 +444,21 @@ pub const SOCKET_BUFFER: usize = 4 * 1024 * 1024;
 /// A peer that dialled us shows a valid ticket within this, or goes.
 pub const TICKET_DEADLINE: Duration = Duration::from_secs(15);
 
+/// A received chunk is kept as it came, with the memory of its datagrams, from so many bytes on:
+/// any path carries more of a piece in a datagram. Smaller ones are copied together.
+pub const LEAST_CHUNK: usize = 1_024;
+
+/// Piece buffers kept for later when they are not needed: 16 MiB.
+pub const IDLE_BUFFERS: usize = 32;
+
+/// Of the bytes a download may have in flight, this part may wait in memory for the pieces before
+/// them, to be hashed as a whole; what came even earlier is read back.
+pub const WAITING_PART: u64 = 4;
+
+/// Bytes written since the last one after which a checkpoint is due, however little time went by: what
+/// is left for the end takes a fast disk a twentieth of a second.
+pub const CHECKPOINT_BYTES: u64 = 128 * 1024 * 1024;
+
 /// Bytes in flight on one tracker connection: a few pages.
 pub const TRACKER_WINDOW: u64 = 4 * 1024 * 1024;
 

@@ -6,7 +6,7 @@
 
 use blake3::hazmat::{self, ChainingValue, HasherExt as _, Mode};
 
-use crate::hash::{self, Blake3Hash, InfoHash, Sha1Hash, fixed_bytes};
+use crate::hash::{self, Blake3Hash, InfoHash, Sha1Hash, Sha1Hasher, fixed_bytes};
 use crate::limits::{PAGE_PIECES, PIECE_LEN};
 use crate::piece::{PieceIndex, PieceLayout};
 
@@ -188,14 +188,67 @@ pub struct PieceHashes {
     pub blake3: Blake3Hash,
 }
 
+/// BLAKE3 takes many blocks at once or is slow: parts of a piece are brought together to so many bytes,
+/// which stay in the first caches while both hashes see them.
+const GATHERED: usize = 64 * 1024;
+
 impl PieceHashes {
     /// Hashes the `bytes` of `piece`.
     ///
     /// # Panics
     /// When `bytes` is not as long as the layout says the piece is.
     pub fn of(layout: PieceLayout, piece: PieceIndex, bytes: &[u8]) -> Self {
-        let blake3 = Self::blake3_of(layout, piece, bytes);
-        Self { sha1: hash::sha1(bytes), blake3 }
+        Self::of_parts(layout, piece, std::iter::once(bytes), None)
+    }
+
+    /// Hashes the bytes of `piece`, which come in parts, and takes the SHA-1 `beside` further over them:
+    /// both SHA-1s at once are little more work than one.
+    ///
+    /// # Panics
+    /// When they are not as many as the layout says the piece has.
+    pub fn of_parts<'a>(
+        layout: PieceLayout,
+        piece: PieceIndex,
+        parts: impl Iterator<Item = &'a [u8]>,
+        mut beside: Option<&mut Sha1Hasher>,
+    ) -> Self {
+        let (mut sha1, mut blake3) = (Sha1Hasher::default(), blake3::Hasher::new());
+        let is_whole = layout.piece_count() == 1;
+        if !is_whole {
+            blake3.set_input_offset(layout.offset(piece));
+        }
+        let mut len = 0;
+        let mut add = |bytes: &[u8]| {
+            len += bytes.len();
+            match &mut beside {
+                Some(beside) => hash::update_both(&mut sha1, beside, bytes),
+                None => sha1.update(bytes),
+            }
+            blake3.update(bytes);
+        };
+        let mut gathered = Vec::with_capacity(GATHERED);
+        for mut part in parts {
+            while !part.is_empty() {
+                if gathered.is_empty() && part.len() >= GATHERED {
+                    add(part);
+                    break;
+                }
+                let (now, rest) = part.split_at(part.len().min(GATHERED - gathered.len()));
+                gathered.extend_from_slice(now);
+                part = rest;
+                if gathered.len() == GATHERED {
+                    add(&gathered);
+                    gathered.clear();
+                }
+            }
+        }
+        add(&gathered);
+        assert_eq!(len, layout.len(piece) as usize, "invariant: callers pass whole pieces");
+        let blake3 = match is_whole {
+            true => *blake3.finalize().as_bytes(),
+            false => blake3.finalize_non_root(),
+        };
+        Self { sha1: sha1.finish(), blake3: Blake3Hash(blake3) }
     }
 
     /// The BLAKE3 alone, a fifth of the work: enough to know again what was verified before.

@@ -4,11 +4,11 @@
 //! dropped, on most systems, what it could not write while calling it written: those pieces are
 //! written once more before anything is claimed of them.
 
+use super::buffers::Buffers;
 use super::part::{Opened, Part};
 use super::record::{CleanStop, Record};
 use super::storage_error::StorageError;
 use crate::bitfield::Bitfield;
-use crate::limits::PIECE_LEN;
 use crate::manifest::Manifest;
 use crate::piece::{PieceIndex, PieceLayout};
 
@@ -116,15 +116,16 @@ impl Claims {
         if self.in_doubt {
             let doubtful: Vec<_> =
                 have.iter().filter(|piece| !self.synced.contains(*piece)).collect();
-            let mut buffer = Vec::new();
+            let buffers = Buffers::default();
             for piece in doubtful {
-                let right = match part.read(manifest, piece, &mut buffer) {
+                let mut buffer = buffers.take(manifest.layout().len(piece));
+                let right = match part.read(manifest, piece, buffer.as_mut()) {
                     Ok(right) => right,
                     Err(_) if why == Settling::Healing => false,
                     Err(error) => return Err(StorageError::io(part.path(), 0)(error)),
                 };
                 if right {
-                    part.write(manifest.layout(), piece, &buffer)?;
+                    part.write(manifest.layout(), piece, &buffer.into())?;
                 } else {
                     have.remove(piece);
                     self.lost.push(piece);
@@ -155,8 +156,8 @@ impl Claims {
         let Some(missing) = layout.pieces().find(|piece| !have.contains(*piece)) else {
             return Ok(());
         };
-        let zeros = vec![0; PIECE_LEN as usize];
-        part.write(layout, missing, &zeros[..layout.len(missing) as usize])?;
+        let zeros = vec![0; layout.len(missing) as usize];
+        part.write(layout, missing, &zeros.into())?;
         part.sync(false).inspect_err(|_| self.in_doubt = true)
     }
 

@@ -6,20 +6,28 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::ahead::Ahead;
+use super::buffers::Buffers;
+use super::chunks::Chunks;
 use super::event::PeerKey;
-use super::storage::{PieceStore, Recovered, StorageError, WriteError};
+use super::storage::{PieceStore, Recovered, StorageError, WriteError, Written};
 use crate::clock;
+use crate::limits::{CHECKPOINT_BYTES, WAITING_PART};
 use crate::name::{FileName, UserName};
 use crate::peer_id::PeerId;
 use crate::piece::PieceIndex;
 
 /// What was written is brought to the disk, and then claimed, this often.
 const CHECKPOINT: Duration = Duration::from_secs(5);
+
+/// With so many pieces waiting for the one that is being hashed in order, other cores help.
+const BACKLOG: usize = 16;
 
 /// A disk that failed is tried again after this.
 const RETRY: Duration = Duration::from_secs(2);
@@ -51,7 +59,7 @@ pub struct Parcel {
     /// Which piece.
     pub piece: PieceIndex,
     /// Its bytes, not verified.
-    pub bytes: Vec<u8>,
+    pub chunks: Chunks,
 }
 
 /// Something that came of what was done.
@@ -74,7 +82,9 @@ pub enum Outcome {
 }
 
 enum Done {
-    Stored(Parcel, Result<(), WriteError>),
+    /// The whole file's SHA-1 needs this piece next.
+    Hashed(Option<PieceIndex>),
+    Stored(Parcel, Result<Written, WriteError>),
     Checkpoint(Result<(), StorageError>),
     Recovered(Result<Recovered, StorageError>),
     Finished(Result<PathBuf, StorageError>),
@@ -98,10 +108,19 @@ pub struct Depot {
     stop: CancellationToken,
     work: JoinSet<Done>,
     health: Health,
-    /// Pieces that could not be written yet.
-    kept: Vec<Parcel>,
-    /// Something was written since the last checkpoint began, and when the next one is due.
-    dirty: bool,
+    /// Pieces that are not being written yet: it is not their turn, or the disk failed.
+    pending: Vec<Parcel>,
+    /// Where their bytes are brought together.
+    buffers: Buffers,
+    /// Jobs that verify and write, and how many there may be.
+    writing: usize,
+    writers: usize,
+    /// The one of them that takes the whole file's SHA-1 further as well.
+    in_order: Option<PieceIndex>,
+    /// Those that wait for the whole file's SHA-1.
+    ahead: Ahead,
+    /// Bytes written since the last checkpoint began, and when the next one is due at the latest.
+    dirty: u64,
     checkpoint_at: Instant,
     checkpointing: bool,
     finishing: bool,
@@ -116,8 +135,11 @@ impl Depot {
         store: Arc<PieceStore>,
         directory: PathBuf,
         name: FileName,
+        buffers: Buffers,
         stop: CancellationToken,
     ) -> Self {
+        let next = store.next_to_hash();
+        let cores = thread::available_parallelism().map_or(1, usize::from);
         Self {
             store,
             directory,
@@ -125,8 +147,14 @@ impl Depot {
             stop,
             work: JoinSet::new(),
             health: Health::Well,
-            kept: Vec::new(),
-            dirty: false,
+            buffers,
+            pending: Vec::new(),
+            writing: 0,
+            // One core is left to the network.
+            writers: cores.saturating_sub(1).max(1),
+            in_order: None,
+            ahead: Ahead::new(next),
+            dirty: 0,
             checkpoint_at: clock::monotonic() + CHECKPOINT,
             checkpointing: false,
             finishing: false,
@@ -137,15 +165,58 @@ impl Depot {
 
     /// Verifies and writes a piece, now or when the disk is well again.
     pub fn take(&mut self, parcel: Parcel) {
-        if !self.is_well() {
-            self.kept.push(parcel);
-            return;
+        self.pending.push(parcel);
+        self.write();
+        // What has to wait keeps no datagrams: of memory in such bits much is lost.
+        self.pending.iter_mut().for_each(|parcel| parcel.chunks.gather(&self.buffers));
+    }
+
+    /// Begins to write what it is time for: the piece that the whole file's SHA-1 needs, which is then
+    /// hashed twice in one go, or others side by side. While that one is being written the rest wait
+    /// to be the next, since apart their bytes are gone through twice; of many the last do not.
+    fn write(&mut self) {
+        while self.is_well() && self.writing < self.writers {
+            let lane = self.in_order.is_some() || self.ahead.is_running();
+            if lane && self.pending.len() < BACKLOG {
+                return;
+            }
+            let places = self.pending.iter().enumerate();
+            let place = match lane {
+                true => places.max_by_key(|(_, parcel)| parcel.piece),
+                false => places.min_by_key(|(_, parcel)| parcel.piece),
+            };
+            let Some((place, _)) = place else { return };
+            let parcel = self.pending.swap_remove(place);
+            if !lane && self.ahead.next() == Some(parcel.piece) {
+                self.in_order = Some(parcel.piece);
+            }
+            self.writing += 1;
+            let store = self.store.clone();
+            self.work.spawn_blocking(move || {
+                let result = store.write_piece(parcel.piece, &parcel.chunks);
+                Done::Stored(parcel, result)
+            });
         }
-        let store = self.store.clone();
-        self.work.spawn_blocking(move || {
-            let result = store.write_piece(parcel.piece, &parcel.bytes);
-            Done::Stored(parcel, result)
-        });
+    }
+
+    /// A job that wrote a piece has ended.
+    fn written(&mut self, piece: PieceIndex) {
+        self.writing -= 1;
+        self.in_order = self.in_order.filter(|in_order| *in_order != piece);
+    }
+
+    /// From now on so many bytes may wait in memory to be hashed as a whole.
+    pub fn set_room(&mut self, bytes: u64) {
+        self.ahead.set_room(bytes / WAITING_PART);
+    }
+
+    /// Takes the whole file's SHA-1 further, unless that is being done.
+    fn hash_ahead(&mut self) {
+        let is_free = self.in_order.is_none();
+        if is_free && self.ahead.next().is_some_and(|next| self.store.has(next)) {
+            let (store, written) = (self.store.clone(), self.ahead.begin());
+            self.work.spawn_blocking(move || Done::Hashed(store.hash_ahead(&written)));
+        }
     }
 
     /// Begins what is due. Once every piece is there, as `complete` says, the file is checked and named;
@@ -162,13 +233,14 @@ impl Depot {
         if !self.is_well() {
             return false;
         }
-        if complete && !self.finishing && self.work.is_empty() && self.finish_at <= now {
+        if complete && !self.finishing && self.is_idle() && self.finish_at <= now {
             self.finish();
             return true;
         }
-        if self.dirty && !self.checkpointing && !self.finishing && self.checkpoint_at <= now {
+        let due = self.checkpoint_at <= now || self.dirty >= CHECKPOINT_BYTES;
+        if self.dirty > 0 && !self.checkpointing && !self.finishing && due {
             let store = self.store.clone();
-            (self.dirty, self.checkpointing) = (false, true);
+            (self.dirty, self.checkpointing) = (0, true);
             self.work.spawn_blocking(move || Done::Checkpoint(store.checkpoint()));
         }
         false
@@ -189,14 +261,14 @@ impl Depot {
             Health::Ill(_, retry_at) => Some(retry_at),
             Health::Recovering(_) => None,
             Health::Well if self.finishing => None,
-            Health::Well if complete => self.work.is_empty().then_some(self.finish_at),
-            Health::Well => (self.dirty && !self.checkpointing).then_some(self.checkpoint_at),
+            Health::Well if complete => self.is_idle().then_some(self.finish_at),
+            Health::Well => (self.dirty > 0 && !self.checkpointing).then_some(self.checkpoint_at),
         }
     }
 
     /// Whether nothing is on its way to the disk.
     pub fn is_idle(&self) -> bool {
-        self.work.is_empty() && self.kept.is_empty()
+        self.work.is_empty() && self.pending.is_empty()
     }
 
     /// What keeps the disk from being written.
@@ -221,17 +293,42 @@ impl Depot {
             }
             Some(Ok(done)) => done,
         };
+        if let Done::Stored(parcel, _) = &done {
+            self.written(parcel.piece);
+        }
+        let outcome = self.came_of(done);
+        self.write();
+        outcome
+    }
+
+    fn came_of(&mut self, done: Done) -> Result<Outcome, DownloadError> {
         match done {
-            Done::Stored(parcel, Ok(())) => {
-                self.dirty = true;
+            Done::Stored(mut parcel, Ok(written)) => {
+                self.dirty += parcel.chunks.len() as u64;
+                let mut chunks = std::mem::take(&mut parcel.chunks);
+                match written {
+                    Written::Hashed(next) => self.ahead.hashed(next),
+                    Written::Apart => {
+                        chunks.gather(&self.buffers);
+                        self.ahead.add(parcel.piece, chunks);
+                    }
+                }
+                self.hash_ahead();
                 Ok(Outcome::Stored(parcel))
+            }
+            Done::Hashed(next) => {
+                self.ahead.hashed(next);
+                if self.ahead.has_next() {
+                    self.hash_ahead();
+                }
+                Ok(Outcome::Nothing)
             }
             Done::Stored(parcel, Err(WriteError::Wrong(what))) => Ok(Outcome::Wrong(parcel, what)),
             Done::Stored(parcel, Err(WriteError::FalseManifest)) => {
                 Err(DownloadError::FalseManifest(parcel.piece))
             }
             Done::Stored(parcel, Err(WriteError::Storage(error))) => {
-                self.kept.push(parcel);
+                self.pending.push(parcel);
                 self.fall_ill(error)
             }
             Done::Checkpoint(result) => {
@@ -240,7 +337,7 @@ impl Depot {
                 match result {
                     Ok(()) => Ok(Outcome::Nothing),
                     Err(error) => {
-                        self.dirty = true;
+                        self.dirty = self.dirty.max(1);
                         self.fall_ill(error)
                     }
                 }
@@ -264,7 +361,6 @@ impl Depot {
                 let (lost, found) = (recovered.lost.len(), recovered.found.len());
                 tracing::info!(lost, found, "the disk is well again");
                 (self.health, self.failed_to_finish) = (Health::Well, false);
-                std::mem::take(&mut self.kept).into_iter().for_each(|parcel| self.take(parcel));
                 Ok(Outcome::Well(recovered))
             }
             Done::Finished(Ok(path)) => Ok(Outcome::Finished(path)),

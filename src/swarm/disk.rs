@@ -5,14 +5,15 @@
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read as _};
+use std::io::{self, IoSlice, Read as _};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use rustix::fs::{CWD, FallocateFlags, OFlags, RenameFlags};
-use rustix::io::Errno;
+use rustix::io::{Errno, pwritev};
 
+use super::chunks::Chunks;
 use super::stamp::Stamp;
 
 /// Names and directories.
@@ -140,6 +141,18 @@ pub trait DiskFile: fmt::Debug + Send + Sync {
     /// Any part of `bytes` may have been written then.
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()>;
 
+    /// Writes all of `chunks`, one after the other.
+    ///
+    /// # Errors
+    /// As [`Self::write_all_at`].
+    fn write_chunks_at(&self, chunks: &Chunks, mut offset: u64) -> io::Result<()> {
+        for part in chunks.parts() {
+            self.write_all_at(part, offset)?;
+            offset += part.len() as u64;
+        }
+        Ok(())
+    }
+
     /// Brings content and size to the disk; after a failure what was written before is in doubt.
     ///
     /// # Errors
@@ -230,6 +243,9 @@ impl Disk for RealDisk {
     }
 }
 
+/// As many parts go into one write as every system takes.
+const MAX_SLICES: usize = 1_024;
+
 /// What a filesystem says that cannot rename without replacing. The last two are one on Linux.
 const NO_FLAG: [Errno; 4] = [Errno::INVAL, Errno::NOSYS, Errno::NOTSUP, Errno::OPNOTSUPP];
 
@@ -303,6 +319,23 @@ impl DiskFile for File {
         FileExt::write_all_at(self, bytes, offset)
     }
 
+    fn write_chunks_at(&self, chunks: &Chunks, mut offset: u64) -> io::Result<()> {
+        let mut slices: Vec<_> = chunks.parts().map(IoSlice::new).collect();
+        let mut left = &mut slices[..];
+        while !left.is_empty() {
+            match pwritev(self, &left[..left.len().min(MAX_SLICES)], offset) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(len) => {
+                    IoSlice::advance_slices(&mut left, len);
+                    offset += len as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
     fn sync_data(&self) -> io::Result<()> {
         Self::sync_data(self)
     }
@@ -364,6 +397,22 @@ mod tests {
         assert!(found, "what was written is never skipped");
         // A filesystem that cannot tell shows everything.
         assert!(seen <= mib || seen == 64 * mib, "{seen}");
+    }
+
+    #[test]
+    fn chunks_are_written_as_one_however_many() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let path = dir.path().join("file");
+        let file = RealDisk.create_new(&path).expect("made");
+        let bytes: Vec<u8> = (0..5_000_000u32).map(|i| (i ^ (i >> 9)) as u8).collect();
+        for part in [bytes.len(), 1_100] {
+            let mut chunks = Chunks::default();
+            bytes.chunks(part).for_each(|part| chunks.push(part.to_vec().into()));
+            file.write_chunks_at(&chunks, 3).expect("written");
+            assert!(fs::read(&path).expect("read")[3..] == bytes, "in parts of {part}");
+            file.set_len(0).expect("cut");
+        }
+        file.write_chunks_at(&Chunks::default(), 0).expect("nothing is written");
     }
 
     #[test]

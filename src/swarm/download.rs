@@ -121,7 +121,8 @@ impl Download {
         let scheduler = Scheduler::new(layout, &have, outcasts, self.seed);
         let now = clock::monotonic();
         let (directory, name) = (self.directory.clone(), self.name.clone());
-        let depot = Depot::new(self.store.clone(), directory, name, self.stop.clone());
+        let buffers = self.registry.buffers().clone();
+        let depot = Depot::new(self.store.clone(), directory, name, buffers, self.stop.clone());
         let untold = Untold::new(self.registry.clone(), self.swarms.clone());
         let mut driver = Driver {
             seat: self.registry.budget().join(),
@@ -251,6 +252,7 @@ impl Driver {
                 return;
             }
             self.room = room;
+            self.depot.set_room(room.0);
             let before = self.next_fetch;
             self.step(Event::Room { bytes: room.0, credit });
             if !again || self.next_fetch == before {
@@ -273,6 +275,7 @@ impl Driver {
             piece,
             len,
             received: received.clone(),
+            buffers: self.download.registry.buffers().clone(),
             progress: self.progress.0.clone(),
         };
         let task = self.fetches.spawn(async move { (key, piece, number, fetch.run().await) });
@@ -321,11 +324,11 @@ impl Driver {
             }
         });
         match fetched {
-            Fetched::Bytes(bytes) => {
+            Fetched::Bytes(chunks) => {
                 let rtt = session.connection.rtt();
                 self.step(Event::Received { peer: key, piece, rtt });
                 if !late {
-                    self.depot.take(Parcel { peer: key, from, user, piece, bytes });
+                    self.depot.take(Parcel { peer: key, from, user, piece, chunks });
                 }
             }
             Fetched::Refused(nack) => self.refused(key, piece, nack),

@@ -9,6 +9,8 @@ use std::time::Duration;
 
 use tokio::sync::mpsc;
 
+use super::buffers::Buffers;
+use super::chunks::Chunks;
 use super::event::PeerKey;
 use super::message::{Encoding, Nack, PieceHeader, PieceRequest};
 use super::session::{Session, SwarmKey};
@@ -30,7 +32,7 @@ pub type Came = (PeerKey, PieceIndex, u32);
 #[derive(Debug)]
 pub enum Fetched {
     /// The bytes, not verified.
-    Bytes(Vec<u8>),
+    Bytes(Chunks),
     /// The peer will not serve it.
     Refused(Nack),
     /// The stream broke; nothing is known of the peer.
@@ -54,6 +56,8 @@ pub struct Fetch {
     pub len: u32,
     /// Counts the bytes that are here.
     pub received: Arc<AtomicU32>,
+    /// Where what comes slowly is copied together.
+    pub buffers: Buffers,
     /// Told when the bytes were promised, and now and then how many are here. It may be full: this is
     /// said again.
     pub progress: mpsc::Sender<Came>,
@@ -98,20 +102,22 @@ impl Fetch {
         }
         self.tell(0);
         let mut told = clock::monotonic();
-        let mut bytes = Vec::with_capacity(self.len as usize);
+        let mut chunks = Chunks::default();
         while let Some(chunk) = recv.0.read_chunk(usize::MAX, true).await? {
-            if bytes.len() + chunk.bytes.len() > self.len as usize {
+            if chunks.len() + chunk.bytes.len() > self.len as usize {
                 return Ok(Fetched::Misbehaved);
             }
-            bytes.extend_from_slice(&chunk.bytes);
-            self.received.store(bytes.len() as u32, Ordering::Relaxed);
+            chunks.push(chunk.bytes);
+            self.received.store(chunks.len() as u32, Ordering::Relaxed);
             if told.elapsed() >= TELL_PROGRESS {
                 told = clock::monotonic();
-                self.tell(bytes.len() as u32);
+                self.tell(chunks.len() as u32);
+                // Datagrams with little of the piece in them are not kept for long.
+                chunks.gather(&self.buffers);
             }
         }
-        Ok(if bytes.len() == self.len as usize {
-            Fetched::Bytes(bytes)
+        Ok(if chunks.len() == self.len as usize {
+            Fetched::Bytes(chunks)
         } else {
             Fetched::Misbehaved
         })

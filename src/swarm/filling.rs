@@ -7,9 +7,12 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use super::buffers::{Buffer, Buffers};
+use super::chunks::Chunks;
 use super::claims::{Claims, Settling};
 use super::disk::Disk;
 use super::part::{Opened, Part};
+use super::running_sha1::RunningSha1;
 use super::storage_error::{StorageError, WriteError};
 use crate::bitfield::Bitfield;
 use crate::manifest::{Manifest, PieceHashes};
@@ -66,9 +69,9 @@ impl Filling {
     ///
     /// # Errors
     /// [`StorageError`]; the piece must not be counted then.
-    pub fn write(&self, piece: PieceIndex, bytes: &[u8]) -> Result<(), StorageError> {
+    pub fn write(&self, piece: PieceIndex, chunks: &Chunks) -> Result<(), StorageError> {
         self.wake()?;
-        self.part.write(self.manifest.layout(), piece, bytes)
+        self.part.write(self.manifest.layout(), piece, chunks)
     }
 
     /// From here on nothing is written before the record says that it is.
@@ -93,8 +96,8 @@ impl Filling {
         claims.probe(&self.part, &self.manifest, have)?;
         self.asleep.store(false, Ordering::Release);
         drop(claims);
-        let mut buffer = Vec::new();
-        let mut is_bad = |piece: &PieceIndex| !self.reads(*piece, &mut buffer);
+        let buffers = Buffers::default();
+        let mut is_bad = |piece: &PieceIndex| self.read(*piece, &buffers).is_none();
         if !resized && !doubtful.iter().any(&mut is_bad) {
             return Ok(Vec::new());
         }
@@ -118,20 +121,22 @@ impl Filling {
         let mut copied = opened.have.clone();
         let new = Self::of(opened, self.manifest.clone());
         let mut lost = Vec::new();
-        let mut buffer = Vec::new();
+        let buffers = Buffers::default();
         for piece in have.iter() {
             if copied.contains(piece) {
                 continue;
             }
-            let right = match self.part.read(&self.manifest, piece, &mut buffer) {
+            let mut buffer = buffers.take(self.manifest.layout().len(piece));
+            let right = match self.part.read(&self.manifest, piece, buffer.as_mut()) {
                 Err(error) if made => {
                     new.part.discard();
                     return Err(StorageError::io(self.part.path(), 0)(error));
                 }
                 read => read.is_ok_and(|right| right),
             };
-            if right && verify(&self.manifest, piece, &buffer).is_ok() {
-                new.write(piece, &buffer)?;
+            let chunks = Chunks::from(buffer);
+            if right && verify(&self.manifest, piece, &chunks).is_ok() {
+                new.write(piece, &chunks)?;
                 copied.insert(piece);
             } else {
                 lost.push(piece);
@@ -180,21 +185,50 @@ impl Filling {
         Ok(pieces)
     }
 
-    fn reads(&self, piece: PieceIndex, buffer: &mut Vec<u8>) -> bool {
-        self.part.read(&self.manifest, piece, buffer).is_ok_and(|right| right)
+    /// The bytes of a piece, if they can be read and are right.
+    pub fn read(&self, piece: PieceIndex, buffers: &Buffers) -> Option<Buffer> {
+        let mut buffer = buffers.take(self.manifest.layout().len(piece));
+        let read = self.part.read(&self.manifest, piece, buffer.as_mut());
+        read.is_ok_and(|right| right).then_some(buffer)
     }
 }
 
-/// Checks `bytes` against both hashes of `piece`.
+/// Checks `chunks` against both hashes of `piece`.
 ///
 /// # Errors
 /// [`WriteError::Wrong`], or [`WriteError::FalseManifest`] when the hashes contradict each other.
-pub fn verify(manifest: &Manifest, piece: PieceIndex, bytes: &[u8]) -> Result<(), WriteError> {
+pub fn verify(manifest: &Manifest, piece: PieceIndex, chunks: &Chunks) -> Result<(), WriteError> {
     let layout = manifest.layout();
-    if bytes.len() != layout.len(piece) as usize {
+    if chunks.len() != layout.len(piece) as usize {
         return Err(WriteError::Wrong("length"));
     }
-    let (actual, expected) = (PieceHashes::of(layout, piece, bytes), manifest.piece(piece));
+    let actual = PieceHashes::of_parts(layout, piece, chunks.parts(), None);
+    compare(actual, manifest.piece(piece))
+}
+
+/// Checks `chunks` as [`verify`] does, and adds them to `sha1`, which needs this very piece, when they
+/// are right.
+///
+/// # Errors
+/// As [`verify`]; `sha1` is as it was.
+pub fn verify_both(
+    manifest: &Manifest,
+    piece: PieceIndex,
+    chunks: &Chunks,
+    sha1: &mut RunningSha1,
+) -> Result<(), WriteError> {
+    let layout = manifest.layout();
+    if chunks.len() != layout.len(piece) as usize {
+        return Err(WriteError::Wrong("length"));
+    }
+    let mut further = sha1.hasher();
+    let actual = PieceHashes::of_parts(layout, piece, chunks.parts(), Some(&mut further));
+    compare(actual, manifest.piece(piece))?;
+    sha1.advance(further);
+    Ok(())
+}
+
+fn compare(actual: PieceHashes, expected: PieceHashes) -> Result<(), WriteError> {
     match (actual.blake3 == expected.blake3, actual.sha1 == expected.sha1) {
         (true, true) => Ok(()),
         (true, false) => Err(WriteError::FalseManifest),

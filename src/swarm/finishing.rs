@@ -4,9 +4,11 @@
 //! it was, unless the manifest is false, and it can be tried again once the cause is gone.
 
 use std::io;
+use std::iter::once;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::buffers::Buffers;
 use super::claims::Settling;
 use super::filling::Filling;
 use super::running_sha1::Source;
@@ -95,9 +97,10 @@ impl PieceStore {
     /// Reads what could not be read before: it gets no name while nobody knows whether it is right.
     fn clear_doubts(&self, filling: &Arc<Filling>) -> Result<(), StorageError> {
         let doubtful: Vec<_> = self.lock().unreadable.iter().copied().collect();
-        let mut buffer = Vec::new();
+        let buffers = Buffers::default();
         for piece in doubtful {
-            match filling.part().read(self.manifest(), piece, &mut buffer) {
+            let mut buffer = buffers.take(self.manifest().layout().len(piece));
+            match filling.part().read(self.manifest(), piece, buffer.as_mut()) {
                 Ok(true) => _ = self.lock().unreadable.remove(&piece),
                 Ok(false) => self.lose(filling, piece),
                 Err(error) => return Err(StorageError::io(filling.part().path(), 0)(error)),
@@ -133,16 +136,17 @@ impl PieceStore {
         let layout = self.manifest().layout();
         let rest = sha1.next().map_or(layout.piece_count(), PieceIndex::get);
         let path = filling.part().path();
-        let mut buffer = Vec::new();
+        let buffers = Buffers::default();
         let mut count = 0;
         for piece in (rest..).map_while(|index| layout.piece(index)) {
             if !go_on() {
                 return Err(StorageError::io(path, 0)(io::Error::other("stopped")));
             }
             self.lock().still(filling)?;
-            match filling.part().read(self.manifest(), piece, &mut buffer) {
+            let mut buffer = buffers.take(layout.len(piece));
+            match filling.part().read(self.manifest(), piece, buffer.as_mut()) {
                 // After a bad piece the rest is still looked at, to find all that are.
-                Ok(true) => _ = sha1.feed(piece, &buffer, Source::Disk),
+                Ok(true) => _ = sha1.feed(piece, once(buffer.as_ref()), Source::Disk),
                 Ok(false) => {
                     count += 1;
                     self.lose(filling, piece);

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::chunks::Chunks;
 use super::disk::{Disk, DiskFile, RealDisk};
 use super::hashing;
 use super::record::{CleanStop, Record};
@@ -267,12 +268,12 @@ impl Part {
         &self,
         layout: PieceLayout,
         piece: PieceIndex,
-        bytes: &[u8],
+        chunks: &Chunks,
     ) -> Result<(), StorageError> {
-        self.file.write_all_at(bytes, layout.offset(piece)).map_err(self.full(layout.size()))
+        self.file.write_chunks_at(chunks, layout.offset(piece)).map_err(self.full(layout.size()))
     }
 
-    /// Reads a piece into `buffer`; whether it is what it should be.
+    /// Reads a piece into `buffer`, which is as long; whether it is what it should be.
     ///
     /// # Errors
     /// When it cannot be read. A file that ends too early is merely wrong.
@@ -280,10 +281,9 @@ impl Part {
         &self,
         manifest: &Manifest,
         piece: PieceIndex,
-        buffer: &mut Vec<u8>,
+        buffer: &mut [u8],
     ) -> io::Result<bool> {
         let layout = manifest.layout();
-        buffer.resize(layout.len(piece) as usize, 0);
         match self.file.read_exact_at(buffer, layout.offset(piece)) {
             Ok(()) => {
                 Ok(PieceHashes::blake3_of(layout, piece, buffer) == manifest.piece(piece).blake3)

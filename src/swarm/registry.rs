@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::budget::Budget;
+use super::buffers::Buffers;
 use super::rates::{RateLimits, Rates};
 use super::serving::Serving;
 use super::session::{News, Session, Swarm, SwarmKey};
@@ -64,6 +65,7 @@ pub struct Registry {
     rates: Arc<Rates>,
     serving: Serving,
     budget: Budget,
+    buffers: Buffers,
 }
 
 impl Registry {
@@ -75,6 +77,7 @@ impl Registry {
             serving: Serving::new(rates.clone()),
             rates,
             budget: Budget::new(DOWNLOAD_BYTES),
+            buffers: Buffers::default(),
         }
     }
 
@@ -87,6 +90,11 @@ impl Registry {
     pub fn set_limits(&self, of: Option<SwarmKey>, limits: RateLimits) {
         self.rates.set(of, limits, clock::monotonic());
         self.serving.limits_changed();
+    }
+
+    /// Where the bytes of pieces are, on their way from the disk or to it.
+    pub fn buffers(&self) -> &Buffers {
+        &self.buffers
     }
 
     /// Whose turn it is to be served.

@@ -36,19 +36,36 @@ impl RunningSha1 {
         self.layout.piece(self.next)
     }
 
-    /// Adds the bytes of `piece` if that is the one needed; whether it was.
+    /// Adds the bytes of `piece`, which come in parts, if that is the one needed; whether it was.
     ///
     /// The bytes must have been verified: what was added is never looked at again.
-    pub fn feed(&mut self, piece: PieceIndex, bytes: &[u8], source: Source) -> bool {
-        if self.next() != Some(piece) || bytes.len() != self.layout.len(piece) as usize {
+    pub fn feed<'a>(
+        &mut self,
+        piece: PieceIndex,
+        parts: impl Iterator<Item = &'a [u8]> + Clone,
+        source: Source,
+    ) -> bool {
+        let len: usize = parts.clone().map(<[u8]>::len).sum();
+        if self.next() != Some(piece) || len != self.layout.len(piece) as usize {
             return false;
         }
-        self.hasher.update(bytes);
+        parts.for_each(|part| self.hasher.update(part));
         self.next += 1;
         if source == Source::Disk {
-            self.reread_bytes += bytes.len() as u64;
+            self.reread_bytes += len as u64;
         }
         true
+    }
+
+    /// The state to be taken further over the piece it needs.
+    pub fn hasher(&self) -> Sha1Hasher {
+        self.hasher.clone()
+    }
+
+    /// Goes on with a state that has seen the piece it needed, which was right.
+    pub fn advance(&mut self, hasher: Sha1Hasher) {
+        self.hasher = hasher;
+        self.next += 1;
     }
 
     /// The SHA-1 of the file, once every piece was seen.
@@ -70,6 +87,8 @@ impl std::fmt::Debug for RunningSha1 {
 
 #[cfg(test)]
 mod tests {
+    use std::iter::once;
+
     use super::*;
     use crate::hash;
     use crate::limits::PIECE_LEN;
@@ -81,13 +100,13 @@ mod tests {
         let layout = PieceLayout::new(content.len() as u64).expect("fits");
         let [a, b, c] = [0, 1, 2].map(|index| layout.piece(index).expect("exists"));
         let mut sha1 = RunningSha1::new(layout);
-        assert!(!sha1.feed(b, &content[p..2 * p], Source::Memory));
-        assert!(!sha1.feed(a, &content[..p - 1], Source::Memory));
-        assert!(sha1.feed(a, &content[..p], Source::Memory));
-        assert!(!sha1.feed(a, &content[..p], Source::Memory));
-        assert!(sha1.feed(b, &content[p..2 * p], Source::Disk));
+        assert!(!sha1.feed(b, once(&content[p..2 * p]), Source::Memory));
+        assert!(!sha1.feed(a, once(&content[..p - 1]), Source::Memory));
+        assert!(sha1.feed(a, once(&content[..p]), Source::Memory));
+        assert!(!sha1.feed(a, once(&content[..p]), Source::Memory));
+        assert!(sha1.feed(b, once(&content[p..2 * p]), Source::Disk));
         assert_eq!((sha1.value(), sha1.reread_bytes()), (None, p as u64));
-        assert!(sha1.feed(c, &content[2 * p..], Source::Memory));
+        assert!(sha1.feed(c, once(&content[2 * p..]), Source::Memory));
         assert_eq!((sha1.value(), sha1.next()), (Some(hash::sha1(&content)), None));
     }
 

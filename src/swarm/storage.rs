@@ -10,13 +10,16 @@
 
 use std::collections::BTreeSet;
 use std::io;
+use std::iter::once;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
+use super::buffers::{Buffer, Buffers};
+use super::chunks::Chunks;
 use super::claims::{Claims, Settling};
 use super::disk::{Disk, RealDisk};
 pub use super::filling::Recovered;
-use super::filling::{Filling, Replacement, verify};
+use super::filling::{Filling, Replacement, verify, verify_both};
 use super::hashing;
 use super::part::{Left, Part};
 pub use super::part::{MAX_NUMBERED, PART_DIR, part_path, remove_part};
@@ -28,7 +31,7 @@ use crate::bitfield::Bitfield;
 use crate::manifest::Manifest;
 use crate::piece::PieceIndex;
 
-/// Pieces that one write may read back for the whole file's SHA-1: about a millisecond's work. More
+/// Pieces that are read back at once for the whole file's SHA-1: about a millisecond's work. More
 /// than one, so that the SHA-1 gains on the pieces that wait for it.
 const CATCH_UP: usize = 4;
 
@@ -45,6 +48,15 @@ pub(super) enum Place {
     },
     /// Given up: nothing of it is open, and nobody is served from it.
     Released(Left),
+}
+
+/// What else came of writing a piece.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Written {
+    /// The whole file's SHA-1 has seen it, and needs this one next; nothing when it has seen all.
+    Hashed(Option<PieceIndex>),
+    /// It has not.
+    Apart,
 }
 
 /// What changes of a content on this machine.
@@ -202,13 +214,29 @@ impl PieceStore {
         self.lock_sha1().reread_bytes()
     }
 
-    /// The one door in: verifies `bytes` against both hashes of `piece`, writes them, and only
-    /// then counts the piece as here.
+    /// The piece that the whole file's SHA-1 needs next; nothing when it has seen all.
+    pub fn next_to_hash(&self) -> Option<PieceIndex> {
+        self.lock_sha1().next()
+    }
+
+    /// The one door in: verifies `chunks` against both hashes of `piece`, writes them, and only
+    /// then counts the piece as here. Takes the whole file's SHA-1 further in the same go when that
+    /// needs this very piece and nobody else is at it.
     ///
     /// # Errors
     /// [`WriteError`]; the piece is missing then, and all else as it was.
-    pub fn write_piece(&self, piece: PieceIndex, bytes: &[u8]) -> Result<(), WriteError> {
-        verify(&self.manifest, piece, bytes)?;
+    pub fn write_piece(&self, piece: PieceIndex, chunks: &Chunks) -> Result<Written, WriteError> {
+        let sha1 = self.sha1.try_lock().ok().filter(|sha1| sha1.next() == Some(piece));
+        let written = match sha1 {
+            None => {
+                verify(&self.manifest, piece, chunks)?;
+                Written::Apart
+            }
+            Some(mut sha1) => {
+                verify_both(&self.manifest, piece, chunks, &mut sha1)?;
+                Written::Hashed(sha1.next())
+            }
+        };
         let _gate = self.share_gate();
         let filling = {
             let state = self.lock();
@@ -216,13 +244,33 @@ impl PieceStore {
                 // Written again, a file just named would look changed.
                 Place::Part(filling) if !state.have.contains(piece) => filling.clone(),
                 Place::Released(left) => return Err(left.error().into()),
-                _ => return Ok(()),
+                _ => return Ok(written),
             }
         };
-        filling.write(piece, bytes)?;
+        filling.write(piece, chunks)?;
         self.lock().have.insert(piece);
-        self.advance_sha1(filling.part(), piece, bytes);
-        Ok(())
+        Ok(written)
+    }
+
+    /// Takes the whole file's SHA-1 further, over pieces that were just written and follow each other,
+    /// and over a few that are here and were not kept in memory. The piece that it needs next; nothing
+    /// when it has seen all.
+    ///
+    /// For one thread at a time: another would only wait.
+    pub fn hash_ahead(&self, written: &[(PieceIndex, Chunks)]) -> Option<PieceIndex> {
+        let mut sha1 = self.lock_sha1();
+        for (piece, chunks) in written {
+            sha1.feed(*piece, chunks.parts(), Source::Memory);
+        }
+        let Place::Part(filling) = self.lock().place.clone() else { return sha1.next() };
+        let buffers = Buffers::default();
+        for _ in 0..CATCH_UP {
+            let Some(next) = sha1.next().filter(|next| self.has(*next)) else { break };
+            // What cannot be read, or is wrong, is for the end to find.
+            let Some(buffer) = filling.read(next, &buffers) else { break };
+            sha1.feed(next, once(buffer.as_ref()), Source::Disk);
+        }
+        sha1.next()
     }
 
     /// The bytes of `piece`, which are right.
@@ -235,7 +283,7 @@ impl PieceStore {
     /// # Errors
     /// [`ReadError`]; a whole file that is no longer what it was is never served again, and a bad
     /// piece of a part file is one of [`Self::take_lost`].
-    pub fn read_piece(&self, piece: PieceIndex) -> Result<Vec<u8>, ReadError> {
+    pub fn read_piece(&self, piece: PieceIndex, buffers: &Buffers) -> Result<Buffer, ReadError> {
         let (have, place) = {
             let state = self.lock();
             (state.have.contains(piece), state.place.clone())
@@ -243,19 +291,21 @@ impl PieceStore {
         if !have {
             return Err(ReadError::Missing);
         }
-        let mut bytes = vec![0; self.manifest.layout().len(piece) as usize];
+        let mut bytes = buffers.take(self.manifest.layout().len(piece));
         match place {
-            Place::Part(filling) => match filling.part().read(&self.manifest, piece, &mut bytes) {
-                Ok(true) => Ok(bytes),
-                Ok(false) => {
-                    self.lose(&filling, piece);
-                    Err(ReadError::Missing)
+            Place::Part(filling) => {
+                match filling.part().read(&self.manifest, piece, bytes.as_mut()) {
+                    Ok(true) => Ok(bytes),
+                    Ok(false) => {
+                        self.lose(&filling, piece);
+                        Err(ReadError::Missing)
+                    }
+                    Err(error) => {
+                        self.lock().unreadable.insert(piece);
+                        Err(error.into())
+                    }
                 }
-                Err(error) => {
-                    self.lock().unreadable.insert(piece);
-                    Err(error.into())
-                }
-            },
+            }
             Place::Released(_) => Err(ReadError::Missing),
             Place::Changed { .. } => Err(ReadError::Changed),
             Place::Whole { path, stamp } => {
@@ -265,7 +315,7 @@ impl PieceStore {
                     &path,
                     stamp,
                     piece,
-                    &mut bytes,
+                    bytes.as_mut(),
                 ) {
                     Ok(true) => Ok(bytes),
                     Ok(false) => Err(self.mark_changed(path)),
@@ -402,23 +452,6 @@ impl PieceStore {
             (Some(filling), _) => filling.part().discard(),
             (None, Place::Released(left)) => left.remove(&*self.disk),
             _ => {}
-        }
-    }
-
-    /// Adds a piece just written to the running SHA-1 if it is the next, and a few that came too
-    /// early. Nobody waits for it: while another thread does this, it is left to that one, to a
-    /// later piece, or to the end.
-    fn advance_sha1(&self, part: &Part, piece: PieceIndex, bytes: &[u8]) {
-        let Ok(mut sha1) = self.sha1.try_lock() else { return };
-        sha1.feed(piece, bytes, Source::Memory);
-        let mut buffer = Vec::new();
-        for _ in 0..CATCH_UP {
-            let Some(next) = sha1.next().filter(|next| self.has(*next)) else { return };
-            // What cannot be read, or is wrong, is for the end to find.
-            if !part.read(&self.manifest, next, &mut buffer).is_ok_and(|right| right) {
-                return;
-            }
-            sha1.feed(next, &buffer, Source::Disk);
         }
     }
 

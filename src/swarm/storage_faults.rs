@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 
+use super::buffers::Buffers;
 use super::memory_disk::{Fault, MemoryDisk, Plan};
-use super::storage::{PART_DIR, PieceStore, Recovered, StorageError, WriteError};
+use super::storage::{PART_DIR, PieceStore, ReadError, Recovered, StorageError, WriteError};
 use crate::bitfield::Bitfield;
 use crate::limits::PIECE_LEN;
 use crate::manifest::Manifest;
@@ -46,11 +47,15 @@ pub(super) fn open(disk: &MemoryDisk) -> Result<PieceStore, StorageError> {
 }
 
 pub(super) fn write(store: &PieceStore, index: u32) -> Result<(), StorageError> {
-    match store.write_piece(piece(index), bytes_of(piece(index))) {
-        Ok(()) => Ok(()),
+    match store.write_piece(piece(index), &bytes_of(piece(index)).into()) {
+        Ok(_) => Ok(()),
         Err(WriteError::Storage(error)) => Err(error),
         Err(error) => panic!("right bytes were refused: {error}"),
     }
+}
+
+pub(super) fn read(store: &PieceStore, piece: PieceIndex) -> Result<Vec<u8>, ReadError> {
+    store.read_piece(piece, &Buffers::default()).map(|buffer| buffer.as_ref().to_vec())
 }
 
 /// A part file in which these pieces are.
@@ -313,7 +318,9 @@ fn pieces_in_any_order_from_several_threads_end_with_the_right_sha1() {
                     for piece in order.iter().skip(lane).step_by(threads) {
                         let start = manifest_offset(store, *piece);
                         let end = (start + P).min(content.len());
-                        store.write_piece(*piece, &content[start..end]).expect("written");
+                        let chunks = content[start..end].into();
+                        store.write_piece(*piece, &chunks).expect("written");
+                        store.hash_ahead(&[(*piece, chunks)]);
                         store.checkpoint().expect("safe");
                     }
                 });
@@ -341,9 +348,12 @@ fn what_comes_in_order_is_never_read_back() {
 fn what_came_early_is_read_back_once_while_the_rest_arrives() {
     let disk = MemoryDisk::with(dest());
     let store = filled(&disk, [1, 2, 0]);
-    assert_eq!(store.reread_bytes(), 2 * P as u64, "the first piece let the others in");
+    assert_eq!(store.next_to_hash(), Some(piece(1)));
+    let kept = [(piece(1), bytes_of(piece(1)).into())];
+    assert_eq!(store.hash_ahead(&kept), Some(piece(3)));
+    assert_eq!(store.reread_bytes(), P as u64, "one was kept in memory, one was not");
     complete(&disk, &store);
-    assert_eq!(store.reread_bytes(), 2 * P as u64);
+    assert_eq!(store.reread_bytes(), P as u64);
 }
 
 #[test]
@@ -480,7 +490,7 @@ fn pieces_of_zeros_are_there_in_a_file_that_was_never_written() {
         PieceStore::part_on(disk.seam(), manifest.clone(), dest(), &|_| true).expect("opened");
     assert_eq!(indices(&store.bitfield()), [0, 2, 3]);
     let second = manifest.layout().piece(1).expect("exists");
-    store.write_piece(second, &content[P..2 * P]).expect("written");
+    store.write_piece(second, &content[P..2 * P].into()).expect("written");
     let path = store.finish(dest(), &name(), &|| true).expect("finished");
     assert!(disk.content(&path).as_deref() == Some(&content[..]));
 }

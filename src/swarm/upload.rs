@@ -206,9 +206,10 @@ async fn send_piece<'a>(
         }
     };
     let (reader, piece) = (admitted.store.clone(), admitted.piece);
-    let read = tokio::task::spawn_blocking(move || reader.read_piece(piece)).await;
+    let buffers = registry.buffers().clone();
+    let read = tokio::task::spawn_blocking(move || reader.read_piece(piece, &buffers)).await;
     let bytes = match read {
-        Ok(Ok(bytes)) => Bytes::from(bytes),
+        Ok(Ok(buffer)) => Bytes::from_owner(buffer),
         Ok(Err(error)) => {
             tracing::warn!(path = %admitted.store.path().display(), %piece, %error, "cannot serve");
             let nack =

@@ -313,7 +313,6 @@ pub const REQUEST_FRAME_DEADLINE: Duration = Duration::from_secs(15);
 /// starts anew with what is sent once after the last packet came, which is at most
 /// `TRACKER_KEEP_ALIVE` later: who died is gone within 15 s.
 pub const TRACKER_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Sent there when nothing else is.
 pub const TRACKER_KEEP_ALIVE: Duration = Duration::from_secs(4);
 
@@ -387,7 +386,6 @@ pub const TRACKER_STREAMS: u32 = 64;
 /// Pieces asked of one peer at once at most: 128 × 512 KiB = 64 MiB are half as much again as 1 Gbit/s holds
 /// at 350 ms. Most paths take a fraction of it, and the pipeline follows the path.
 pub const PIPELINE_MAX: usize = 128;
-
 /// Piece requests a peer may have open on one connection. A stream counts for a round trip after its last
 /// byte: with no more of them than the deepest pipeline, requests would wait for streams.
 pub const PEER_STREAMS: u32 = 2 * PIPELINE_MAX as u32;
@@ -395,23 +393,19 @@ pub const PEER_STREAMS: u32 = 2 * PIPELINE_MAX as u32;
 /// Room kept above the piece bytes in both windows, so that control frames are never blocked by
 /// bulk whatever their priority.
 pub const WINDOW_HEADROOM: u64 = 1024 * 1024;
-
 /// Bytes of a piece stream in flight: a whole piece and its header, so that no stream ever stalls
 /// on its own window.
 pub const STREAM_WINDOW: u64 = PIECE_LEN as u64 + 64 * 1024;
-
 /// Bytes we queue to a peer, or let it have in flight to us, on one connection at the very most: the deepest
 /// pipeline and control. What is queued at all has its bound in the slots, over all connections; what is in
 /// flight to us, in what is asked for, which the budget of an agent's downloads bounds.
 pub const PEER_WINDOW: u64 = PIPELINE_MAX as u64 * PIECE_LEN as u64 + WINDOW_HEADROOM;
-
 /// Bytes in flight to us from a peer of which nothing is asked yet, be it a stranger or not: control frames
 /// and requests only. Whoever means us harm fills what its window allows, with bytes that cannot be read.
 pub const CONTROL_WINDOW: u64 = 2 * WINDOW_HEADROOM;
 
 /// Bytes of a UDP datagram that every path of QUIC carries (RFC 9000, 14): where each connection begins.
 pub const MIN_MTU: u16 = 1_200;
-
 /// Bytes of the largest datagram, sent or received: a jumbo frame of 9,000 less the headers of IPv6 and
 /// UDP. Larger ones (loopback) gain little more, and every endpoint has buffers for 2,048 of them: 18 MiB,
 /// of which the system backs only what is used.
@@ -465,11 +459,9 @@ pub const TRACKER_WINDOW: u64 = 4 * 1024 * 1024;
 /// Piece buffers an agent fills for uploads at once, over all peers: 64 × 512 KiB = 32 MiB. More
 /// requests wait, told QUEUED.
 pub const UPLOAD_SLOTS: usize = 64;
-
 /// Of those, what one session may take: a peer that reads nothing holds up a quarter, no more, and
 /// another device of its user is still served.
 pub const UPLOAD_SLOTS_PER_SESSION: usize = UPLOAD_SLOTS / 4;
-
 /// Piece buffers besides for bodies on long fat paths, over all peers: another 64 MiB. Only a connection whose
 /// path holds more than 5 gets any, as many as fill that path; half of these fill 1 Gbit/s at 250 ms.
 pub const FAR_SLOTS: usize = 128;
@@ -477,11 +469,9 @@ pub const FAR_SLOTS: usize = 128;
 /// Bodies sent at once however slow the link: for one user one is on its way while the
 /// acknowledgement of the other is, and there is one left for whoever comes.
 pub const UPLOADS_AT_ONCE_MIN: usize = 3;
-
 /// Bodies sent at once before it is known how fast they go: a fast link is full from the start, and
 /// a slow one has half a minute's worth queued at 4 Mbit/s, once.
 pub const UPLOADS_AT_ONCE_START: usize = 32;
-
 /// As many bodies are sent at once as arrive within this; it must exceed the longest round trip,
 /// or a link of that length is never full.
 pub const UPLOADS_SPAN: Duration = Duration::from_secs(1);
@@ -490,7 +480,6 @@ pub const UPLOADS_SPAN: Duration = Duration::from_secs(1);
 /// the link: thrice what it takes when the link is the reason, but at least the first and at most
 /// the second.
 pub const SLOW_BODY: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(30));
-
 /// A body of which nothing more could be handed to QUIC for so long is held up by its reader.
 pub const SLOW_WRITE: Duration = Duration::from_secs(1);
 
@@ -505,7 +494,6 @@ pub const SESSION_STINT: u32 = 8;
 /// Requests of one user that wait to be served, over all sessions: the deepest pipelines of as many devices
 /// as an account may have.
 pub const MAX_WAITING_PER_USER: usize = MAX_DEVICES_PER_USER * PIPELINE_MAX;
-
 /// Requests that wait to be served, about 300 B each. No user may have more of them than there is
 /// room left for others; one more is answered BUSY.
 pub const MAX_WAITING: usize = 8 * MAX_WAITING_PER_USER;
@@ -514,12 +502,10 @@ pub const MAX_WAITING: usize = 8 * MAX_WAITING_PER_USER;
 /// twice what a link of 10 Gbit/s carries, and of small files they are as many files. Others wait
 /// in their streams, of which there are `PEER_STREAMS`.
 pub const SESSION_REQUESTS: (u64, u64) = (4_000, 8_000);
-
 /// Bytes a second of costly control frames taken from one session, and at once: the bitfields of
 /// 10,000 small files, which may all come when a connection is made, are 3 MiB, and a dozen of the
 /// largest fit. Others wait on their stream.
 pub const SESSION_CONTROL: (u64, u64) = (256 * 1024, 8 * 1024 * 1024);
-
 /// What a bitfield costs of that besides its bytes, and what a ticket does: verifying one takes
 /// 0.1 ms, and a device has one for each group.
 pub const CONTROL_COST: (u64, u64) = (256, 4 * 1024);
@@ -559,7 +545,6 @@ pub const MAX_BANS: usize = 10_000;
 
 /// Pieces asked of a new peer before its rate is known.
 pub const PIPELINE_START: usize = 4;
-
 /// Pieces always asked of a useful peer, so that one arrives while the next is on its way.
 pub const PIPELINE_MIN: usize = 2;
 

@@ -319,7 +319,6 @@ pub const REQUEST_FRAME_DEADLINE: Duration = Duration::from_secs(15);
 /// starts anew with what is sent once after the last packet came, which is at most
 /// `TRACKER_KEEP_ALIVE` later: who died is gone within 15 s.
 pub const TRACKER_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-
 /// Sent there when nothing else is.
 pub const TRACKER_KEEP_ALIVE: Duration = Duration::from_secs(4);
 
@@ -390,28 +389,29 @@ pub const LOOKERS: usize = 8;
 /// Streams a client may have open at a tracker at once.
 pub const TRACKER_STREAMS: u32 = 64;
 
-/// Piece requests a peer may have open on one connection. The same number bounds our pipeline to
-/// one peer: 32 × 512 KiB = 16 MiB fills 1 Gbit/s at 130 ms.
-pub const PEER_STREAMS: u32 = 32;
+/// Pieces asked of one peer at once at most: 128 × 512 KiB = 64 MiB are half as much again as 1 Gbit/s holds
+/// at 350 ms. Most paths take a fraction of it, and the pipeline follows the path.
+pub const PIPELINE_MAX: usize = 128;
+/// Piece requests a peer may have open on one connection. A stream counts for a round trip after its last
+/// byte: with no more of them than the deepest pipeline, requests would wait for streams.
+pub const PEER_STREAMS: u32 = 2 * PIPELINE_MAX as u32;
 
 /// Room kept above the piece bytes in both windows, so that control frames are never blocked by
 /// bulk whatever their priority.
 pub const WINDOW_HEADROOM: u64 = 1024 * 1024;
-
 /// Bytes of a piece stream in flight: a whole piece and its header, so that no stream ever stalls
 /// on its own window.
 pub const STREAM_WINDOW: u64 = PIECE_LEN as u64 + 64 * 1024;
-
-/// Bytes a peer may have in flight to us, or we queue to a peer, on one connection: the deepest pipeline
-/// and control. What is asked for at all is less where the budget of an agent's downloads is.
-pub const PEER_WINDOW: u64 = PEER_STREAMS as u64 * PIECE_LEN as u64 + WINDOW_HEADROOM;
-
-/// Bytes in flight to us from a peer that has not shown a valid ticket yet: control frames only.
-pub const STRANGER_WINDOW: u64 = 2 * WINDOW_HEADROOM;
+/// Bytes we queue to a peer, or let it have in flight to us, on one connection at the very most: the deepest
+/// pipeline and control. What is queued at all has its bound in the slots, over all connections; what is in
+/// flight to us, in what is asked for, which the budget of an agent's downloads bounds.
+pub const PEER_WINDOW: u64 = PIPELINE_MAX as u64 * PIECE_LEN as u64 + WINDOW_HEADROOM;
+/// Bytes in flight to us from a peer of which nothing is asked yet, be it a stranger or not: control frames
+/// and requests only. Whoever means us harm fills what its window allows, with bytes that cannot be read.
+pub const CONTROL_WINDOW: u64 = 2 * WINDOW_HEADROOM;
 
 /// Bytes of a UDP datagram that every path of QUIC carries (RFC 9000, 14): where each connection begins.
 pub const MIN_MTU: u16 = 1_200;
-
 /// Bytes of the largest datagram, sent or received: a jumbo frame of 9,000 less the headers of IPv6 and
 /// UDP. Larger ones (loopback) gain little more, and every endpoint has buffers for 2,048 of them: 18 MiB,
 /// of which the system backs only what is used.
@@ -454,19 +454,19 @@ pub const TRACKER_WINDOW: u64 = 4 * 1024 * 1024;
 /// Piece buffers an agent fills for uploads at once, over all peers: 64 × 512 KiB = 32 MiB. More
 /// requests wait, told QUEUED.
 pub const UPLOAD_SLOTS: usize = 64;
-
 /// Of those, what one session may take: a peer that reads nothing holds up a quarter, no more, and
 /// another device of its user is still served.
 pub const UPLOAD_SLOTS_PER_SESSION: usize = UPLOAD_SLOTS / 4;
+/// Piece buffers besides for bodies on long fat paths, over all peers: another 64 MiB. Only a connection whose
+/// path holds more than 5 gets any, as many as fill that path; half of these fill 1 Gbit/s at 250 ms.
+pub const FAR_SLOTS: usize = 128;
 
 /// Bodies sent at once however slow the link: for one user one is on its way while the
 /// acknowledgement of the other is, and there is one left for whoever comes.
 pub const UPLOADS_AT_ONCE_MIN: usize = 3;
-
 /// Bodies sent at once before it is known how fast they go: a fast link is full from the start, and
 /// a slow one has half a minute's worth queued at 4 Mbit/s, once.
 pub const UPLOADS_AT_ONCE_START: usize = 32;
-
 /// As many bodies are sent at once as arrive within this; it must exceed the longest round trip,
 /// or a link of that length is never full.
 pub const UPLOADS_SPAN: Duration = Duration::from_secs(1);
@@ -475,7 +475,6 @@ pub const UPLOADS_SPAN: Duration = Duration::from_secs(1);
 /// the link: thrice what it takes when the link is the reason, but at least the first and at most
 /// the second.
 pub const SLOW_BODY: (Duration, Duration) = (Duration::from_secs(3), Duration::from_secs(30));
-
 /// A body of which nothing more could be handed to QUIC for so long is held up by its reader.
 pub const SLOW_WRITE: Duration = Duration::from_secs(1);
 
@@ -487,10 +486,9 @@ pub const LIMITED_WRITERS: usize = 2;
 /// users compete: changing over costs a round trip, 4 MiB are many of them.
 pub const SESSION_STINT: u32 = 8;
 
-/// Requests of one user that wait to be served, over all sessions: the streams of as many devices
+/// Requests of one user that wait to be served, over all sessions: the deepest pipelines of as many devices
 /// as an account may have.
-pub const MAX_WAITING_PER_USER: usize = MAX_DEVICES_PER_USER * PEER_STREAMS as usize;
-
+pub const MAX_WAITING_PER_USER: usize = MAX_DEVICES_PER_USER * PIPELINE_MAX;
 /// Requests that wait to be served, about 300 B each. No user may have more of them than there is
 /// room left for others; one more is answered BUSY.
 pub const MAX_WAITING: usize = 8 * MAX_WAITING_PER_USER;
@@ -499,12 +497,10 @@ pub const MAX_WAITING: usize = 8 * MAX_WAITING_PER_USER;
 /// twice what a link of 10 Gbit/s carries, and of small files they are as many files. Others wait
 /// in their streams, of which there are `PEER_STREAMS`.
 pub const SESSION_REQUESTS: (u64, u64) = (4_000, 8_000);
-
 /// Bytes a second of costly control frames taken from one session, and at once: the bitfields of
 /// 10,000 small files, which may all come when a connection is made, are 3 MiB, and a dozen of the
 /// largest fit. Others wait on their stream.
 pub const SESSION_CONTROL: (u64, u64) = (256 * 1024, 8 * 1024 * 1024);
-
 /// What a bitfield costs of that besides its bytes, and what a ticket does: verifying one takes
 /// 0.1 ms, and a device has one for each group.
 pub const CONTROL_COST: (u64, u64) = (256, 4 * 1024);
@@ -531,9 +527,10 @@ pub const MIN_RATE: u64 = 16 * 1024;
 /// in the sum alone.
 pub const MAX_COUNTED_USERS: usize = 1_000;
 
-/// Bytes an agent has in flight or in verification over all its downloads: 64 pieces, which fill 1
-/// Gbit/s at 250 ms. Above it, each peer of a download that has any room is asked for one piece.
-pub const DOWNLOAD_BYTES: u64 = 64 * PIECE_LEN as u64;
+/// Bytes an agent has in flight or in verification over all its downloads: the deepest pipeline to one peer.
+/// Of what is in flight little is in memory, as pieces come one after the other. Above it, each peer of a
+/// download that has any room is asked for one piece.
+pub const DOWNLOAD_BYTES: u64 = PIPELINE_MAX as u64 * PIECE_LEN as u64;
 
 /// Who sent false pieces of a content is asked for nothing of it for this long.
 pub const BAN: Duration = Duration::from_secs(24 * 3600);
@@ -547,7 +544,6 @@ pub const MAX_BANS: usize = 10_000;
 
 /// Pieces asked of a new peer before its rate is known.
 pub const PIPELINE_START: usize = 4;
-
 /// Pieces always asked of a useful peer, so that one arrives while the next is on its way.
 pub const PIPELINE_MIN: usize = 2;
 
@@ -579,7 +575,7 @@ pub const REPORT_QUEUE: usize = 64;
 pub const DOWNLOAD_QUEUE: usize = 1_024;
 
 /// A piece asked for and not finished after this long is asked for elsewhere: at 64 KiB/s a piece
-/// takes 8 s, 32 of them four minutes.
+/// takes 8 s, 32 of them four minutes, and of one so slow few are asked for.
 pub const PIECE_DEADLINE: Duration = Duration::from_secs(300);
 
 /// A line of a script: a path, a name and their quotes.

@@ -17,7 +17,7 @@ use std::thread::{self, JoinHandle};
 
 use aws_lc_rs::digest;
 use bytes::Bytes;
-use mtq::limits::{MAX_REQUEST_LEN, PIECE_LEN};
+use mtq::limits::{MAX_REQUEST_LEN, PEER_WINDOW, PIECE_LEN};
 use mtq::transport::connection::{Connection, RecvStream, SendStream};
 use mtq::transport::endpoint::Endpoint;
 use mtq::transport::frame::{read_frame, write_frame};
@@ -277,6 +277,8 @@ impl Fetch {
         let endpoint = endpoint(&self.mtu);
         let peer = self.peer.parse().expect("a peer id");
         let connection = endpoint.dial(self.address, Alpn::Peer, peer).await.expect("dialled");
+        // A peer that asks for pieces lets them come; here nobody does that for each.
+        connection.allow(PEER_WINDOW);
         let hashes = self.hashes.as_ref().map(|path| fs::read(path).expect("the hashes"));
         let sink = Arc::new(Sink {
             hashes: hashes.unwrap_or_default(),

@@ -70,7 +70,6 @@ fn show_ticket(registry: &Registry, session: &Session, ticket: &[u8]) -> Result<
                 session.ticket(group).is_some() && registry.member(session, group).is_none();
             let user = ticket.holder().user.clone();
             session.keep_ticket(ticket, bytes);
-            session.connection.trust();
             if let Some(oldest) = registry.one_too_many(&user) {
                 tracing::debug!(%user, "has too many sessions; the oldest ends");
                 oldest.connection.close(ErrorCode::LimitReached);

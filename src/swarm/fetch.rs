@@ -85,7 +85,7 @@ impl Fetch {
 
     async fn exchange(&self) -> Result<Fetched, FrameError> {
         let Some(swarm) = self.session.our_number(self.swarm) else { return Ok(Fetched::Broken) };
-        let _in_use = self.session.in_use();
+        let (_in_use, _expected) = (self.session.in_use(), self.session.expect(self.len));
         let request = PieceRequest { swarm, piece: self.piece.get() };
         let mut recv = StopOnDrop(self.session.connection.ask(&request).await?);
         let mut queued = false;

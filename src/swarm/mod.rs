@@ -30,6 +30,7 @@ pub mod filling;
 pub mod storage;
 mod finishing;
 pub mod trust;
+pub mod allowance;
 pub mod session;
 pub mod rate;
 pub mod serving_queue;

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use crate::limits::{PEER_STREAMS, PIECE_LEN, PIPELINE_MIN, PIPELINE_START};
+use crate::limits::{PIECE_LEN, PIPELINE_MAX, PIPELINE_MIN, PIPELINE_START};
 use crate::piece::PieceIndex;
 
 /// Time at the serving side between a request and its first byte that the network does not show:
@@ -72,6 +72,9 @@ pub struct Pipe {
     depth: usize,
     /// Bytes a second, smoothed; nothing until the first piece.
     rate: Option<f64>,
+    /// The same, but more is believed at once: while a connection finds out what its path carries, twice as
+    /// much comes each round trip, and what is not asked for by then is missed.
+    peak: f64,
     /// Bytes that came since the rate was measured last, and since when they were waited for.
     sample: (u64, Duration),
     rtt: Duration,
@@ -92,6 +95,7 @@ impl Pipe {
             owed: 0,
             depth: PIPELINE_START,
             rate: None,
+            peak: 0.0,
             sample: (0, Duration::ZERO),
             rtt,
             last_piece: Duration::ZERO,
@@ -201,7 +205,7 @@ impl Pipe {
         (self.last_piece, self.fed) = (now, now);
         self.fed_bytes += u64::from(asked.len - asked.received);
         let took = now.saturating_sub(since);
-        if took < SAMPLE {
+        if took < SAMPLE.max(rtt / 8) {
             self.sample = (bytes, since);
             return Some(asked);
         }
@@ -209,9 +213,10 @@ impl Pipe {
         let sample = bytes as f64 / took.as_secs_f64();
         let rate = self.rate.map_or(sample, |rate| 0.75 * rate + 0.25 * sample);
         self.rate = Some(rate);
-        let in_transit = rate * (rtt + SERVICE_TIME).as_secs_f64() / f64::from(PIECE_LEN);
+        self.peak = sample.max(0.75 * self.peak + 0.25 * sample);
+        let in_transit = self.peak * (rtt + SERVICE_TIME).as_secs_f64() / f64::from(PIECE_LEN);
         let depth = (1.5 * in_transit).ceil() as usize + PIPELINE_MIN;
-        self.depth = depth.min(PEER_STREAMS as usize);
+        self.depth = depth.min(PIPELINE_MAX);
         Some(asked)
     }
 
@@ -291,6 +296,35 @@ mod tests {
             pipe.received(now, *piece, rtt);
         }
         assert!(pipe.depth() <= PIPELINE_MIN + 1, "{}", pipe.depth());
+    }
+
+    #[test]
+    fn the_pipeline_grows_as_fast_as_a_connection_that_begins() {
+        let (rtt, begin) = (Duration::from_millis(200), 36_000.0);
+        let mut pipe = Pipe::new(rtt);
+        let mut deepest = 0;
+        for (number, piece) in pieces(100).into_iter().enumerate() {
+            // Twice as much comes every round trip, up to 1 Gbit/s and for half a second more.
+            let bytes = f64::from(PIECE_LEN) * (number + 1) as f64;
+            let full = 125e6 * 0.2 / 2.0_f64.ln();
+            let doubled = bytes.min(full);
+            let seconds = 0.2 * (1.0 + doubled / begin).log2() + (bytes - doubled) / 125e6;
+            let now = Duration::from_secs_f64(seconds);
+            pipe.ask(now.saturating_sub(2 * rtt), piece, PIECE_LEN);
+            pipe.received(now, piece, rtt);
+            let in_transit = (doubled * 2.0_f64.ln() / f64::from(PIECE_LEN)) as usize;
+            assert!(pipe.depth() > in_transit, "{now:?}: {} of {in_transit}", pipe.depth());
+            deepest = deepest.max(pipe.depth());
+        }
+        assert!((72..=PIPELINE_MAX).contains(&deepest), "{deepest}");
+        // A burst is no reason to stay deep.
+        let mut now = Duration::from_secs(10);
+        for piece in pieces(40) {
+            now += Duration::from_millis(50);
+            pipe.ask(now - rtt, piece, PIECE_LEN);
+            pipe.received(now, piece, rtt);
+        }
+        assert!((6..=12).contains(&pipe.depth()), "{}", pipe.depth());
     }
 
     #[test]

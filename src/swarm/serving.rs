@@ -109,20 +109,20 @@ impl Serving {
         loop {
             let State { queue, slots, requests, .. } = &mut *state;
             // Mostly there is no room, and nobody need be looked at.
-            if slots.is_full() || own.is_empty() && slots.filling() >= at_once {
+            let no_room = slots.is_full() || own.is_empty() && slots.filling() >= at_once;
+            if no_room && !slots.any_far() {
                 break;
             }
             let room = Room { at_once, limited, contended: slots.is_contended() };
-            let user_may =
-                |user: &_| slots.user_may(user) && (!own.is_empty() || slots.any_may(user, room));
+            let user_may = |user: &_| !own.is_empty() || slots.any_may(user, room);
+            let granted = |body: &_| slots.stage(body, stage(body), room);
             let request_may = |id| {
                 let request: Option<&Request> = requests.get(&id);
-                request
-                    .is_some_and(|Request { body, .. }| slots.request_may(body, stage(body), room))
+                request.is_some_and(|Request { body, .. }| granted(body).is_some())
             };
             let Some(id) = queue.pop_where(user_may, request_may) else { break };
             let Some(Request { body, state, .. }) = requests.get_mut(&id) else { continue };
-            let stage = stage(body);
+            let Some(stage) = granted(body) else { continue };
             slots.wait_no_more(body);
             slots.take(body, stage);
             if let Asked::Waits(told) = std::mem::replace(state, Asked::Served(stage)) {
@@ -130,7 +130,7 @@ impl Serving {
                 let _ = told.send(Ok(()));
             }
         }
-        state.pace.set_busy(now, state.slots.filling() > 0);
+        state.pace.set_busy(now, state.slots.on_the_way() > 0);
     }
 
     fn now(&self) -> Duration {
@@ -189,12 +189,15 @@ impl Turn<'_> {
             other => other,
         });
         let state = self.serving.lock();
-        state.pace.slow_after(state.slots.filling())
+        state.pace.slow_after(state.slots.on_the_way())
     }
 
     /// Its reader holds it up: it need not be waited for to serve others.
     pub fn is_slow(&self) {
-        self.change(|_| Stage::Slow);
+        self.change(|stage| match stage {
+            Stage::Far | Stage::FarSlow => Stage::FarSlow,
+            _ => Stage::Slow,
+        });
     }
 
     fn change(&self, to: impl Fn(Stage) -> Stage) {
@@ -247,7 +250,7 @@ mod tests {
 
     fn body(user: &str, session: u64, content: u8) -> Body<SwarmKey> {
         let content = SwarmKey { group: GroupId([1; 16]), content: ContentId([content; 32]) };
-        Body { user: user.parse().expect("a name"), session, content }
+        Body { user: user.parse().expect("a name"), session, content, depth: 0 }
     }
 
     fn serving(up: Option<u64>) -> Serving {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::allowance::Allowance;
 use super::message::Control;
 use super::storage::PieceStore;
 use crate::bitfield::Bitfield;
@@ -156,6 +157,7 @@ pub struct Session {
     pub voided: watch::Sender<u64>,
     began: Instant,
     tables: Mutex<Tables>,
+    allowance: Mutex<Allowance>,
 }
 
 /// A control frame ready to be written.
@@ -174,7 +176,17 @@ impl Session {
         let introduced = CancellationToken::new();
         let (voided, _) = watch::channel(0);
         let (began, tables) = (clock::monotonic(), Mutex::default());
-        Self { number, connection, control, queued_bytes, introduced, voided, began, tables }
+        Self {
+            number,
+            connection,
+            control,
+            queued_bytes,
+            introduced,
+            voided,
+            began,
+            tables,
+            allowance: Mutex::default(),
+        }
     }
 
     /// Sends a control frame. A peer that does not read its control stream is cut off.
@@ -358,6 +370,17 @@ impl Session {
         InUse(self)
     }
 
+    /// Lets the peer send a piece of `len` bytes; whoever asks for it drops this when it is here, or will
+    /// not come.
+    pub fn expect(&self, len: u32) -> Expected<'_> {
+        let mut allowance = self.allowance();
+        // Under the lock, so that the latest window is the largest.
+        if let Some(window) = allowance.ask(len) {
+            self.connection.allow(window);
+        }
+        Expected { session: self, len }
+    }
+
     /// For how long it has been of no use.
     pub fn idle(&self) -> Duration {
         let tables = self.lock();
@@ -369,6 +392,23 @@ impl Session {
 
     fn lock(&self) -> MutexGuard<'_, Tables> {
         self.tables.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn allowance(&self) -> MutexGuard<'_, Allowance> {
+        self.allowance.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A piece that is asked for.
+#[derive(Debug)]
+pub struct Expected<'a> {
+    session: &'a Session,
+    len: u32,
+}
+
+impl Drop for Expected<'_> {
+    fn drop(&mut self) {
+        self.session.allowance().done(self.len);
     }
 }
 

@@ -6,6 +6,10 @@
 //! count: not one that its reader holds up, nor one of a share with a rate limit of its own; these
 //! take a slot of the [`UPLOAD_SLOTS`] alone.
 //!
+//! On a long fat path more is on its way than one session may take of these. Bodies that the path of their
+//! connection holds besides are *far*: they have the [`FAR_SLOTS`], and count neither among those that fill
+//! our own link nor among the slots of their user; of the far ones too a user holds as many as are free.
+//!
 //! Connections share a link, not users: so while several users are served, each is through one
 //! connection at a time and has at most half of what fills the link. And who holds slots and gives
 //! none back leaves others theirs: a user may hold as many as are free besides, half of them when it
@@ -15,13 +19,16 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::limits::{
-    LIMITED_WRITERS, PIECE_LEN, SESSION_STINT, SLOW_BODY, UPLOAD_SLOTS, UPLOAD_SLOTS_PER_SESSION,
-    UPLOADS_AT_ONCE_MIN, UPLOADS_AT_ONCE_START, UPLOADS_SPAN,
+    FAR_SLOTS, LIMITED_WRITERS, PIECE_LEN, SESSION_STINT, SLOW_BODY, UPLOAD_SLOTS,
+    UPLOAD_SLOTS_PER_SESSION, UPLOADS_AT_ONCE_MIN, UPLOADS_AT_ONCE_START, UPLOADS_SPAN,
 };
 use crate::name::UserName;
 
 /// Busy time over which the pace is measured.
 const SAMPLE: Duration = UPLOADS_SPAN;
+
+/// A path with a shorter round trip is full with what any session may take: 8 MiB in that time are 6.7 Gbit/s.
+const FAR: Duration = Duration::from_millis(10);
 
 /// Unread bodies with which a session gets no more.
 const MAX_SLOW: usize = 2;
@@ -35,6 +42,22 @@ pub struct Body<C> {
     pub session: u64,
     /// Of what.
     pub content: C,
+    /// Bodies that fill the path of the session; see [`far_depth`].
+    pub depth: usize,
+}
+
+/// Bodies that fill a path on which `window` bytes may be under way, half of it more so that it can grow: less
+/// what would only wait in its queues, as its smoothed and its shortest round trip tell. None on a near one, and
+/// none where it holds no more than half of what any session may take.
+pub fn far_depth(window: u64, (smoothed, shortest): (Duration, Duration)) -> usize {
+    if shortest < FAR {
+        return 0;
+    }
+    let (smoothed, shortest) = (smoothed.as_micros().max(1), shortest.as_micros());
+    let capacity = u128::from(window) * shortest.min(smoothed) / smoothed;
+    let bodies = (capacity + capacity / 2).div_ceil(u128::from(PIECE_LEN));
+    let bodies = usize::try_from(bodies).unwrap_or(usize::MAX);
+    if bodies > UPLOAD_SLOTS_PER_SESSION / 2 { bodies } else { 0 }
 }
 
 /// What there is room for.
@@ -62,13 +85,20 @@ pub enum Stage {
     Aside,
     /// The same, and so for long.
     Slow,
+    /// It is written or on its way through a long path.
+    Far,
+    /// It is held up by its reader, or is on its way through a long path for long.
+    FarSlow,
 }
 
 /// Slots taken, and by whom they are awaited.
 #[derive(Clone, Debug)]
 pub struct Slots<C> {
     taken: usize,
+    far: usize,
     filling: usize,
+    /// Those that fill the link, and those that are far and on their way as they should be.
+    on_the_way: usize,
     writing: usize,
     users: BTreeMap<UserName, Held>,
     limited: BTreeMap<C, usize>,
@@ -90,6 +120,10 @@ struct Tally {
     sent: usize,
     aside: usize,
     slow: usize,
+    far: usize,
+    far_slow: usize,
+    /// Bodies that fill its path, as far as was known when the last one was asked for.
+    depth: usize,
 }
 
 impl Tally {
@@ -97,13 +131,35 @@ impl Tally {
         self.writing + self.limited + self.sent + self.aside + self.slow
     }
 
+    fn held_far(self) -> usize {
+        self.far + self.far_slow
+    }
+
+    fn is_idle(self) -> bool {
+        self.waiting + self.held() + self.held_far() == 0
+    }
+
     /// Whether the session may have one more, as far as what it holds goes.
     fn may_more(self) -> bool {
-        self.held() < UPLOAD_SLOTS_PER_SESSION && self.slow < MAX_SLOW
+        self.held() < UPLOAD_SLOTS_PER_SESSION && self.reads()
+    }
+
+    /// The same for one that is far.
+    fn may_more_far(self) -> bool {
+        self.busy() < self.depth && self.reads()
+    }
+
+    fn reads(self) -> bool {
+        self.slow + self.far_slow < MAX_SLOW
     }
 
     fn filling(self) -> usize {
         self.writing + self.sent
+    }
+
+    /// Bodies that are on their way as they should be.
+    fn busy(self) -> usize {
+        self.filling() + self.far
     }
 
     fn of(&mut self, stage: Stage) -> &mut usize {
@@ -113,6 +169,8 @@ impl Tally {
             Stage::Sent => &mut self.sent,
             Stage::Aside => &mut self.aside,
             Stage::Slow => &mut self.slow,
+            Stage::Far => &mut self.far,
+            Stage::FarSlow => &mut self.far_slow,
         }
     }
 }
@@ -128,26 +186,29 @@ impl Held {
         let others = self.sessions.iter().filter(|(other, _)| **other != session);
         let (mut served, mut wait) = (false, false);
         for (_, tally) in others {
-            served |= tally.filling() > 0;
+            served |= tally.busy() > 0;
             wait |= tally.waiting > 0;
         }
         let own = self.sessions.get(&session).copied().unwrap_or_default();
         let long = self.stint.0 == session && self.stint.1 >= SESSION_STINT;
-        !served && (own.filling() == 0 || !wait || !long)
+        !served && (own.busy() == 0 || !wait || !long)
     }
 }
 
 impl<C> Default for Slots<C> {
     fn default() -> Self {
         let (users, limited) = (BTreeMap::new(), BTreeMap::new());
-        Self { taken: 0, filling: 0, writing: 0, users, limited }
+        Self { taken: 0, far: 0, filling: 0, on_the_way: 0, writing: 0, users, limited }
     }
 }
 
 impl<C: Copy + Ord> Slots<C> {
     /// A request waits for a slot.
     pub fn wait(&mut self, body: &Body<C>) {
-        self.tally(body, |tally| tally.waiting += 1);
+        self.tally(body, |tally| {
+            tally.waiting += 1;
+            tally.depth = body.depth;
+        });
     }
 
     /// One that waited does not any more.
@@ -157,44 +218,68 @@ impl<C: Copy + Ord> Slots<C> {
 
     /// Whether more than one user waits or fills the link.
     pub fn is_contended(&self) -> bool {
-        let busy = |held: &&Held| held.sum(|tally| tally.waiting + tally.filling()) > 0;
+        let busy = |held: &&Held| held.sum(|tally| tally.waiting + tally.busy()) > 0;
         self.users.values().filter(busy).count() > 1
     }
 
-    /// Whether a user may have another slot.
+    /// Whether a user may have another slot that is not far.
     pub fn user_may(&self, user: &UserName) -> bool {
         let held = self.users.get(user).map_or(0, |held| held.sum(Tally::held));
         held < UPLOAD_SLOTS - self.taken
     }
 
-    /// Whether all slots are taken.
+    /// Whether all slots are taken but those of far bodies.
     pub fn is_full(&self) -> bool {
         self.taken >= UPLOAD_SLOTS
     }
 
-    /// Whether any session of a user that waits may have a body [`Stage::Writing`].
+    /// Whether a session that waits has a path which holds more.
+    pub fn any_far(&self) -> bool {
+        let mut sessions = self.users.values().flat_map(|held| held.sessions.values());
+        self.far < FAR_SLOTS && sessions.any(|tally| tally.waiting > 0 && tally.may_more_far())
+    }
+
+    /// Whether any session of a user that waits may have a body [`Stage::Writing`] or [`Stage::Far`].
     pub fn any_may(&self, user: &UserName, room: Room) -> bool {
         let sessions = self.users.get(user).map(|held| &held.sessions).into_iter().flatten();
         let mut waiting = sessions.filter(|(_, tally)| tally.waiting > 0);
-        waiting.any(|(session, _)| self.session_may(user, *session, room))
+        waiting.any(|(session, _)| self.session_stage(user, *session, room).is_some())
     }
 
-    /// Whether a request of a user who may gets a slot, to be [`Stage::Writing`] or
-    /// [`Stage::Limited`].
-    pub fn request_may(&self, body: &Body<C>, stage: Stage, room: Room) -> bool {
+    /// What a request's body is if it gets a slot now: `stage`, which is [`Stage::Writing`] or
+    /// [`Stage::Limited`], or [`Stage::Far`] instead of the first; nothing when it gets none.
+    pub fn stage(&self, body: &Body<C>, stage: Stage, room: Room) -> Option<Stage> {
         if stage == Stage::Writing {
-            return self.session_may(&body.user, body.session, room);
+            return self.session_stage(&body.user, body.session, room);
         }
         let (held, session) = self.held(&body.user, body.session);
         let of_share = self.limited.get(&body.content).copied().unwrap_or(0);
         let own = held.map_or(0, |held| held.sum(|tally| tally.limited));
-        session.may_more() && of_share < LIMITED_WRITERS && !(room.contended && own > 0)
+        let may = self.user_may(&body.user)
+            && session.may_more()
+            && of_share < LIMITED_WRITERS
+            && !(room.contended && own > 0);
+        may.then_some(stage)
+    }
+
+    fn session_stage(&self, user: &UserName, session: u64, room: Room) -> Option<Stage> {
+        if self.session_may(user, session, room) {
+            return Some(Stage::Writing);
+        }
+        let (held, tally) = self.held(user, session);
+        let held_far = held.map_or(0, |held| held.sum(Tally::held_far));
+        let turn = !room.contended || held.is_none_or(|held| held.is_turn_of(session));
+        let may = !room.limited
+            && turn
+            && tally.may_more_far()
+            && held_far < FAR_SLOTS.saturating_sub(self.far);
+        may.then_some(Stage::Far)
     }
 
     fn session_may(&self, user: &UserName, session: u64, room: Room) -> bool {
         let (held, tally) = self.held(user, session);
         let sum = |of: fn(Tally) -> usize| held.map_or(0, |held| held.sum(of));
-        if !tally.may_more() {
+        if !tally.may_more() || !self.user_may(user) {
             return false;
         }
         if room.limited {
@@ -219,7 +304,6 @@ impl<C: Copy + Ord> Slots<C> {
 
     /// Takes one.
     pub fn take(&mut self, body: &Body<C>, stage: Stage) {
-        self.taken += 1;
         self.count(body, stage, 1);
         if let Some(held) = self.users.get_mut(&body.user) {
             let (session, count) = held.stint;
@@ -236,10 +320,9 @@ impl<C: Copy + Ord> Slots<C> {
 
     /// Gives one back.
     pub fn release(&mut self, body: &Body<C>, stage: Stage) {
-        self.taken -= 1;
         self.count(body, stage, -1);
         if let Some(held) = self.users.get_mut(&body.user)
-            && held.sum(Tally::filling) == 0
+            && held.sum(Tally::busy) == 0
         {
             // Whoever is first may be next.
             held.stint = Default::default();
@@ -251,11 +334,22 @@ impl<C: Copy + Ord> Slots<C> {
         self.filling
     }
 
+    /// Bodies that may fill the link, and those on long paths.
+    pub fn on_the_way(&self) -> usize {
+        self.on_the_way
+    }
+
     fn count(&mut self, body: &Body<C>, stage: Stage, by: isize) {
         self.tally(body, |tally| {
             let count = tally.of(stage);
             *count = count.saturating_add_signed(by);
         });
+        let pool = if matches!(stage, Stage::Far | Stage::FarSlow) {
+            &mut self.far
+        } else {
+            &mut self.taken
+        };
+        *pool = pool.saturating_add_signed(by);
         match stage {
             Stage::Writing => self.writing = self.writing.saturating_add_signed(by),
             Stage::Limited => {
@@ -265,10 +359,13 @@ impl<C: Copy + Ord> Slots<C> {
                     self.limited.remove(&body.content);
                 }
             }
-            Stage::Sent | Stage::Aside | Stage::Slow => {}
+            Stage::Sent | Stage::Aside | Stage::Slow | Stage::Far | Stage::FarSlow => {}
         }
         if matches!(stage, Stage::Writing | Stage::Sent) {
             self.filling = self.filling.saturating_add_signed(by);
+        }
+        if matches!(stage, Stage::Writing | Stage::Sent | Stage::Far) {
+            self.on_the_way = self.on_the_way.saturating_add_signed(by);
         }
     }
 
@@ -276,7 +373,7 @@ impl<C: Copy + Ord> Slots<C> {
         let held = self.users.entry(body.user.clone()).or_default();
         let tally = held.sessions.entry(body.session).or_default();
         change(tally);
-        if *tally == Tally::default() {
+        if tally.is_idle() {
             held.sessions.remove(&body.session);
         }
         if held.sessions.is_empty() {
@@ -365,7 +462,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn body(user: &str, session: u64, content: u8) -> Body<u8> {
-        Body { user: user.parse().expect("a name"), session, content }
+        Body { user: user.parse().expect("a name"), session, content, depth: 0 }
     }
 
     fn room(at_once: usize, contended: bool) -> Room {
@@ -374,11 +471,9 @@ mod tests {
 
     /// Takes one if it may.
     fn take(slots: &mut Slots<u8>, body: &Body<u8>, stage: Stage, room: Room) -> bool {
-        let may = slots.user_may(&body.user) && slots.request_may(body, stage, room);
-        if may {
-            slots.take(body, stage);
-        }
-        may
+        let granted = slots.stage(body, stage, room);
+        granted.into_iter().for_each(|stage| slots.take(body, stage));
+        granted == Some(stage)
     }
 
     /// Takes slots for a user's devices until there is none for it.
@@ -466,6 +561,86 @@ mod tests {
         assert!(take(&mut slots, &bob, Stage::Writing, limited(true)));
     }
 
+    /// A session whose path holds so many bodies takes what it gets; how many of these are far.
+    fn take_all_far(
+        slots: &mut Slots<u8>,
+        user: &str,
+        session: u64,
+        depth: usize,
+    ) -> (usize, usize) {
+        let body = Body { depth, ..body(user, session, 0) };
+        let all = room(UPLOAD_SLOTS, false);
+        slots.wait(&body);
+        let (mut near, mut far) = (0, 0);
+        while let Some(stage) = slots.stage(&body, Stage::Writing, all) {
+            slots.take(&body, stage);
+            if stage == Stage::Far { far += 1 } else { near += 1 }
+        }
+        (near, far)
+    }
+
+    #[test]
+    fn a_long_fat_path_is_filled_besides() {
+        let mut slots = Slots::default();
+        // 1 Gbit/s at 200 ms holds 48 bodies, and half of that more.
+        let ms = Duration::from_millis;
+        let holds = |bytes| far_depth(bytes, (ms(200), ms(200)));
+        let depth = holds(25_000_000);
+        assert_eq!((depth, holds(2_800_000), holds(2_600_000)), (72, 9, 0));
+        // What waits in a queue fills nothing, and nothing that is near is long.
+        assert_eq!(far_depth(50_000_000, (ms(400), ms(200))), depth);
+        assert_eq!(far_depth(50_000_000, (ms(9), ms(9))), 0);
+        assert_eq!(take_all_far(&mut slots, "eve", 1, depth), (16, 56));
+        assert_eq!((slots.filling(), slots.on_the_way(), slots.any_far()), (16, 72, false));
+        // Whoever is near finds all that was there before.
+        assert_eq!(take_all(&mut slots, "bob", 2..3), 16);
+        // Of the rest a user gets as many as are free besides, whatever its path holds.
+        assert_eq!(take_all_far(&mut slots, "mallory", 3, usize::MAX), (16, 36));
+        assert_eq!(take_all_far(&mut slots, "mallory", 4, usize::MAX), (0, 0));
+        assert_eq!(take_all_far(&mut slots, "oscar", 5, depth), (8, 18));
+    }
+
+    #[test]
+    fn far_bodies_that_nobody_reads_take_nothing_from_those_who_are_near() {
+        let mut slots = Slots::default();
+        let eve = Body { depth: 1_000, ..body("eve", 1, 0) };
+        assert_eq!(take_all_far(&mut slots, "eve", 1, 1_000), (16, 64));
+        for _ in 0..64 {
+            slots.change(&eve, Stage::Far, Stage::FarSlow);
+        }
+        for _ in 0..16 {
+            slots.change(&eve, Stage::Writing, Stage::Slow);
+        }
+        assert_eq!((slots.filling(), slots.on_the_way()), (0, 0));
+        assert_eq!(slots.stage(&eve, Stage::Writing, room(64, false)), None);
+        assert_eq!(take_all(&mut slots, "bob", 2..3), 16);
+        assert_eq!(take_all_far(&mut slots, "bob", 3, 72), (8, 32));
+    }
+
+    #[test]
+    fn far_bodies_keep_to_one_connection_of_a_user_and_to_rate_limits() {
+        let mut slots = Slots::default();
+        let first = Body { depth: 40, ..body("eve", 1, 0) };
+        let second = Body { depth: 40, ..body("eve", 2, 0) };
+        let bob = body("bob", 3, 0);
+        for body in [&first, &second, &bob] {
+            slots.wait(body);
+        }
+        let both = room(2, true);
+        let stages = [(); 3].map(|()| {
+            let stage = slots.stage(&first, Stage::Writing, both);
+            stage.into_iter().for_each(|stage| slots.take(&first, stage));
+            stage
+        });
+        assert_eq!(stages, [Some(Stage::Writing), Some(Stage::Far), Some(Stage::Far)]);
+        assert_eq!(slots.stage(&second, Stage::Writing, both), None);
+        assert_eq!(slots.stage(&bob, Stage::Writing, both), Some(Stage::Writing));
+        let limited = Room { at_once: 64, limited: true, contended: false };
+        assert_eq!(slots.stage(&first, Stage::Writing, limited), Some(Stage::Writing));
+        slots.take(&first, Stage::Writing);
+        assert_eq!(slots.stage(&first, Stage::Writing, limited), None);
+    }
+
     #[test]
     fn a_share_with_a_limit_of_its_own_keeps_nobody_from_the_link() {
         let mut slots = Slots::default();
@@ -537,15 +712,23 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_taken_and_given_back_adds_up(
-            ops in prop::collection::vec((0u8..3, 0u64..4, 0u8..2, 0usize..5, any::<u8>()), 1..200),
+            ops in prop::collection::vec((0u8..3, 0u64..4, 0u8..2, 0usize..7, any::<u8>()), 1..200),
         ) {
-            let stages =
-                [Stage::Writing, Stage::Limited, Stage::Sent, Stage::Aside, Stage::Slow];
+            let stages = [
+                Stage::Writing,
+                Stage::Limited,
+                Stage::Sent,
+                Stage::Aside,
+                Stage::Slow,
+                Stage::Far,
+                Stage::FarSlow,
+            ];
             let mut slots = Slots::default();
             let mut held: Vec<(Body<u8>, Stage)> = Vec::new();
             for (user, session, content, stage, which) in ops {
-                let body = body(["a", "b", "c"][usize::from(user)], session, content);
+                let mut body = body(["a", "b", "c"][usize::from(user)], session, content);
                 let which = usize::from(which);
+                body.depth = which % 20;
                 let room =
                     Room { at_once: 8, limited: which % 2 == 0, contended: slots.is_contended() };
                 if which % 3 == 0 && !held.is_empty() {
@@ -553,13 +736,24 @@ mod tests {
                     slots.release(&body, stage);
                 } else if which % 3 == 1 && !held.is_empty() {
                     let at = which % held.len();
-                    slots.change(&held[at].0, held[at].1, stages[stage]);
-                    held[at].1 = stages[stage];
-                } else if take(&mut slots, &body, stages[stage % 2], room) {
-                    held.push((body, stages[stage % 2]));
+                    let to = match held[at].1 {
+                        Stage::Far | Stage::FarSlow => stages[5 + stage % 2],
+                        _ => stages[stage % 5],
+                    };
+                    slots.change(&held[at].0, held[at].1, to);
+                    held[at].1 = to;
+                } else {
+                    slots.wait(&body);
+                    if let Some(stage) = slots.stage(&body, stages[stage % 2], room) {
+                        slots.take(&body, stage);
+                        held.push((body.clone(), stage));
+                    }
+                    slots.wait_no_more(&body);
                 }
-                prop_assert!(held.len() < UPLOAD_SLOTS);
-                prop_assert_eq!(slots.taken, held.len());
+                let is_far = |(_, stage): &&(_, Stage)| matches!(stage, Stage::Far | Stage::FarSlow);
+                let far = held.iter().filter(is_far).count();
+                prop_assert!(held.len() - far < UPLOAD_SLOTS && far < FAR_SLOTS);
+                prop_assert_eq!((slots.taken, slots.far), (held.len() - far, far));
                 let fills = |stage| matches!(stage, Stage::Writing | Stage::Sent);
                 prop_assert_eq!(slots.filling(), held.iter().filter(|(_, s)| fills(*s)).count());
             }
@@ -567,7 +761,8 @@ mod tests {
                 slots.release(&body, stage);
             }
             prop_assert!(slots.users.is_empty() && slots.limited.is_empty());
-            prop_assert_eq!((slots.taken, slots.filling, slots.writing), (0, 0, 0));
+            prop_assert_eq!((slots.taken, slots.far, slots.on_the_way), (0, 0, 0));
+            prop_assert_eq!((slots.filling, slots.writing), (0, 0));
         }
     }
 }

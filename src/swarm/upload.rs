@@ -16,7 +16,7 @@ use super::message::{Encoding, Nack, PieceHeader, PieceRequest};
 use super::registry::Registry;
 use super::serving::Turn;
 use super::session::{Session, SwarmKey};
-use super::slots::Body;
+use super::slots::{Body, far_depth};
 use super::storage::{PieceStore, ReadError};
 use crate::error_code::ErrorCode;
 use crate::limits::{MAX_REQUEST_LEN, PIECE_DEADLINE, REQUEST_FRAME_DEADLINE, SLOW_WRITE};
@@ -241,7 +241,9 @@ async fn wait_for_turn<'a>(
     Admitted { key, user, piece, len, .. }: &Admitted,
     request: PieceRequest,
 ) -> Result<Result<Turn<'a>, Nack>, FrameError> {
-    let body = Body { user: user.clone(), session: session.number, content: *key };
+    let path = session.connection.path();
+    let depth = far_depth(path.window, path.rtt);
+    let body = Body { user: user.clone(), session: session.number, content: *key, depth };
     let mut turn = match registry.serving().enter(body, piece.get(), *len) {
         Ok(turn) => turn,
         Err(nack) => return Ok(Err(nack)),
@@ -355,7 +357,7 @@ mod tests {
 
     fn body() -> Body<SwarmKey> {
         let key = SwarmKey { group: GroupId([1; 16]), content: ContentId([2; 32]) };
-        Body { user: "bob".parse().expect("a name"), session: 1, content: key }
+        Body { user: "bob".parse().expect("a name"), session: 1, content: key, depth: 0 }
     }
 
     #[tokio::test]

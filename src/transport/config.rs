@@ -10,12 +10,17 @@ use super::tls::Alpn;
 use super::tuning::{Congestion, Tuning};
 use crate::limits;
 
-/// What this end of a connection of protocol `alpn` allows the other; a peer that dialled us is a
-/// stranger until it shows a ticket.
+/// What this end of a connection of protocol `alpn` allows the other, which dialled us if it was
+/// `accepted`.
 pub(super) fn transport(alpn: Alpn, accepted: bool, tuning: Tuning) -> Arc<TransportConfig> {
-    let (streams, window) = match alpn {
-        Alpn::Peer => (limits::PEER_STREAMS, limits::PEER_WINDOW),
-        Alpn::Tracker | Alpn::Sync => (limits::TRACKER_STREAMS, limits::TRACKER_WINDOW),
+    // A peer may send more once it is asked for more; a stranger at a tracker never needs to.
+    let (streams, send, receive) = match alpn {
+        Alpn::Peer => (limits::PEER_STREAMS, limits::PEER_WINDOW, limits::CONTROL_WINDOW),
+        Alpn::Tracker | Alpn::Sync => {
+            let window = limits::TRACKER_WINDOW;
+            let receive = if accepted { limits::CONTROL_WINDOW } else { window };
+            (limits::TRACKER_STREAMS, window, receive)
+        }
     };
     let (keep_alive, idle) = match alpn {
         Alpn::Peer => (limits::KEEP_ALIVE, limits::IDLE_TIMEOUT),
@@ -37,8 +42,8 @@ pub(super) fn transport(alpn: Alpn, accepted: bool, tuning: Tuning) -> Arc<Trans
         .max_concurrent_uni_streams(VarInt::from_u32(1))
         .stream_receive_window(varint(limits::STREAM_WINDOW.max(limits::MAX_FRAME_LEN as u64)))
         // quinn's default is unbounded: a peer could make us buffer for ever.
-        .receive_window(varint(if accepted { window.min(limits::STRANGER_WINDOW) } else { window }))
-        .send_window(window)
+        .receive_window(varint(receive))
+        .send_window(send)
         .datagram_receive_buffer_size(None)
         .keep_alive_interval(Some(keep_alive))
         .max_idle_timeout(Some(idle_timeout(idle)));
@@ -58,12 +63,8 @@ fn controller(tuning: Tuning) -> Arc<dyn ControllerFactory + Send + Sync> {
     }
 }
 
-/// The receive window of a peer that showed a valid ticket.
-pub(super) fn trusted_window() -> VarInt {
-    varint(limits::PEER_WINDOW)
-}
-
-fn varint(value: u64) -> VarInt {
+/// A window of so many bytes.
+pub(super) fn varint(value: u64) -> VarInt {
     VarInt::from_u64(value).expect("invariant: every window is far below 2^62")
 }
 

@@ -37,6 +37,12 @@ pub struct Path {
     pub lost: u64,
     /// How often all large datagrams seemed lost, so that it began anew with small ones.
     pub black_holes: u64,
+    /// Bytes that may be under way.
+    pub window: u64,
+    /// How often it was made smaller because packets were lost.
+    pub congestions: u64,
+    /// The smoothed round-trip time, and the shortest one seen.
+    pub rtt: (Duration, Duration),
 }
 
 impl Connection {
@@ -101,6 +107,9 @@ impl Connection {
             sent: path.sent_packets,
             lost: path.lost_packets,
             black_holes: path.black_holes_detected,
+            window: path.cwnd,
+            congestions: path.congestion_events,
+            rtt: (path.rtt, path.min_rtt),
         }
     }
 
@@ -109,9 +118,10 @@ impl Connection {
         self.quic.stats().udp_rx.datagrams
     }
 
-    /// The peer showed a valid ticket: it may send as much as any.
-    pub fn trust(&self) {
-        self.quic.set_receive_window(config::trusted_window());
+    /// From now on the other side may have `window` bytes on their way to us that we have not read; what it
+    /// may have already is not taken back when that was more.
+    pub fn allow(&self, window: u64) {
+        self.quic.set_receive_window(config::varint(window));
     }
 
     /// Opens a bidirectional stream; waits while the other side's stream limit is reached.

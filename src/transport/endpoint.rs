@@ -356,9 +356,7 @@ mod tests {
         let dialled = here.dial(address, Alpn::Peer, there.identity().peer_id());
         let accepted = async { there.accept(1_000, || ()).await?.finish().await };
         let (dialled, accepted) = tokio::join!(dialled, accepted);
-        let (dialled, accepted) = (dialled.expect("dialled"), accepted.expect("accepted"));
-        accepted.trust();
-        (dialled, accepted)
+        (dialled.expect("dialled"), accepted.expect("accepted"))
     }
 
     /// Sends so many bytes from one to the other, on a stream of their own, and has them compared.

@@ -75,6 +75,7 @@ const PURE: &[&str] = &[
     "swarm/sim_transfer.rs",
     "swarm/sim.rs",
     "swarm/trust.rs",
+    "swarm/allowance.rs",
     "swarm/rate.rs",
     "swarm/serving_queue.rs",
     "swarm/slots.rs",

@@ -41,3 +41,4 @@ mod rate_limits;
 mod swarm_storm;
 mod restart;
 mod library;
+mod link;

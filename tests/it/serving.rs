@@ -10,8 +10,8 @@ use mtq::clock;
 use mtq::error_code::ErrorCode;
 use mtq::id::{GroupId, MembershipId};
 use mtq::limits::{
-    CONTROL_COST, MAX_PEER_CONNECTIONS, MAX_SESSIONS_PER_USER, MAX_STRANGERS, PEER_STREAMS,
-    SESSION_CONTROL, SLOW_WRITE, STRANGER_WINDOW, TICKET_DEADLINE,
+    CONTROL_COST, CONTROL_WINDOW, MAX_PEER_CONNECTIONS, MAX_SESSIONS_PER_USER, MAX_STRANGERS,
+    PEER_STREAMS, SESSION_CONTROL, SLOW_WRITE, TICKET_DEADLINE,
 };
 use mtq::manifest::ContentId;
 use mtq::swarm::hashing::hash_file;
@@ -338,7 +338,7 @@ async fn a_peer_that_takes_not_even_a_header_holds_up_nobody() {
         write_frame(&mut send, &PieceRequest { swarm: 0, piece }).await.expect("asked");
         unread.push((send, recv));
     }
-    let fit = STRANGER_WINDOW / P as u64 - 1;
+    let fit = CONTROL_WINDOW / P as u64 - 1;
     soon("a full window", async {
         while seeder.counts("mallory").pieces < fit {
             tokio::time::sleep(Duration::from_millis(2)).await;

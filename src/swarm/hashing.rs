@@ -2,13 +2,13 @@
 //! megabytes.
 //!
 //! One thread reads ahead, one takes the whole-file SHA-1, which must see every byte in order, and the
-//! others hash pieces. The file must stay what it is meanwhile: its stamp is compared at the end.
+//! others hash pieces; where they are behind, it takes the SHA-1 of a piece in the same go. The file must stay what it is meanwhile: its stamp is compared at the end.
 //! Checking pieces needs no order: every thread reads for itself.
 
 use std::fs::File;
 use std::io::{self, Read as _};
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
@@ -16,7 +16,7 @@ use std::thread;
 use super::disk::Disk;
 pub use super::stamp::Stamp;
 use crate::bitfield::Bitfield;
-use crate::hash::{Sha1Hash, Sha1Hasher};
+use crate::hash::{self, Sha1Hash, Sha1Hasher};
 use crate::limits::PIECE_LEN;
 use crate::manifest::{Manifest, ManifestError, PieceHashes};
 use crate::piece::{PieceIndex, PieceLayout, TooLarge};
@@ -62,7 +62,7 @@ pub fn hash_file(
     let metadata = file.metadata()?;
     let stamp = Stamp::of(&metadata);
     let layout = PieceLayout::new(metadata.len())?;
-    let hash = |piece, bytes: &[u8]| PieceHashes::of(layout, piece, bytes);
+    let hash = |_: PieceIndex, _: &[u8], hashes| hashes;
     let whole = AtomicBool::new(true);
     let (sha1, pieces) =
         each_piece(&mut file, layout, layout.piece_count(), &whole, &hash, progress)?;
@@ -76,8 +76,14 @@ pub fn hash_file(
 
 type Work = (PieceIndex, Vec<u8>);
 
-/// Reads the first `count` pieces in order and does `task` with each, on all cores: what came of it, in
-/// order, and the SHA-1 of their bytes. That is worth something only as long as `whole` says so, and not
+/// A piece that was read, and its SHA-1 where that was taken already.
+type Taken = (Work, Option<Sha1Hash>);
+
+/// What is done with a piece, its bytes and their hashes.
+pub(super) type Task<'a, T> = &'a (dyn Fn(PieceIndex, &[u8], PieceHashes) -> T + Sync);
+
+/// Reads the first `count` pieces in order, hashes them and does `task` with each, on all cores: what came
+/// of it, in order, and the SHA-1 of their bytes. That is worth something only as long as `whole` says so, and not
 /// computed any further once a task has changed that.
 ///
 /// # Errors
@@ -87,25 +93,25 @@ pub(super) fn each_piece<T: Send>(
     layout: PieceLayout,
     count: u32,
     whole: &AtomicBool,
-    task: &(dyn Fn(PieceIndex, &[u8]) -> T + Sync),
+    task: Task<'_, T>,
     progress: &dyn Fn(u64) -> bool,
 ) -> Result<(Sha1Hash, Vec<T>), HashError> {
     let workers = thread::available_parallelism().map_or(1, usize::from);
     let buffers = workers * 3;
-    let (work, queue) = sync_channel::<Work>(buffers);
+    let (work, queue) = sync_channel::<Taken>(buffers);
     let (give_back, free) = sync_channel::<Vec<u8>>(buffers);
     for _ in 0..buffers {
         // The channel has room for all of them.
         let _ = give_back.send(Vec::new());
     }
-    let queue = Mutex::new(queue);
+    let (queue, queued) = (Mutex::new(queue), AtomicUsize::new(0));
     thread::scope(|scope| {
-        let handles: Vec<_> =
-            (0..workers).map(|_| scope.spawn(|| work_off(&queue, &give_back, task))).collect();
+        let begin = |_| scope.spawn(|| work_off(layout, (&queue, &queued), &give_back, task));
+        let handles: Vec<_> = (0..workers).map(begin).collect();
         let wanted = layout.pieces().take(count as usize);
         let (ahead, read) = sync_channel(buffers);
         scope.spawn(move || read_ahead(file, layout, wanted, &free, &ahead));
-        let taken = take_in(layout, read, whole, work, progress);
+        let taken = take_in(layout, read, whole, (work, &queued), progress);
         // Whoever reads ahead may wait for a buffer when nothing is taken any more.
         let _ = give_back.try_send(Vec::new());
         let mut pieces: Vec<_> = handles
@@ -136,12 +142,13 @@ fn read_ahead(
     }
 }
 
-/// Takes the SHA-1 of pieces as they were read, and hands them on.
+/// Takes the SHA-1 of pieces as they were read, and hands them on. As long as some wait to be hashed by
+/// others it takes that of the piece as well: both at once are little more work than one.
 fn take_in(
     layout: PieceLayout,
     read: Receiver<io::Result<Work>>,
     whole: &AtomicBool,
-    work: SyncSender<Work>,
+    (work, queued): (SyncSender<Taken>, &AtomicUsize),
     progress: &dyn Fn(u64) -> bool,
 ) -> Result<Sha1Hash, HashError> {
     let mut sha1 = Sha1Hasher::default();
@@ -150,11 +157,19 @@ fn take_in(
             io::ErrorKind::UnexpectedEof => HashError::Changed,
             _ => HashError::Io(error),
         })?;
+        let mut alone = None;
         if whole.load(Ordering::Relaxed) {
-            sha1.update(&buffer);
+            if queued.load(Ordering::Relaxed) > 0 {
+                let mut of_piece = Sha1Hasher::default();
+                hash::update_both(&mut of_piece, &mut sha1, &buffer);
+                alone = Some(of_piece.finish());
+            } else {
+                sha1.update(&buffer);
+            }
         }
         let done = layout.offset(piece) + u64::from(layout.len(piece));
-        work.send((piece, buffer)).map_err(|_| HashError::Stopped)?;
+        queued.fetch_add(1, Ordering::Relaxed);
+        work.send(((piece, buffer), alone)).map_err(|_| HashError::Stopped)?;
         if !progress(done) {
             return Err(HashError::Stopped);
         }
@@ -162,17 +177,25 @@ fn take_in(
     Ok(sha1.finish())
 }
 
-/// Does the task with pieces until the queue ends.
+/// Hashes pieces and does the task with them until the queue ends.
 fn work_off<T>(
-    queue: &Mutex<Receiver<Work>>,
+    layout: PieceLayout,
+    (queue, queued): (&Mutex<Receiver<Taken>>, &AtomicUsize),
     give_back: &SyncSender<Vec<u8>>,
-    task: &(dyn Fn(PieceIndex, &[u8]) -> T + Sync),
+    task: Task<'_, T>,
 ) -> Vec<(PieceIndex, T)> {
     let mut results = Vec::new();
     loop {
         let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok((piece, buffer)) = next else { return results };
-        results.push((piece, task(piece, &buffer)));
+        let Ok(((piece, buffer), sha1)) = next else { return results };
+        queued.fetch_sub(1, Ordering::Relaxed);
+        let hashes = match sha1 {
+            Some(sha1) => {
+                PieceHashes { sha1, blake3: PieceHashes::blake3_of(layout, piece, &buffer) }
+            }
+            None => PieceHashes::of(layout, piece, &buffer),
+        };
+        results.push((piece, task(piece, &buffer, hashes)));
         // The reader may have stopped; then nobody needs the buffer.
         let _ = give_back.send(buffer);
     }

@@ -1,5 +1,11 @@
 //! How many bytes of a download are in flight, and how many may be.
 
+use crate::limits::PIECE_LEN;
+
+/// No more is asked for while so many bytes wait to be verified: what is slow then is this machine, and
+/// asking would only fill its memory.
+const VERIFYING: u64 = 16 * PIECE_LEN as u64;
+
 /// Bytes asked for, bytes being verified, and the bounds on them.
 #[derive(Debug)]
 pub struct Room {
@@ -23,7 +29,8 @@ impl Room {
     /// Whether `len` more may be asked for; where nothing is asked of a peer yet, as long as there is any
     /// room at all: however many peers there are, each has something to do.
     pub fn has(&self, len: u64, is_first: bool) -> bool {
-        let fits = self.asked + self.verifying + len <= self.bytes;
+        let keeps_up = self.verifying <= VERIFYING;
+        let fits = keeps_up && self.asked + self.verifying + len <= self.bytes;
         let first = is_first && self.bytes >= len;
         (fits || first) && self.credit != Some(0)
     }

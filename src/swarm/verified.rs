@@ -82,8 +82,8 @@ pub fn verify_file(
     // Fits: no more than the layout has.
     let count = layout.pieces().take_while(is_there).count() as u32;
     let whole = AtomicBool::new(stamp.size == layout.size());
-    let check = |piece, bytes: &[u8]| {
-        let state = state_of(manifest, piece, bytes);
+    let check = |piece, bytes: &[u8], hashes| {
+        let state = state_of(manifest, piece, bytes, hashes);
         if state != PieceState::Right {
             whole.store(false, Ordering::Relaxed);
         }
@@ -97,9 +97,13 @@ pub fn verify_file(
     Ok(Verified { len: stamp.size, pieces, sha1_matches, changed: !unchanged })
 }
 
-fn state_of(manifest: &Manifest, piece: PieceIndex, bytes: &[u8]) -> PieceState {
-    let (expected, actual) =
-        (manifest.piece(piece), PieceHashes::of(manifest.layout(), piece, bytes));
+fn state_of(
+    manifest: &Manifest,
+    piece: PieceIndex,
+    bytes: &[u8],
+    actual: PieceHashes,
+) -> PieceState {
+    let expected = manifest.piece(piece);
     if actual == expected {
         PieceState::Right
     } else if actual.blake3 == expected.blake3 {

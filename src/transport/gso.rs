@@ -4,9 +4,8 @@
 //! is cut up is one UDP datagram, which has room for 65,507 bytes: ten of more than 6,550 bytes are
 //! refused with EMSGSIZE, which quinn-udp takes for the answer to a probe of the MTU and reports as
 //! sent. Everything would seem lost. Here such a transmit goes out in several sends, each of whole
-//! datagrams and at most `MAX_SEND_LEN` bytes. quinn is told to make no more than go out in one, by the
-//! size of what was sent last: sends of seven and three in turn cost more than sends of seven. That is
-//! a hint, no bound: a socket has connections with datagrams of other sizes.
+//! datagrams and at most `MAX_SEND_LEN` bytes. To let quinn make fewer is no way out: it asks once for
+//! all connections of a socket, and those with small datagrams want all ten.
 //!
 //! A later one of these sends may find the socket full. quinn then keeps the whole transmit and, before
 //! anything else of that connection, offers it again as it was; other connections come in between. So
@@ -22,7 +21,6 @@ use std::collections::VecDeque;
 use std::io::{self, IoSliceMut};
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
@@ -38,8 +36,6 @@ const TAG_LEN: usize = 16;
 #[derive(Debug)]
 pub(super) struct Splitter {
     inner: Arc<dyn AsyncUdpSocket>,
-    /// Bytes of the datagrams sent last.
-    size: AtomicUsize,
     /// The oldest first.
     partly: Mutex<VecDeque<Partly>>,
 }
@@ -56,7 +52,7 @@ struct Partly {
 impl Splitter {
     /// Hands everything to `inner`.
     pub(super) fn new(inner: Arc<dyn AsyncUdpSocket>) -> Self {
-        Self { inner, size: AtomicUsize::new(1), partly: Mutex::default() }
+        Self { inner, partly: Mutex::default() }
     }
 
     fn partly(&self) -> MutexGuard<'_, VecDeque<Partly>> {
@@ -86,8 +82,6 @@ impl AsyncUdpSocket for Splitter {
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
         let Transmit { destination, contents, .. } = *transmit;
-        let datagram = transmit.segment_size.unwrap_or(contents.len());
-        self.size.store(datagram.max(1), Ordering::Relaxed);
         let (size, tag) = match (transmit.segment_size, contents.last_chunk()) {
             (Some(size), Some(tag)) if size > 0 && contents.len() > MAX_SEND_LEN => (size, *tag),
             _ => return self.inner.try_send(transmit),
@@ -123,8 +117,7 @@ impl AsyncUdpSocket for Splitter {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        let fit = MAX_SEND_LEN / self.size.load(Ordering::Relaxed);
-        self.inner.max_transmit_segments().min(fit.max(1))
+        self.inner.max_transmit_segments()
     }
 
     fn max_receive_segments(&self) -> usize {
@@ -285,17 +278,7 @@ mod tests {
             assert_eq!(send.segment_size, (len > size).then_some(size));
             assert!(splitter.partly().is_empty());
         }
-    }
-
-    #[test]
-    fn no_more_are_asked_for_than_go_out_in_one() {
-        let (splitter, _) = socket(usize::MAX);
-        assert_eq!(splitter.max_transmit_segments(), 17);
-        let contents = bytes(65_507, 1);
-        for (size, most) in [(8952, 7), (1452, 17), (65_507, 1), (6_000, 10)] {
-            splitter.try_send(&transmit(&contents, size, 2)).expect("sent");
-            assert_eq!(splitter.max_transmit_segments(), most, "{size}");
-        }
+        assert_eq!(socket(0).0.max_transmit_segments(), 17);
     }
 
     #[test]

@@ -14,6 +14,11 @@ const SERVICE_TIME: Duration = Duration::from_millis(20);
 /// send.
 const PRESUMED_RATE: f64 = 1_000_000.0;
 
+/// A path with a shorter round trip is short, and this is enough for it: 1.6 GB/s at this round trip.
+const SHORT: Duration = Duration::from_millis(10);
+/// See [`SHORT`].
+const PIPELINE_SHORT: usize = 32;
+
 /// A rate is measured over so long at least: pieces come in bursts.
 const SAMPLE: Duration = Duration::from_millis(20);
 
@@ -216,7 +221,9 @@ impl Pipe {
         self.peak = sample.max(0.75 * self.peak + 0.25 * sample);
         let in_transit = self.peak * (rtt + SERVICE_TIME).as_secs_f64() / f64::from(PIECE_LEN);
         let depth = (1.5 * in_transit).ceil() as usize + PIPELINE_MIN;
-        self.depth = depth.min(PIPELINE_MAX);
+        // What a short path brings in bursts says nothing of what it holds, and takes memory.
+        let most = if self.rtt < SHORT { PIPELINE_SHORT } else { PIPELINE_MAX };
+        self.depth = depth.min(most);
         Some(asked)
     }
 
@@ -296,6 +303,19 @@ mod tests {
             pipe.received(now, *piece, rtt);
         }
         assert!(pipe.depth() <= PIPELINE_MIN + 1, "{}", pipe.depth());
+    }
+
+    #[test]
+    fn a_burst_on_a_short_path_is_no_reason_to_ask_for_everything() {
+        let mut pipe = Pipe::new(MS);
+        let mut now = Duration::ZERO;
+        for piece in pieces(400) {
+            // 5 GB/s.
+            pipe.ask(now, piece, PIECE_LEN);
+            now += Duration::from_micros(100);
+            pipe.received(now, piece, MS);
+        }
+        assert_eq!(pipe.depth(), PIPELINE_SHORT);
     }
 
     #[test]

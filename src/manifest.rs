@@ -212,11 +212,7 @@ impl PieceHashes {
         parts: impl Iterator<Item = &'a [u8]>,
         mut beside: Option<&mut Sha1Hasher>,
     ) -> Self {
-        let (mut sha1, mut blake3) = (Sha1Hasher::default(), blake3::Hasher::new());
-        let is_whole = layout.piece_count() == 1;
-        if !is_whole {
-            blake3.set_input_offset(layout.offset(piece));
-        }
+        let (mut sha1, mut blake3) = (Sha1Hasher::default(), subtree_hasher(layout, piece));
         let mut len = 0;
         let mut add = |bytes: &[u8]| {
             len += bytes.len();
@@ -244,11 +240,7 @@ impl PieceHashes {
         }
         add(&gathered);
         assert_eq!(len, layout.len(piece) as usize, "invariant: callers pass whole pieces");
-        let blake3 = match is_whole {
-            true => *blake3.finalize().as_bytes(),
-            false => blake3.finalize_non_root(),
-        };
-        Self { sha1: sha1.finish(), blake3: Blake3Hash(blake3) }
+        Self { sha1: sha1.finish(), blake3: subtree_value(layout, &blake3) }
     }
 
     /// The BLAKE3 alone, a fifth of the work: enough to know again what was verified before.
@@ -257,13 +249,22 @@ impl PieceHashes {
     /// When `bytes` is not as long as the layout says the piece is.
     pub fn blake3_of(layout: PieceLayout, piece: PieceIndex, bytes: &[u8]) -> Blake3Hash {
         assert_eq!(bytes.len(), layout.len(piece) as usize, "invariant: callers pass whole pieces");
-        if layout.piece_count() == 1 {
-            return hash::blake3(bytes);
-        }
-        let mut hasher = blake3::Hasher::new();
-        hasher.set_input_offset(layout.offset(piece));
-        hasher.update(bytes);
-        Blake3Hash(hasher.finalize_non_root())
+        subtree_value(layout, subtree_hasher(layout, piece).update(bytes))
+    }
+}
+
+/// A BLAKE3 that takes the bytes of `piece`.
+fn subtree_hasher(layout: PieceLayout, piece: PieceIndex) -> blake3::Hasher {
+    let mut hasher = blake3::Hasher::new();
+    hasher.set_input_offset(layout.offset(piece));
+    hasher
+}
+
+/// Its value once it has them all; a piece that is the whole file has the file's.
+fn subtree_value(layout: PieceLayout, hasher: &blake3::Hasher) -> Blake3Hash {
+    match layout.piece_count() {
+        1 => Blake3Hash(*hasher.finalize().as_bytes()),
+        _ => Blake3Hash(hasher.finalize_non_root()),
     }
 }
 

@@ -28,18 +28,33 @@ impl Agent {
         group: &GroupName,
         files: &[Selector],
     ) -> Result<Vec<Result<Listed, AgentError>>, AgentError> {
-        let mut all = Vec::with_capacity(files.len());
-        while all.len() < files.len() {
-            let rest = &files[all.len()..];
+        let request = |files| Request::FindFiles { group: group.clone(), files };
+        let found = |reply| match reply {
+            Reply::Found { files } => Some(files),
+            _ => None,
+        };
+        let all = self.in_batches(files, request, found).await?;
+        Ok(all.into_iter().zip(files).map(|(found, file)| listed(found, file)).collect())
+    }
+
+    /// Asks about all of `questions`, as many at a time as one request may have; each answer is about the
+    /// first of those, at least one.
+    async fn in_batches<Q: Clone, A>(
+        &self,
+        questions: &[Q],
+        request: impl Fn(Vec<Q>) -> Request,
+        answers: impl Fn(Reply) -> Option<Vec<A>>,
+    ) -> Result<Vec<A>, AgentError> {
+        let mut all = Vec::with_capacity(questions.len());
+        while all.len() < questions.len() {
+            let rest = &questions[all.len()..];
             let batch = rest[..rest.len().min(MAX_FIND_BATCH)].to_vec();
-            let request = Request::FindFiles { group: group.clone(), files: batch };
-            let Reply::Found { files: found } = self.core.line.call(&request).await? else {
-                return Err(AgentError::BadAnswer);
-            };
+            let reply = self.core.line.call(&request(batch)).await?;
+            let found = answers(reply).ok_or(AgentError::BadAnswer)?;
             if found.is_empty() || found.len() > rest.len() {
                 return Err(AgentError::BadAnswer);
             }
-            all.extend(found.into_iter().zip(rest).map(|(found, file)| listed(found, file)));
+            all.extend(found);
         }
         Ok(all)
     }
@@ -90,20 +105,12 @@ impl Agent {
             (0..file.head.layout().page_count()).map(move |page| (content, page))
         };
         let wanted: Vec<_> = files.iter().flat_map(pages_of).collect();
-        let mut pages: Vec<Option<Vec<u8>>> = Vec::with_capacity(wanted.len());
-        while pages.len() < wanted.len() {
-            let rest = &wanted[pages.len()..];
-            let batch = rest[..rest.len().min(MAX_FIND_BATCH)].to_vec();
-            let request = Request::Pages { group: group.clone(), pages: batch };
-            let Reply::Pages { pages: found } = self.core.line.call(&request).await? else {
-                return Err(AgentError::BadAnswer);
-            };
-            if found.is_empty() || found.len() > rest.len() {
-                return Err(AgentError::BadAnswer);
-            }
-            pages.extend(found);
-        }
-        let mut pages = pages.into_iter();
+        let request = |pages| Request::Pages { group: group.clone(), pages };
+        let found = |reply| match reply {
+            Reply::Pages { pages } => Some(pages),
+            _ => None,
+        };
+        let mut pages = self.in_batches(&wanted, request, found).await?.into_iter();
         let assemble = |file: &&Listed| {
             let own = pages.by_ref().take(file.head.layout().page_count() as usize);
             let own: Vec<_> = own.collect();

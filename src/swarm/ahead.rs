@@ -12,7 +12,6 @@ use crate::piece::PieceIndex;
 #[derive(Debug)]
 pub struct Ahead {
     waiting: BTreeMap<PieceIndex, Chunks>,
-    bytes: u64,
     room: u64,
     /// The piece that the SHA-1 needs; nothing when it has seen all.
     next: Option<PieceIndex>,
@@ -22,7 +21,7 @@ pub struct Ahead {
 impl Ahead {
     /// Nothing waits, and the SHA-1 needs this piece.
     pub fn new(next: Option<PieceIndex>) -> Self {
-        Self { waiting: BTreeMap::new(), bytes: 0, room: 0, next, running: false }
+        Self { waiting: BTreeMap::new(), room: 0, next, running: false }
     }
 
     /// From now on so many bytes may wait.
@@ -34,7 +33,6 @@ impl Ahead {
     /// A piece was written. Where there is not enough room the last go: they are needed last.
     pub fn add(&mut self, piece: PieceIndex, chunks: Chunks) {
         if self.next.is_some_and(|next| next <= piece) {
-            self.bytes += chunks.len() as u64;
             self.waiting.insert(piece, chunks);
             self.make_room();
         }
@@ -67,9 +65,7 @@ impl Ahead {
             if !follows {
                 break;
             }
-            let (piece, chunks) = first.remove_entry();
-            self.bytes -= chunks.len() as u64;
-            run.push((piece, chunks));
+            run.push(first.remove_entry());
         }
         run
     }
@@ -78,15 +74,17 @@ impl Ahead {
     pub fn hashed(&mut self, next: Option<PieceIndex>) {
         (self.running, self.next) = (false, next);
         self.waiting.retain(|piece, _| next.is_some_and(|next| next <= *piece));
-        self.bytes = self.waiting.values().map(|chunks| chunks.len() as u64).sum();
+    }
+
+    /// Bytes that wait: of few pieces, so that they are counted when that matters.
+    fn bytes(&self) -> u64 {
+        self.waiting.values().map(|chunks| chunks.len() as u64).sum()
     }
 
     fn make_room(&mut self) {
         // The one that is needed goes on at once, and takes no room for long.
-        while self.bytes > self.room && self.waiting.len() > usize::from(self.has_next()) {
-            if let Some((_, chunks)) = self.waiting.pop_last() {
-                self.bytes -= chunks.len() as u64;
-            }
+        while self.bytes() > self.room && self.waiting.len() > usize::from(self.has_next()) {
+            self.waiting.pop_last();
         }
     }
 }
@@ -126,18 +124,18 @@ mod tests {
         assert_eq!(begun(&mut ahead), [3]);
         ahead.hashed(Some(piece(4)));
         add(&mut ahead, 2);
-        assert_eq!(ahead.bytes, P, "the sixth; what was seen is not kept");
+        assert_eq!(ahead.bytes(), P, "the sixth; what was seen is not kept");
         ahead.hashed(None);
-        assert_eq!((ahead.bytes, ahead.next()), (0, None));
+        assert_eq!((ahead.bytes(), ahead.next()), (0, None));
     }
 
     #[test]
     fn without_room_only_what_is_needed_is_kept() {
         let mut ahead = Ahead::new(Some(piece(7)));
         [6, 8].into_iter().for_each(|index| add(&mut ahead, index));
-        assert_eq!(ahead.bytes, 0);
+        assert_eq!(ahead.bytes(), 0);
         add(&mut ahead, 7);
         add(&mut ahead, 8);
-        assert_eq!((ahead.bytes, begun(&mut ahead)), (P, vec![7]));
+        assert_eq!((ahead.bytes(), begun(&mut ahead)), (P, vec![7]));
     }
 }

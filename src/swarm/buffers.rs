@@ -29,8 +29,8 @@ impl Buffers {
         Buffer { len: bytes.len().min(len as usize), bytes, home: self.clone() }
     }
 
-    /// How many are kept for whoever needs one next.
-    pub fn idle(&self) -> usize {
+    #[cfg(test)]
+    fn idle(&self) -> usize {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
     }
 }

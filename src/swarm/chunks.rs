@@ -91,6 +91,7 @@ impl From<Buffer> for Chunks {
     }
 }
 
+#[cfg(test)]
 impl From<&[u8]> for Chunks {
     fn from(bytes: &[u8]) -> Self {
         bytes.to_vec().into()

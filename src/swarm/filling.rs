@@ -135,7 +135,7 @@ impl Filling {
                 read => read.is_ok_and(|right| right),
             };
             let chunks = Chunks::from(buffer);
-            if right && verify(&self.manifest, piece, &chunks).is_ok() {
+            if right && verify(&self.manifest, piece, &chunks, None).is_ok() {
                 new.write(piece, &chunks)?;
                 copied.insert(piece);
             } else {
@@ -193,46 +193,33 @@ impl Filling {
     }
 }
 
-/// Checks `chunks` against both hashes of `piece`.
+/// Checks `chunks` against both hashes of `piece`; when they are right, and `ahead` is one that needs this
+/// very piece, takes it further over them in the same go.
 ///
 /// # Errors
-/// [`WriteError::Wrong`], or [`WriteError::FalseManifest`] when the hashes contradict each other.
-pub fn verify(manifest: &Manifest, piece: PieceIndex, chunks: &Chunks) -> Result<(), WriteError> {
-    let layout = manifest.layout();
-    if chunks.len() != layout.len(piece) as usize {
-        return Err(WriteError::Wrong("length"));
-    }
-    let actual = PieceHashes::of_parts(layout, piece, chunks.parts(), None);
-    compare(actual, manifest.piece(piece))
-}
-
-/// Checks `chunks` as [`verify`] does, and adds them to `sha1`, which needs this very piece, when they
-/// are right.
-///
-/// # Errors
-/// As [`verify`]; `sha1` is as it was.
-pub fn verify_both(
+/// [`WriteError::Wrong`], or [`WriteError::FalseManifest`] when the hashes contradict each other; `ahead` is
+/// as it was then.
+pub fn verify(
     manifest: &Manifest,
     piece: PieceIndex,
     chunks: &Chunks,
-    sha1: &mut RunningSha1,
+    ahead: Option<&mut RunningSha1>,
 ) -> Result<(), WriteError> {
     let layout = manifest.layout();
     if chunks.len() != layout.len(piece) as usize {
         return Err(WriteError::Wrong("length"));
     }
-    let mut further = sha1.hasher();
-    let actual = PieceHashes::of_parts(layout, piece, chunks.parts(), Some(&mut further));
-    compare(actual, manifest.piece(piece))?;
-    sha1.advance(further);
-    Ok(())
-}
-
-fn compare(actual: PieceHashes, expected: PieceHashes) -> Result<(), WriteError> {
+    let mut further = ahead.as_ref().map(|sha1| sha1.hasher());
+    let actual = PieceHashes::of_parts(layout, piece, chunks.parts(), further.as_mut());
+    let expected = manifest.piece(piece);
     match (actual.blake3 == expected.blake3, actual.sha1 == expected.sha1) {
-        (true, true) => Ok(()),
-        (true, false) => Err(WriteError::FalseManifest),
-        (false, true) => Err(WriteError::Wrong("BLAKE3")),
-        (false, false) => Err(WriteError::Wrong("SHA-1")),
+        (true, true) => {}
+        (true, false) => return Err(WriteError::FalseManifest),
+        (false, true) => return Err(WriteError::Wrong("BLAKE3")),
+        (false, false) => return Err(WriteError::Wrong("SHA-1")),
     }
+    if let (Some(sha1), Some(further)) = (ahead, further) {
+        sha1.advance(further);
+    }
+    Ok(())
 }

@@ -15,7 +15,7 @@ const SERVICE_TIME: Duration = Duration::from_millis(20);
 const PRESUMED_RATE: f64 = 1_000_000.0;
 
 /// A path with a shorter round trip is short, and this is enough for it: 1.6 GB/s at this round trip.
-const SHORT: Duration = Duration::from_millis(10);
+pub const SHORT: Duration = Duration::from_millis(10);
 /// See [`SHORT`].
 const PIPELINE_SHORT: usize = 32;
 

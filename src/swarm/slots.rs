@@ -18,6 +18,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use super::pipe::SHORT;
 use crate::limits::{
     FAR_SLOTS, LIMITED_WRITERS, PIECE_LEN, SESSION_STINT, SLOW_BODY, UPLOAD_SLOTS,
     UPLOAD_SLOTS_PER_SESSION, UPLOADS_AT_ONCE_MIN, UPLOADS_AT_ONCE_START, UPLOADS_SPAN,
@@ -26,9 +27,6 @@ use crate::name::UserName;
 
 /// Busy time over which the pace is measured.
 const SAMPLE: Duration = UPLOADS_SPAN;
-
-/// A path with a shorter round trip is full with what any session may take: 8 MiB in that time are 6.7 Gbit/s.
-const FAR: Duration = Duration::from_millis(10);
 
 /// Unread bodies with which a session gets no more.
 const MAX_SLOW: usize = 2;
@@ -50,7 +48,8 @@ pub struct Body<C> {
 /// what would only wait in its queues, as its smoothed and its shortest round trip tell. None on a near one, and
 /// none where it holds no more than half of what any session may take.
 pub fn far_depth(window: u64, (smoothed, shortest): (Duration, Duration)) -> usize {
-    if shortest < FAR {
+    // Such a path is full with what any session may take: 8 MiB in that time are 6.7 Gbit/s.
+    if shortest < SHORT {
         return 0;
     }
     let (smoothed, shortest) = (smoothed.as_micros().max(1), shortest.as_micros());

@@ -19,7 +19,7 @@ use super::chunks::Chunks;
 use super::claims::{Claims, Settling};
 use super::disk::{Disk, RealDisk};
 pub use super::filling::Recovered;
-use super::filling::{Filling, Replacement, verify, verify_both};
+use super::filling::{Filling, Replacement, verify};
 use super::hashing;
 use super::part::{Left, Part};
 pub use super::part::{MAX_NUMBERED, PART_DIR, part_path, remove_part};
@@ -226,17 +226,9 @@ impl PieceStore {
     /// # Errors
     /// [`WriteError`]; the piece is missing then, and all else as it was.
     pub fn write_piece(&self, piece: PieceIndex, chunks: &Chunks) -> Result<Written, WriteError> {
-        let sha1 = self.sha1.try_lock().ok().filter(|sha1| sha1.next() == Some(piece));
-        let written = match sha1 {
-            None => {
-                verify(&self.manifest, piece, chunks)?;
-                Written::Apart
-            }
-            Some(mut sha1) => {
-                verify_both(&self.manifest, piece, chunks, &mut sha1)?;
-                Written::Hashed(sha1.next())
-            }
-        };
+        let mut sha1 = self.sha1.try_lock().ok().filter(|sha1| sha1.next() == Some(piece));
+        verify(&self.manifest, piece, chunks, sha1.as_deref_mut())?;
+        let written = sha1.map_or(Written::Apart, |sha1| Written::Hashed(sha1.next()));
         let _gate = self.share_gate();
         let filling = {
             let state = self.lock();

@@ -31,8 +31,8 @@ use tempfile::TempDir;
 
 use crate::net::{hello, loopback, request_id, sign_up, soon};
 use crate::world::{
-    Client, free_port, mtq, operate_at, operated_at, run, terminate, wait_for, wait_until_up,
-    write_file,
+    Client, ended, free_port, mtq, operate_at, operated_at, run, terminate, wait_for,
+    wait_until_up, write_file,
 };
 
 /// How the digests of trackers that are level are compared.
@@ -225,7 +225,7 @@ impl Cluster {
     pub fn stop(&mut self, number: usize) {
         let mut child = self.nodes[number].child.take().expect("running");
         terminate(&child);
-        assert!(child.wait().expect("reaped").success());
+        assert!(ended(&mut child).success());
     }
 
     /// Lets nothing through between trackers with gates.

@@ -4,7 +4,7 @@
 use std::fs;
 use std::process::Output;
 
-use crate::world::{World, free_port, mtq, quoted, run};
+use crate::world::{World, free_port, mtq, quoted, run, run_reading};
 
 /// Standard error and the exit status.
 fn words(output: &Output) -> (String, i32) {
@@ -129,11 +129,11 @@ fn passwords_come_from_the_environment_too() {
     let world = World::new();
     let mut command = world.client_command("alice");
     let input = world.write("script", b"create-user alice\nlogin alice\nquit\n");
-    let output = command
-        .env("MTQ_PASSWORD", "from the environment")
-        .stdin(fs::File::open(input).expect("opens"))
-        .output()
-        .expect("runs");
+    let output = run_reading(
+        command
+            .env("MTQ_PASSWORD", "from the environment")
+            .stdin(fs::File::open(input).expect("opens")),
+    );
     assert!(output.status.success(), "{output:?}");
     let login = world.script("alice", &[], "login alice 'from the environment'\n");
     assert!(login.status.success());
@@ -199,12 +199,12 @@ fn lines_too_long_and_not_text_are_refused_and_the_next_one_is_read() {
     script.extend(std::iter::repeat_n(b'x', 100_000));
     script.extend(b"\nwhoami\n");
     let path = world.write("script", &script);
-    let output = world
-        .client_command("alice")
-        .args(["--json", "--keep-going"])
-        .stdin(fs::File::open(path).expect("opens"))
-        .output()
-        .expect("runs");
+    let output = run_reading(
+        world
+            .client_command("alice")
+            .args(["--json", "--keep-going"])
+            .stdin(fs::File::open(path).expect("opens")),
+    );
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let oks: Vec<_> = stdout.lines().map(|line| line.contains("\"ok\":true")).collect();
     assert_eq!(oks, [false, false, true], "{stdout}");

@@ -2,14 +2,14 @@
 
 use std::io::{BufRead as _, BufReader, Read as _};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::mpsc::channel;
 use std::thread;
 
 use mtq::tracker_link::TrackerLink;
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::world::{DEADLINE, mtq, run, wait_for};
+use crate::world::{DEADLINE, ended, mtq, run};
 
 /// An example, where cargo puts it beside the tests.
 fn example(name: &str) -> Command {
@@ -20,18 +20,11 @@ fn example(name: &str) -> Command {
     Command::new(program)
 }
 
-/// Waits for the end of a process, and not for ever.
-fn ended(child: &mut Child) -> ExitStatus {
-    let ended = wait_for("the end of an example", || child.try_wait().expect("waited"));
-    assert!(ended.success(), "{ended}");
-    ended
-}
-
 #[test]
 fn a_file_goes_from_one_embedded_agent_to_another() {
     let child = example("share_and_fetch").stdin(Stdio::null()).stdout(Stdio::piped()).spawn();
     let mut child = child.expect("it runs");
-    ended(&mut child);
+    assert!(ended(&mut child).success());
     let mut output = String::new();
     child.stdout.take().expect("piped").read_to_string(&mut output).expect("text");
     let lines: Vec<_> = output.lines().collect();
@@ -74,7 +67,7 @@ fn track_once(data_dir: &Path, command: &str) -> TrackerLink {
     assert!(answer.status.success(), "{command}: {answer:?}");
 
     kill_process(Pid::from_child(&child), Signal::INT).expect("signalled");
-    ended(&mut child);
+    assert!(ended(&mut child).success());
     assert_eq!(lines.recv_timeout(DEADLINE).expect("a line").expect("text"), "stopped");
     link
 }

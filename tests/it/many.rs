@@ -8,7 +8,7 @@ use std::process::{Output, Stdio};
 
 use serde_json::Value;
 
-use crate::world::{Client, World, content, mtq, wait_for};
+use crate::world::{Client, World, content, mtq, outcome, wait_for};
 
 const FILES: usize = 40;
 
@@ -114,7 +114,7 @@ fn one(world: &World, words: &[&str], input: &str) -> (Value, String, i32) {
         .spawn()
         .expect("mtq runs");
     child.stdin.take().expect("piped").write_all(input.as_bytes()).expect("read");
-    let Output { status, stdout, stderr } = child.wait_with_output().expect("reaped");
+    let Output { status, stdout, stderr } = outcome(child);
     let json = serde_json::from_slice(&stdout).unwrap_or_default();
     let words = String::from_utf8_lossy(&stderr).into_owned() + &String::from_utf8_lossy(&stdout);
     (json, words, status.code().expect("no signal killed it"))

@@ -18,7 +18,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use crate::world::{content, mtq, run, wait_for, write_file};
+use crate::world::{content, ended, mtq, outcome, run, wait_for, write_file};
 
 const P: usize = PIECE_LEN as usize;
 
@@ -229,7 +229,7 @@ fn a_torrent_goes_into_a_file_and_not_to_a_terminal() {
         .stdout(terminal)
         .stderr(Stdio::piped())
         .spawn()
-        .and_then(std::process::Child::wait_with_output)
+        .map(outcome)
         .expect("runs");
     assert_eq!(status(&refused), 2);
     let words = text(&refused.stderr);
@@ -243,7 +243,7 @@ fn a_torrent_goes_into_a_file_and_not_to_a_terminal() {
         .stdout(full)
         .stderr(Stdio::piped())
         .spawn()
-        .and_then(std::process::Child::wait_with_output)
+        .map(outcome)
         .expect("runs");
     assert_eq!(status(&failed), 7, "{failed:?}");
 }
@@ -384,12 +384,7 @@ fn mistakes_with_files_have_their_codes() {
     let (line, _) = desk.verified(&desk.path("dir"));
     assert_eq!(line["error"]["code"], "not-a-file");
     // The wrong way round.
-    let swapped = mtq()
-        .arg("verify")
-        .arg(desk.path("data é.bin"))
-        .arg(desk.metafile())
-        .output()
-        .expect("runs");
+    let swapped = run(mtq().arg("verify").arg(desk.path("data é.bin")).arg(desk.metafile()));
     assert_eq!(status(&swapped), 6);
     let words = text(&swapped.stderr);
     assert!(words.contains("\nhint: the metafile comes first: mtq verify "), "{words}");
@@ -453,7 +448,7 @@ fn a_signal_ends_it_with_130_and_no_result() {
         targets.any(|target| target == desk.path("long")).then_some(())
     });
     kill_process(Pid::from_child(&child), Signal::INT).expect("signalled");
-    let output = child.wait_with_output().expect("reaped");
+    let output = outcome(child);
     assert_eq!(status(&output), 130, "{output:?}");
     assert!(output.stdout.is_empty(), "{output:?}");
     assert_eq!(text(&output.stderr), "interrupted\n");
@@ -479,7 +474,7 @@ fn completions_know_every_verb() {
             let mut input = check.stdin.take().expect("piped");
             input.write_all(script.as_bytes()).expect("bash reads");
             drop(input);
-            assert!(check.wait().expect("reaped").success());
+            assert!(ended(&mut check).success());
         }
     }
     assert_eq!(status(&run(mtq().args(["completions", "tcsh"]))), 2);

@@ -10,7 +10,9 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::world::{DEADLINE, World, content, mtq, run, terminate, wait_for};
+use crate::world::{
+    DEADLINE, Watch, World, content, ended, mtq, outcome, run, run_reading, terminate, wait_for,
+};
 
 /// The command line of one command of a user.
 fn command(world: &World, user: &str, words: &[&str]) -> Command {
@@ -59,6 +61,7 @@ impl Running {
             .stderr(Stdio::piped())
             .spawn()
             .expect("mtq runs");
+        let _watch = Watch::over(&child);
         let mut lines = BufReader::new(child.stderr.take().expect("piped")).lines();
         let said = lines.by_ref().map_while(Result::ok).find(|line| line.contains(words));
         assert!(said.is_some(), "it ended without {words}");
@@ -73,7 +76,7 @@ impl Running {
 
     fn end(mut self) -> i32 {
         terminate(&self.0);
-        self.0.wait().expect("reaped").code().expect("no signal killed it")
+        ended(&mut self.0).code().expect("no signal killed it")
     }
 }
 
@@ -152,7 +155,7 @@ fn ten_processes_at_once_with_an_agent_and_without() {
             })
             .collect();
         for (child, words) in children.into_iter().zip(&lines) {
-            let (stdout, stderr, status) = told(&child.wait_with_output().expect("reaped"));
+            let (stdout, stderr, status) = told(&outcome(child));
             assert_eq!(status, 0, "{words:?}: {stdout}{stderr}");
         }
         if let Some(agent) = agent {
@@ -175,12 +178,9 @@ fn a_data_directory_has_one_agent_and_everybody_finds_it() {
     let elsewhere = world.make_dir("elsewhere");
     fs::write(elsewhere.join("f.bin"), content(10, 1)).expect("written");
     let script = world.write("script", b"share f.bin lab\nwhoami\n");
-    let output = command(&world, "alice", &["--json"])
-        .current_dir(&elsewhere)
-        .stdin(fs::File::open(script).expect("there"))
-        .output()
-        .expect("mtq runs");
-    let (stdout, stderr, status) = told(&output);
+    let mut command = command(&world, "alice", &["--json"]);
+    command.current_dir(&elsewhere).stdin(fs::File::open(script).expect("there"));
+    let (stdout, stderr, status) = told(&run_reading(&mut command));
     assert_eq!(status, 0, "{stdout}{stderr}");
     let path = elsewhere.canonicalize().expect("there").join("f.bin");
     assert_eq!(ok(&world, "alice", &["downloads"])["downloads"][0]["path"], json!(path));
@@ -415,7 +415,7 @@ fn when_the_one_that_runs_the_agent_ends_another_takes_over() {
     let mut second = second;
     let (_, stderr, status) = one(&world, "alice", &["quit"]);
     assert_eq!(status, 0, "{stderr}");
-    assert_eq!(second.0.wait().expect("reaped").code(), Some(1));
+    assert_eq!(ended(&mut second.0).code(), Some(1));
 }
 
 #[test]

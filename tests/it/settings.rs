@@ -7,7 +7,7 @@ use std::process::{Command, Output};
 
 use serde_json::{Value, json};
 
-use super::world::{World, free_port, mtq, run};
+use super::world::{World, free_port, mtq, run, run_reading};
 
 /// The program in a home of its own below the world's directory.
 fn at_home(world: &World, words: &[&str]) -> Command {
@@ -34,7 +34,7 @@ fn at_plain_home(world: &World, words: &[&str]) -> Command {
 fn script(world: &World, words: &[&str], lines: &str) -> Output {
     let input = world.write("script", lines.as_bytes());
     let mut command = at_home(world, words);
-    command.stdin(fs::File::open(input).expect("opens")).output().expect("mtq runs")
+    run_reading(command.stdin(fs::File::open(input).expect("opens")))
 }
 
 /// What `config show --json` says with these words and variables.
@@ -128,13 +128,13 @@ fn trackers_come_from_the_file_the_environment_or_a_link() {
     assert!(output.status.success(), "{output:?}");
 
     let input = world.write("script", create("d").as_bytes());
-    let output = at_home(&world, &["client"])
-        .env("MTQ_TRACKERS", world.trackers())
-        .env("MTQ_DATA_DIR", world.path("fresh2"))
-        .env("MTQ_JSON", "true")
-        .stdin(fs::File::open(input).expect("opens"))
-        .output()
-        .expect("mtq runs");
+    let output = run_reading(
+        at_home(&world, &["client"])
+            .env("MTQ_TRACKERS", world.trackers())
+            .env("MTQ_DATA_DIR", world.path("fresh2"))
+            .env("MTQ_JSON", "true")
+            .stdin(fs::File::open(input).expect("opens")),
+    );
     assert!(output.status.success(), "{output:?}");
     let answer: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
     assert_eq!(answer["result"]["user"], "d");
@@ -317,13 +317,13 @@ fn a_home_is_needed_only_for_what_is_in_it() {
     assert!(code == 2 && stderr.contains("--config FILE"), "{stderr}");
 
     let input = world.write("script", b"create-user alice secret\n");
-    let output = homeless(&["client", "--trackers"])
-        .arg(world.trackers())
-        .arg("--data-dir")
-        .arg(world.path("data"))
-        .stdin(fs::File::open(input).expect("opens"))
-        .output()
-        .expect("mtq runs");
+    let output = run_reading(
+        homeless(&["client", "--trackers"])
+            .arg(world.trackers())
+            .arg("--data-dir")
+            .arg(world.path("data"))
+            .stdin(fs::File::open(input).expect("opens")),
+    );
     assert!(output.status.success(), "{output:?}");
     assert!(!world.path("home").exists());
 }

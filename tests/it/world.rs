@@ -4,15 +4,16 @@ use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::net::UdpSocket;
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, Command, ExitStatus, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::thread;
 use std::time::Duration;
 
 use mtq::peer_id::PeerId;
 use mtq::tracker_link::TrackerLink;
 use mtq::transport::identity::Identity;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -35,9 +36,43 @@ pub fn mtq() -> Command {
     command
 }
 
-/// Runs a command to its end.
+/// Runs a command to its end, with nothing to read.
 pub fn run(command: &mut Command) -> Output {
-    command.stdin(Stdio::null()).output().expect("mtq runs")
+    run_reading(command.stdin(Stdio::null()))
+}
+
+/// Runs a command to its end; what it reads was said.
+pub fn run_reading(command: &mut Command) -> Output {
+    outcome(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mtq runs"))
+}
+
+/// What a process says until its end.
+pub fn outcome(child: Child) -> Output {
+    let _watch = Watch::over(&child);
+    child.wait_with_output().expect("reaped")
+}
+
+/// How a process ends.
+pub fn ended(child: &mut Child) -> ExitStatus {
+    wait_for("the end of a process", || child.try_wait().expect("reaped"))
+}
+
+/// Kills a process that somebody waits for beyond the deadline; they see that it was killed.
+pub struct Watch {
+    _until: Sender<()>,
+}
+
+impl Watch {
+    /// Begins now.
+    pub fn over(child: &Child) -> Self {
+        let (process, (until, is_over)) = (Pid::from_child(child), channel());
+        thread::spawn(move || {
+            if is_over.recv_timeout(DEADLINE) == Err(RecvTimeoutError::Timeout) {
+                let _ = kill_process(process, Signal::KILL);
+            }
+        });
+        Self { _until: until }
+    }
 }
 
 /// A free UDP port on loopback, below those that systems give to whoever asks for any: it is still
@@ -179,7 +214,7 @@ impl World {
     pub fn stop_tracker(&mut self) {
         let mut tracker = self.tracker.take().expect("a tracker");
         terminate(&tracker);
-        assert!(tracker.wait().expect("reaped").success());
+        assert!(ended(&mut tracker).success());
     }
 
     /// Runs `mtq tracker` with the words of `line` on the tracker's data directory.
@@ -228,7 +263,7 @@ impl World {
         // A client that stopped early no longer reads.
         let _ = input.write_all(lines.as_bytes());
         drop(input);
-        child.wait_with_output().expect("reaped")
+        outcome(child)
     }
 
     /// Starts a client that answers in JSON.
@@ -329,8 +364,8 @@ pub fn operated_at(place: &Path, line: &str) -> Value {
 
 /// Asks a process to end in order.
 pub fn terminate(child: &Child) {
-    let id = rustix::process::Pid::from_child(child);
-    rustix::process::kill_process(id, rustix::process::Signal::TERM).expect("signalled");
+    let id = Pid::from_child(child);
+    kill_process(id, Signal::TERM).expect("signalled");
 }
 
 /// A running `mtq client --json`.
@@ -372,9 +407,9 @@ impl Client {
     }
 
     /// Sends its process a signal.
-    pub fn signal(&self, signal: rustix::process::Signal) {
-        let id = rustix::process::Pid::from_child(&self.child);
-        rustix::process::kill_process(id, signal).expect("signalled");
+    pub fn signal(&self, signal: Signal) {
+        let id = Pid::from_child(&self.child);
+        kill_process(id, signal).expect("signalled");
     }
 
     /// Makes the account of its name and logs in.
@@ -426,13 +461,13 @@ impl Client {
     /// Ends the client in order; its status must be 0 unless a command failed.
     pub fn quit(mut self) {
         self.ok("quit");
-        assert_eq!(self.child.wait().expect("reaped").success(), !self.failed);
+        assert_eq!(ended(&mut self.child).success(), !self.failed);
     }
 
     /// Ends the client as Ctrl-C or a service manager does; returns its exit status.
     pub fn terminate(mut self) -> i32 {
         terminate(&self.child);
-        self.child.wait().expect("reaped").code().expect("no signal killed it")
+        ended(&mut self.child).code().expect("no signal killed it")
     }
 
     /// Kills the client at once.

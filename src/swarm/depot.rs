@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -35,6 +36,9 @@ const WAITING_PART: u64 = 4;
 
 /// With so many pieces waiting for the one that is being hashed in order, other cores help.
 const BACKLOG: usize = 16;
+
+/// So many pieces may be on their way to the disk while others are hashed.
+const WRITERS: usize = 1;
 
 /// A disk that failed is tried again after this.
 const RETRY: Duration = Duration::from_secs(2);
@@ -88,6 +92,9 @@ pub enum Outcome {
     Nothing,
 }
 
+/// A piece that is right, and what the whole file's SHA-1 made of it.
+type Verified = (PieceIndex, Written);
+
 enum Done {
     /// The whole file's SHA-1 needs this piece next.
     Hashed(Option<PieceIndex>),
@@ -119,9 +126,13 @@ pub struct Depot {
     pending: Vec<Parcel>,
     /// Where their bytes are brought together.
     buffers: Buffers,
-    /// Jobs that verify and write, and how many there may be.
-    writing: usize,
-    writers: usize,
+    /// Jobs that verify a piece and then write it, and those that have not verified it yet; how many
+    /// of these there may be.
+    jobs: usize,
+    verifying: usize,
+    verifiers: usize,
+    /// Where they say that they have.
+    verified: (mpsc::Sender<Verified>, mpsc::Receiver<Verified>),
     /// The one of them that takes the whole file's SHA-1 further as well.
     in_order: Option<PieceIndex>,
     /// Those that wait for the whole file's SHA-1.
@@ -147,6 +158,8 @@ impl Depot {
     ) -> Self {
         let next = store.next_to_hash();
         let cores = thread::available_parallelism().map_or(1, usize::from);
+        // One core is left to the network.
+        let verifiers = cores.saturating_sub(1).max(1);
         Self {
             store,
             directory,
@@ -156,9 +169,10 @@ impl Depot {
             health: Health::Well,
             buffers,
             pending: Vec::new(),
-            writing: 0,
-            // One core is left to the network.
-            writers: cores.saturating_sub(1).max(1),
+            jobs: 0,
+            verifying: 0,
+            verifiers,
+            verified: mpsc::channel(verifiers + WRITERS),
             in_order: None,
             ahead: Ahead::new(next),
             dirty: 0,
@@ -179,10 +193,14 @@ impl Depot {
     }
 
     /// Begins to write what it is time for: the piece that the whole file's SHA-1 needs, which is then
-    /// hashed twice in one go, or others side by side. While that one is being written the rest wait
-    /// to be the next, since apart their bytes are gone through twice; of many the last do not.
+    /// hashed twice in one go, or others side by side. While that one is being hashed the rest wait
+    /// to be the next, since apart their bytes are gone through twice; of many the last do not. While
+    /// it is being written, the next is hashed.
     fn write(&mut self) {
-        while self.is_well() && self.writing < self.writers {
+        while self.is_well()
+            && self.verifying < self.verifiers
+            && self.jobs < self.verifiers + WRITERS
+        {
             let lane = self.in_order.is_some() || self.ahead.is_running();
             if lane && self.pending.len() < BACKLOG {
                 return;
@@ -197,18 +215,22 @@ impl Depot {
             if !lane && self.ahead.next() == Some(parcel.piece) {
                 self.in_order = Some(parcel.piece);
             }
-            self.writing += 1;
-            let store = self.store.clone();
+            (self.jobs, self.verifying) = (self.jobs + 1, self.verifying + 1);
+            let (store, verified) = (self.store.clone(), self.verified.0.clone());
             self.work.spawn_blocking(move || {
-                let result = store.write_piece(parcel.piece, &parcel.chunks);
+                let piece = parcel.piece;
+                let result = store.write_piece(piece, &parcel.chunks, |written| {
+                    // There is room for each job's; whoever is gone does not care.
+                    let _ = verified.try_send((piece, written));
+                });
                 Done::Stored(parcel, result)
             });
         }
     }
 
-    /// A job that wrote a piece has ended.
-    fn written(&mut self, piece: PieceIndex) {
-        self.writing -= 1;
+    /// A piece was verified, or is wrong: another may be.
+    fn verified(&mut self, piece: PieceIndex) {
+        self.verifying -= 1;
         self.in_order = self.in_order.filter(|in_order| *in_order != piece);
     }
 
@@ -291,17 +313,29 @@ impl Depot {
     /// # Errors
     /// [`DownloadError`]: the download cannot go on.
     pub async fn next(&mut self) -> Result<Outcome, DownloadError> {
-        let done = match self.work.join_next().await {
-            None => std::future::pending().await,
-            // Nobody aborts a job: it failed in itself.
-            Some(Err(error)) => {
-                let (path, error) = (self.store.path(), std::io::Error::other(error));
-                return Err(StorageError::Io { path, error }.into());
+        let done = tokio::select! {
+            // What a job says first is heard first.
+            biased;
+            Some((piece, written)) = self.verified.1.recv() => {
+                self.verified(piece);
+                if let Written::Hashed(next) = written {
+                    self.ahead.hashed(next);
+                    self.hash_ahead();
+                }
+                self.write();
+                return Ok(Outcome::Nothing);
             }
-            Some(Ok(done)) => done,
+            Some(done) = self.work.join_next() => done.map_err(|error| {
+                // Nobody aborts a job: it failed in itself.
+                let (path, error) = (self.store.path(), std::io::Error::other(error));
+                StorageError::Io { path, error }
+            })?,
         };
-        if let Done::Stored(parcel, _) = &done {
-            self.written(parcel.piece);
+        if let Done::Stored(parcel, result) = &done {
+            self.jobs -= 1;
+            if matches!(result, Err(WriteError::Wrong(_) | WriteError::FalseManifest)) {
+                self.verified(parcel.piece);
+            }
         }
         let outcome = self.came_of(done);
         self.write();
@@ -313,12 +347,9 @@ impl Depot {
             Done::Stored(mut parcel, Ok(written)) => {
                 self.dirty += parcel.chunks.len() as u64;
                 let mut chunks = std::mem::take(&mut parcel.chunks);
-                match written {
-                    Written::Hashed(next) => self.ahead.hashed(next),
-                    Written::Apart => {
-                        chunks.gather(&self.buffers);
-                        self.ahead.add(parcel.piece, chunks);
-                    }
+                if written == Written::Apart {
+                    chunks.gather(&self.buffers);
+                    self.ahead.add(parcel.piece, chunks);
                 }
                 self.hash_ahead();
                 Ok(Outcome::Stored(parcel))

@@ -50,7 +50,7 @@ pub(super) enum Place {
     Released(Left),
 }
 
-/// What else came of writing a piece.
+/// What else came of verifying a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Written {
     /// The whole file's SHA-1 has seen it, and needs this one next; nothing when it has seen all.
@@ -219,16 +219,22 @@ impl PieceStore {
         self.lock_sha1().next()
     }
 
-    /// The one door in: verifies `chunks` against both hashes of `piece`, writes them, and only
-    /// then counts the piece as here. Takes the whole file's SHA-1 further in the same go when that
-    /// needs this very piece and nobody else is at it.
+    /// The one door in: verifies `chunks` against both hashes of `piece`, says so to `verified`, writes
+    /// them, and only then counts the piece as here. Takes the whole file's SHA-1 further in the same
+    /// go when that needs this very piece and nobody else is at it.
     ///
     /// # Errors
     /// [`WriteError`]; the piece is missing then, and all else as it was.
-    pub fn write_piece(&self, piece: PieceIndex, chunks: &Chunks) -> Result<Written, WriteError> {
+    pub fn write_piece(
+        &self,
+        piece: PieceIndex,
+        chunks: &Chunks,
+        verified: impl FnOnce(Written),
+    ) -> Result<Written, WriteError> {
         let mut sha1 = self.sha1.try_lock().ok().filter(|sha1| sha1.next() == Some(piece));
         verify(&self.manifest, piece, chunks, sha1.as_deref_mut())?;
         let written = sha1.map_or(Written::Apart, |sha1| Written::Hashed(sha1.next()));
+        verified(written);
         let _gate = self.share_gate();
         let filling = {
             let state = self.lock();

@@ -34,7 +34,7 @@ fn part(dir: &Path) -> (PieceStore, Vec<u8>) {
 
 fn fill(store: &PieceStore, bytes: &[u8]) {
     for (piece, chunk) in store.manifest().layout().pieces().zip(bytes.chunks(P)) {
-        store.write_piece(piece, &chunk.into()).expect("written");
+        store.write_piece(piece, &chunk.into(), drop).expect("written");
     }
 }
 
@@ -47,11 +47,11 @@ fn only_the_right_bytes_get_in() {
     let mut flipped = good.to_vec();
     flipped[77] ^= 1;
     for bad in [&flipped[..], &good[1..], &bytes[..P], &vec![0; P], &[]] {
-        assert!(matches!(store.write_piece(piece, &bad.into()), Err(WriteError::Wrong(_))));
+        assert!(matches!(store.write_piece(piece, &bad.into(), drop), Err(WriteError::Wrong(_))));
     }
     assert!(store.bitfield().is_empty());
     assert!(matches!(read(&store, piece), Err(ReadError::Missing)));
-    store.write_piece(piece, &good.into()).expect("written");
+    store.write_piece(piece, &good.into(), drop).expect("written");
     assert_eq!(read(&store, piece).expect("read"), good);
 }
 
@@ -101,7 +101,7 @@ fn an_interrupted_download_goes_on_with_what_verifies() {
     for index in [0, 2] {
         let piece = store.manifest().layout().piece(index).expect("exists");
         let end = (index as usize * P + P).min(bytes.len());
-        store.write_piece(piece, &bytes[index as usize * P..end].into()).expect("written");
+        store.write_piece(piece, &bytes[index as usize * P..end].into(), drop).expect("written");
     }
     let again = PieceStore::part(store.manifest().clone(), dir.path(), &|_| true);
     assert!(matches!(again, Err(StorageError::InUse(_))));
@@ -167,7 +167,7 @@ fn a_false_piece_sha1_blames_the_manifest() {
     let lie = Manifest::new(honest.layout(), honest.head().sha1(), pieces).expect("made");
     let store = PieceStore::part(Arc::new(lie), dir.path(), &|_| true).expect("opened");
     let piece = store.manifest().layout().piece(1).expect("exists");
-    let result = store.write_piece(piece, &bytes[P..2 * P].into());
+    let result = store.write_piece(piece, &bytes[P..2 * P].into(), drop);
     assert!(matches!(result, Err(WriteError::FalseManifest)));
 }
 
@@ -194,7 +194,7 @@ fn open_again(manifest: &Arc<Manifest>, dir: &Path) -> (PieceStore, u64) {
 fn write(store: &PieceStore, bytes: &[u8], index: u32) -> Result<(), WriteError> {
     let piece = store.manifest().layout().piece(index).expect("exists");
     let start = index as usize * P;
-    store.write_piece(piece, &bytes[start..(start + P).min(bytes.len())].into()).map(drop)
+    store.write_piece(piece, &bytes[start..(start + P).min(bytes.len())].into(), drop).map(drop)
 }
 
 fn indices(store: &PieceStore) -> Vec<u32> {

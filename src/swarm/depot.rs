@@ -5,22 +5,21 @@
 //! It knows no peers.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
-use super::ahead::Ahead;
 use super::buffers::Buffers;
-use super::chunks::Chunks;
-use super::event::PeerKey;
+pub use super::intake::Parcel;
+use super::intake::{Intake, Task};
 use super::storage::{PieceStore, Recovered, StorageError, WriteError, Written};
 use crate::clock;
-use crate::name::{FileName, UserName};
-use crate::peer_id::PeerId;
+use crate::name::FileName;
 use crate::piece::PieceIndex;
 
 /// What was written is brought to the disk, and then claimed, this often.
@@ -30,15 +29,8 @@ const CHECKPOINT: Duration = Duration::from_secs(5);
 /// second.
 const CHECKPOINT_BYTES: u64 = 128 * 1024 * 1024;
 
-/// Of the bytes a download may have in flight, this part may wait in memory for the pieces before
-/// them, to be hashed as a whole; what came even earlier is read back.
-const WAITING_PART: u64 = 4;
-
-/// With so many pieces waiting for the one that is being hashed in order, other cores help.
-const BACKLOG: usize = 16;
-
-/// So many pieces may be on their way to the disk while others are hashed.
-const WRITERS: usize = 1;
+/// What came of jobs that waits to be heard; jobs wait then too.
+const OUTCOMES: usize = 64;
 
 /// A disk that failed is tried again after this.
 const RETRY: Duration = Duration::from_secs(2);
@@ -56,21 +48,6 @@ pub enum DownloadError {
     /// It was stopped.
     #[error("stopped")]
     Stopped,
-}
-
-/// A piece on its way into the store.
-#[derive(Debug)]
-pub struct Parcel {
-    /// From which session.
-    pub peer: PeerKey,
-    /// From which device.
-    pub from: PeerId,
-    /// Whose it is.
-    pub user: UserName,
-    /// Which piece.
-    pub piece: PieceIndex,
-    /// Its bytes, not verified.
-    pub chunks: Chunks,
 }
 
 /// Something that came of what was done.
@@ -92,16 +69,18 @@ pub enum Outcome {
     Nothing,
 }
 
-/// A piece that is right, and what the whole file's SHA-1 made of it.
-type Verified = (PieceIndex, Written);
-
 enum Done {
-    /// The whole file's SHA-1 needs this piece next.
-    Hashed(Option<PieceIndex>),
-    Stored(Parcel, Result<Written, WriteError>),
+    /// A piece was verified and written, or is wrong.
+    Stored(Parcel),
+    Wrong(Parcel, &'static str),
+    FalseManifest(PieceIndex),
+    /// One could not be written, and waits.
+    NotWritten(StorageError),
     Checkpoint(Result<(), StorageError>),
     Recovered(Result<Recovered, StorageError>),
     Finished(Result<PathBuf, StorageError>),
+    /// Work ended without an end.
+    Broken,
 }
 
 #[derive(Debug)]
@@ -113,30 +92,27 @@ enum Health {
     Recovering(StorageError),
 }
 
+/// What the jobs of a download share.
+#[derive(Debug)]
+struct Works {
+    store: Arc<PieceStore>,
+    intake: Mutex<Intake>,
+    /// Where the bytes of pieces are brought together.
+    buffers: Buffers,
+    done: mpsc::Sender<Done>,
+    jobs: TaskTracker,
+    runtime: Handle,
+}
+
 /// One download's way to the disk.
 #[derive(Debug)]
 pub struct Depot {
-    store: Arc<PieceStore>,
+    works: Arc<Works>,
+    done: mpsc::Receiver<Done>,
     directory: PathBuf,
     name: FileName,
     stop: CancellationToken,
-    work: JoinSet<Done>,
     health: Health,
-    /// Pieces that are not being written yet: it is not their turn, or the disk failed.
-    pending: Vec<Parcel>,
-    /// Where their bytes are brought together.
-    buffers: Buffers,
-    /// Jobs that verify a piece and then write it, and those that have not verified it yet; how many
-    /// of these there may be.
-    jobs: usize,
-    verifying: usize,
-    verifiers: usize,
-    /// Where they say that they have.
-    verified: (mpsc::Sender<Verified>, mpsc::Receiver<Verified>),
-    /// The one of them that takes the whole file's SHA-1 further as well.
-    in_order: Option<PieceIndex>,
-    /// Those that wait for the whole file's SHA-1.
-    ahead: Ahead,
     /// Bytes written since the last checkpoint began, and when the next one is due at the latest.
     dirty: u64,
     checkpoint_at: Instant,
@@ -145,6 +121,93 @@ pub struct Depot {
     failed_to_finish: bool,
     /// Not tried before this: pieces were missing at the last attempt.
     finish_at: Instant,
+}
+
+impl Works {
+    fn intake(&self) -> MutexGuard<'_, Intake> {
+        self.intake.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has all begun that is to be begun now, each by a thread of its own, which then goes on by itself.
+    fn begin(self: &Arc<Self>) {
+        loop {
+            let task = self.intake().next(|piece| self.store.has(piece));
+            let Some(task) = task else { return };
+            self.run(move |works| works.go_on(task));
+        }
+    }
+
+    /// Runs what may wait for the disk.
+    fn run(self: &Arc<Self>, job: impl FnOnce(&Arc<Self>) + Send + 'static) {
+        let works = self.clone();
+        let job = move || {
+            let _guard = Guard(&works.done);
+            job(&works);
+        };
+        self.jobs.spawn_blocking_on(job, &self.runtime);
+    }
+
+    /// Does one thing after the other until there is none.
+    fn go_on(self: &Arc<Self>, first: Task) {
+        let mut task = Some(first);
+        while let Some(now) = task {
+            match now {
+                Task::Write(parcel) => self.write(parcel),
+                Task::Hash(run) => {
+                    let next = self.store.hash_ahead(&run);
+                    self.intake().hashed(next);
+                }
+            }
+            task = self.intake().next(|piece| self.store.has(piece));
+        }
+    }
+
+    fn write(self: &Arc<Self>, mut parcel: Parcel) {
+        let piece = parcel.piece;
+        let result = self.store.write_piece(piece, &parcel.chunks, |written| {
+            self.intake().verified(piece, written);
+            self.begin();
+        });
+        let done = match result {
+            Ok(written) => {
+                let mut chunks = std::mem::take(&mut parcel.chunks);
+                if written == Written::Apart {
+                    chunks.gather(&self.buffers);
+                }
+                self.intake().stored(piece, written, chunks);
+                Done::Stored(parcel)
+            }
+            Err(WriteError::Wrong(what)) => {
+                self.intake().wrong(piece);
+                Done::Wrong(parcel, what)
+            }
+            Err(WriteError::FalseManifest) => {
+                self.intake().wrong(piece);
+                Done::FalseManifest(piece)
+            }
+            Err(WriteError::Storage(error)) => {
+                self.intake().failed(parcel);
+                Done::NotWritten(error)
+            }
+        };
+        self.tell(done);
+    }
+
+    /// Says what came of a job; nobody is there to hear it once the download has ended.
+    fn tell(&self, done: Done) {
+        let _ = self.done.blocking_send(done);
+    }
+}
+
+/// Says so when a job ends by a panic.
+struct Guard<'a>(&'a mpsc::Sender<Done>);
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let _ = self.0.blocking_send(Done::Broken);
+        }
+    }
 }
 
 impl Depot {
@@ -156,25 +219,18 @@ impl Depot {
         buffers: Buffers,
         stop: CancellationToken,
     ) -> Self {
-        let next = store.next_to_hash();
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        // One core is left to the network.
-        let verifiers = cores.saturating_sub(1).max(1);
+        let intake = Mutex::new(Intake::new(store.next_to_hash(), cores));
+        let (sender, done) = mpsc::channel(OUTCOMES);
+        let (jobs, runtime) = (TaskTracker::new(), Handle::current());
+        let works = Works { store, intake, buffers, done: sender, jobs, runtime };
         Self {
-            store,
+            works: Arc::new(works),
+            done,
             directory,
             name,
             stop,
-            work: JoinSet::new(),
             health: Health::Well,
-            buffers,
-            pending: Vec::new(),
-            jobs: 0,
-            verifying: 0,
-            verifiers,
-            verified: mpsc::channel(verifiers + WRITERS),
-            in_order: None,
-            ahead: Ahead::new(next),
             dirty: 0,
             checkpoint_at: clock::monotonic() + CHECKPOINT,
             checkpointing: false,
@@ -186,66 +242,13 @@ impl Depot {
 
     /// Verifies and writes a piece, now or when the disk is well again.
     pub fn take(&mut self, parcel: Parcel) {
-        self.pending.push(parcel);
-        self.write();
-        // What has to wait keeps no datagrams: of memory in such bits much is lost.
-        self.pending.iter_mut().for_each(|parcel| parcel.chunks.gather(&self.buffers));
+        self.works.intake().add(parcel, &self.works.buffers);
+        self.works.begin();
     }
 
-    /// Begins to write what it is time for: the piece that the whole file's SHA-1 needs, which is then
-    /// hashed twice in one go, or others side by side. While that one is being hashed the rest wait
-    /// to be the next, since apart their bytes are gone through twice; of many the last do not. While
-    /// it is being written, the next is hashed.
-    fn write(&mut self) {
-        while self.is_well()
-            && self.verifying < self.verifiers
-            && self.jobs < self.verifiers + WRITERS
-        {
-            let lane = self.in_order.is_some() || self.ahead.is_running();
-            if lane && self.pending.len() < BACKLOG {
-                return;
-            }
-            let places = self.pending.iter().enumerate();
-            let place = match lane {
-                true => places.max_by_key(|(_, parcel)| parcel.piece),
-                false => places.min_by_key(|(_, parcel)| parcel.piece),
-            };
-            let Some((place, _)) = place else { return };
-            let parcel = self.pending.swap_remove(place);
-            if !lane && self.ahead.next() == Some(parcel.piece) {
-                self.in_order = Some(parcel.piece);
-            }
-            (self.jobs, self.verifying) = (self.jobs + 1, self.verifying + 1);
-            let (store, verified) = (self.store.clone(), self.verified.0.clone());
-            self.work.spawn_blocking(move || {
-                let piece = parcel.piece;
-                let result = store.write_piece(piece, &parcel.chunks, |written| {
-                    // There is room for each job's; whoever is gone does not care.
-                    let _ = verified.try_send((piece, written));
-                });
-                Done::Stored(parcel, result)
-            });
-        }
-    }
-
-    /// A piece was verified, or is wrong: another may be.
-    fn verified(&mut self, piece: PieceIndex) {
-        self.verifying -= 1;
-        self.in_order = self.in_order.filter(|in_order| *in_order != piece);
-    }
-
-    /// From now on so many bytes may wait in memory to be hashed as a whole.
-    pub fn set_room(&mut self, bytes: u64) {
-        self.ahead.set_room(bytes / WAITING_PART);
-    }
-
-    /// Takes the whole file's SHA-1 further, unless that is being done.
-    fn hash_ahead(&mut self) {
-        let is_free = self.in_order.is_none();
-        if is_free && self.ahead.next().is_some_and(|next| self.store.has(next)) {
-            let (store, written) = (self.store.clone(), self.ahead.begin());
-            self.work.spawn_blocking(move || Done::Hashed(store.hash_ahead(&written)));
-        }
+    /// From now on so many bytes may be in flight, of which some may wait in memory.
+    pub fn set_room(&mut self, in_flight: u64) {
+        self.works.intake().set_room(in_flight);
     }
 
     /// Begins what is due. Once every piece is there, as `complete` says, the file is checked and named;
@@ -253,9 +256,8 @@ impl Depot {
     pub fn begin_due(&mut self, now: Instant, complete: bool) -> bool {
         match std::mem::replace(&mut self.health, Health::Well) {
             Health::Ill(error, retry_at) if retry_at <= now => {
-                let store = self.store.clone();
                 self.health = Health::Recovering(error);
-                self.work.spawn_blocking(move || Done::Recovered(store.recover()));
+                self.works.run(|works| works.tell(Done::Recovered(works.store.recover())));
             }
             other => self.health = other,
         }
@@ -268,19 +270,19 @@ impl Depot {
         }
         let due = self.checkpoint_at <= now || self.dirty >= CHECKPOINT_BYTES;
         if self.dirty > 0 && !self.checkpointing && !self.finishing && due {
-            let store = self.store.clone();
             (self.dirty, self.checkpointing) = (0, true);
-            self.work.spawn_blocking(move || Done::Checkpoint(store.checkpoint()));
+            self.works.run(|works| works.tell(Done::Checkpoint(works.store.checkpoint())));
         }
         false
     }
 
     fn finish(&mut self) {
         self.finishing = true;
-        let (directory, name) = (self.directory.clone(), self.name.clone());
-        let (store, stop) = (self.store.clone(), self.stop.clone());
-        self.work.spawn_blocking(move || {
-            Done::Finished(store.finish(&directory, &name, &|| !stop.is_cancelled()))
+        let (directory, name, stop) =
+            (self.directory.clone(), self.name.clone(), self.stop.clone());
+        self.works.run(move |works| {
+            let goes_on = || !stop.is_cancelled();
+            works.tell(Done::Finished(works.store.finish(&directory, &name, &goes_on)));
         });
     }
 
@@ -297,7 +299,10 @@ impl Depot {
 
     /// Whether nothing is on its way to the disk.
     pub fn is_idle(&self) -> bool {
-        self.work.is_empty() && self.pending.is_empty()
+        !self.checkpointing
+            && !self.finishing
+            && !matches!(self.health, Health::Recovering(_))
+            && self.works.intake().is_idle()
     }
 
     /// What keeps the disk from being written.
@@ -313,61 +318,26 @@ impl Depot {
     /// # Errors
     /// [`DownloadError`]: the download cannot go on.
     pub async fn next(&mut self) -> Result<Outcome, DownloadError> {
-        let done = tokio::select! {
-            // What a job says first is heard first.
-            biased;
-            Some((piece, written)) = self.verified.1.recv() => {
-                self.verified(piece);
-                if let Written::Hashed(next) = written {
-                    self.ahead.hashed(next);
-                    self.hash_ahead();
-                }
-                self.write();
-                return Ok(Outcome::Nothing);
-            }
-            Some(done) = self.work.join_next() => done.map_err(|error| {
-                // Nobody aborts a job: it failed in itself.
-                let (path, error) = (self.store.path(), std::io::Error::other(error));
-                StorageError::Io { path, error }
-            })?,
-        };
-        if let Done::Stored(parcel, result) = &done {
-            self.jobs -= 1;
-            if matches!(result, Err(WriteError::Wrong(_) | WriteError::FalseManifest)) {
-                self.verified(parcel.piece);
-            }
+        match self.done.recv().await {
+            Some(done) => self.came_of(done),
+            // The jobs have the other end, and so has this.
+            None => std::future::pending().await,
         }
-        let outcome = self.came_of(done);
-        self.write();
-        outcome
     }
 
     fn came_of(&mut self, done: Done) -> Result<Outcome, DownloadError> {
         match done {
-            Done::Stored(mut parcel, Ok(written)) => {
-                self.dirty += parcel.chunks.len() as u64;
-                let mut chunks = std::mem::take(&mut parcel.chunks);
-                if written == Written::Apart {
-                    chunks.gather(&self.buffers);
-                    self.ahead.add(parcel.piece, chunks);
-                }
-                self.hash_ahead();
+            Done::Stored(parcel) => {
+                let layout = self.works.store.manifest().layout();
+                self.dirty += u64::from(layout.len(parcel.piece));
                 Ok(Outcome::Stored(parcel))
             }
-            Done::Hashed(next) => {
-                self.ahead.hashed(next);
-                if self.ahead.has_next() {
-                    self.hash_ahead();
-                }
-                Ok(Outcome::Nothing)
-            }
-            Done::Stored(parcel, Err(WriteError::Wrong(what))) => Ok(Outcome::Wrong(parcel, what)),
-            Done::Stored(parcel, Err(WriteError::FalseManifest)) => {
-                Err(DownloadError::FalseManifest(parcel.piece))
-            }
-            Done::Stored(parcel, Err(WriteError::Storage(error))) => {
-                self.pending.push(parcel);
-                self.fall_ill(error)
+            Done::Wrong(parcel, what) => Ok(Outcome::Wrong(parcel, what)),
+            Done::FalseManifest(piece) => Err(DownloadError::FalseManifest(piece)),
+            Done::NotWritten(error) => self.fall_ill(error),
+            Done::Broken => {
+                let error = std::io::Error::other("work on it broke off");
+                Err(StorageError::Io { path: self.works.store.path(), error }.into())
             }
             Done::Checkpoint(result) => {
                 self.checkpointing = false;
@@ -398,7 +368,8 @@ impl Depot {
             Done::Recovered(Ok(recovered)) => {
                 let (lost, found) = (recovered.lost.len(), recovered.found.len());
                 tracing::info!(lost, found, "the disk is well again");
-                (self.health, self.failed_to_finish) = (Health::Well, false);
+                self.failed_to_finish = false;
+                self.be_well();
                 Ok(Outcome::Well(recovered))
             }
             Done::Finished(Ok(path)) => Ok(Outcome::Finished(path)),
@@ -415,7 +386,7 @@ impl Depot {
                         return Ok(Outcome::Incomplete);
                     }
                     // It will be found incomplete once more when all are heard again.
-                    self.health = Health::Well;
+                    self.be_well();
                     return Ok(Outcome::Well(Recovered::default()));
                 }
                 self.failed_to_finish = true;
@@ -424,11 +395,18 @@ impl Depot {
         }
     }
 
+    fn be_well(&mut self) {
+        self.health = Health::Well;
+        self.works.intake().go_on();
+        self.works.begin();
+    }
+
     fn fall_ill(&mut self, error: StorageError) -> Result<Outcome, DownloadError> {
         if !error.can_heal() {
             return Err(error.into());
         }
         let was_well = self.is_well();
+        self.works.intake().halt();
         if was_well {
             tracing::info!(%error, "paused");
         }

@@ -50,6 +50,7 @@ pub mod control;
 pub mod upload;
 pub mod fetch;
 pub mod ahead;
+pub mod intake;
 pub mod depot;
 pub mod link;
 pub mod untold;

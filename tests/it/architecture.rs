@@ -66,6 +66,7 @@ const PURE: &[&str] = &[
     "swarm/chunks.rs",
     "swarm/running_sha1.rs",
     "swarm/ahead.rs",
+    "swarm/intake.rs",
     "swarm/asking.rs",
     "swarm/overdue.rs",
     "swarm/sim_net.rs",

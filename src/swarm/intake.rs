@@ -1,0 +1,278 @@
+//! Pieces on their way into the store: which is verified next, and what goes on beside it.
+//!
+//! The SHA-1 of the whole file sees every piece in order. The piece that it needs is hashed for both in
+//! one go; one that is verified apart is gone through a second time. So the pieces wait for their turn,
+//! and while one is written the next is hashed; only of many do others help from the far end.
+
+use super::ahead::Ahead;
+use super::buffers::Buffers;
+use super::chunks::Chunks;
+use super::event::PeerKey;
+use super::storage::Written;
+use crate::name::UserName;
+use crate::peer_id::PeerId;
+use crate::piece::PieceIndex;
+
+/// Of the bytes a download may have in flight, this part may wait in memory for the pieces before
+/// them, to be hashed as a whole; what came even earlier is read back.
+const WAITING_PART: u64 = 4;
+
+/// With so many pieces waiting for the one that is being hashed in order, other cores help.
+const BACKLOG: usize = 16;
+
+/// So many may wait as they came; of more the datagrams are not kept: of memory in such bits much is
+/// lost.
+const UNGATHERED: usize = 8;
+
+/// So many pieces may be on their way to the disk while others are hashed.
+const WRITERS: usize = 1;
+
+/// A piece on its way into the store.
+#[derive(Debug)]
+pub struct Parcel {
+    /// From which session.
+    pub peer: PeerKey,
+    /// From which device.
+    pub from: PeerId,
+    /// Whose it is.
+    pub user: UserName,
+    /// Which piece.
+    pub piece: PieceIndex,
+    /// Its bytes, not verified.
+    pub chunks: Chunks,
+}
+
+/// Something to be done.
+#[derive(Debug)]
+pub enum Task {
+    /// Verifying a piece and then writing it.
+    Write(Parcel),
+    /// Taking the whole file's SHA-1 further over pieces that were written before.
+    Hash(Vec<(PieceIndex, Chunks)>),
+}
+
+/// What waits, and what is being done.
+#[derive(Debug)]
+pub struct Intake {
+    pending: Vec<Parcel>,
+    /// Pieces being verified or written, and those of them that are not verified yet; of these there
+    /// may be so many.
+    under_way: usize,
+    verifying: usize,
+    verifiers: usize,
+    /// The one of them that takes the whole file's SHA-1 further as well.
+    in_order: Option<PieceIndex>,
+    /// Those that wait for the whole file's SHA-1.
+    ahead: Ahead,
+    /// Whether a few that were not kept may be read back for it, which they may for each that is stored.
+    may_read_back: bool,
+    halted: bool,
+}
+
+impl Intake {
+    /// Nothing waits, and the whole file's SHA-1 needs this piece. Of so many cores one is left to the
+    /// network.
+    pub fn new(next: Option<PieceIndex>, cores: usize) -> Self {
+        Self {
+            pending: Vec::new(),
+            under_way: 0,
+            verifying: 0,
+            verifiers: cores.saturating_sub(1).max(1),
+            in_order: None,
+            ahead: Ahead::new(next),
+            may_read_back: false,
+            halted: false,
+        }
+    }
+
+    /// A piece came, or has to be written after all.
+    pub fn add(&mut self, mut parcel: Parcel, buffers: &Buffers) {
+        if self.pending.len() >= UNGATHERED {
+            parcel.chunks.gather(buffers);
+        }
+        self.pending.push(parcel);
+    }
+
+    /// From now on so many bytes may wait in memory to be hashed as a whole, of a download that may have
+    /// so many in flight.
+    pub fn set_room(&mut self, in_flight: u64) {
+        self.ahead.set_room(in_flight / WAITING_PART);
+    }
+
+    /// What is to be begun now, if anything is; `has` says which pieces were written.
+    pub fn next(&mut self, has: impl Fn(PieceIndex) -> bool) -> Option<Task> {
+        let is_stored = self.ahead.next().is_some_and(has);
+        if is_stored && self.in_order.is_none() && (self.may_read_back || self.ahead.has_next()) {
+            self.may_read_back = false;
+            return Some(Task::Hash(self.ahead.begin()));
+        }
+        let is_full = self.verifying >= self.verifiers
+            || self.under_way >= self.verifiers + WRITERS
+            || self.halted;
+        let is_hashing = self.in_order.is_some() || self.ahead.is_running();
+        if is_full || (is_hashing && self.pending.len() < BACKLOG) {
+            return None;
+        }
+        let places = self.pending.iter().enumerate();
+        let (place, _) = match is_hashing {
+            true => places.max_by_key(|(_, parcel)| parcel.piece)?,
+            false => places.min_by_key(|(_, parcel)| parcel.piece)?,
+        };
+        let parcel = self.pending.swap_remove(place);
+        if !is_hashing && self.ahead.next() == Some(parcel.piece) {
+            self.in_order = Some(parcel.piece);
+        }
+        (self.under_way, self.verifying) = (self.under_way + 1, self.verifying + 1);
+        Some(Task::Write(parcel))
+    }
+
+    /// A piece is right, and is being written.
+    pub fn verified(&mut self, piece: PieceIndex, written: Written) {
+        self.judged(piece);
+        if let Written::Hashed(next) = written {
+            self.ahead.hashed(next);
+        }
+    }
+
+    /// A piece is wrong.
+    pub fn wrong(&mut self, piece: PieceIndex) {
+        self.judged(piece);
+        self.under_way -= 1;
+    }
+
+    /// A piece that was verified is on the disk; the whole file's SHA-1 may need its bytes.
+    pub fn stored(&mut self, piece: PieceIndex, written: Written, chunks: Chunks) {
+        self.under_way -= 1;
+        self.may_read_back = true;
+        if written == Written::Apart {
+            self.ahead.add(piece, chunks);
+        }
+    }
+
+    /// A piece that was verified could not be written: nothing is, until it [goes on](Self::go_on).
+    pub fn failed(&mut self, parcel: Parcel) {
+        self.under_way -= 1;
+        self.halted = true;
+        self.pending.push(parcel);
+    }
+
+    /// The whole file's SHA-1 was taken so far that it needs this piece next.
+    pub fn hashed(&mut self, next: Option<PieceIndex>) {
+        self.ahead.hashed(next);
+    }
+
+    /// Nothing more is written for now.
+    pub fn halt(&mut self) {
+        self.halted = true;
+    }
+
+    /// Writes again.
+    pub fn go_on(&mut self) {
+        self.halted = false;
+    }
+
+    /// Whether nothing waits and nothing is being done.
+    pub fn is_idle(&self) -> bool {
+        self.pending.is_empty() && self.under_way == 0 && !self.ahead.is_running()
+    }
+
+    fn judged(&mut self, piece: PieceIndex) {
+        self.verifying -= 1;
+        self.in_order = self.in_order.filter(|in_order| *in_order != piece);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::PIECE_LEN;
+    use crate::piece::PieceLayout;
+
+    fn piece(index: u32) -> PieceIndex {
+        PieceLayout::new(100 * u64::from(PIECE_LEN)).expect("fits").piece(index).expect("exists")
+    }
+
+    fn parcel(index: u32) -> Parcel {
+        Parcel {
+            peer: PeerKey(1),
+            from: PeerId([1; 32]),
+            user: "bob".parse().expect("a name"),
+            piece: piece(index),
+            chunks: vec![0; 10].into(),
+        }
+    }
+
+    /// One on this many cores that these pieces came to.
+    fn intake(cores: usize, pieces: impl IntoIterator<Item = u32>) -> Intake {
+        let mut intake = Intake::new(Some(piece(0)), cores);
+        intake.set_room(100 * u64::from(PIECE_LEN));
+        pieces.into_iter().for_each(|index| intake.add(parcel(index), &Buffers::default()));
+        intake
+    }
+
+    fn next(intake: &mut Intake) -> Option<u32> {
+        match intake.next(|_| false)? {
+            Task::Write(parcel) => Some(parcel.piece.get()),
+            Task::Hash(_) => panic!("nothing was written"),
+        }
+    }
+
+    #[test]
+    fn one_is_hashed_in_order_while_the_one_before_is_written() {
+        let mut intake = intake(2, [2, 1, 0]);
+        assert_eq!(next(&mut intake), Some(0));
+        assert_eq!(next(&mut intake), None, "one core is left to the network");
+        intake.verified(piece(0), Written::Hashed(Some(piece(1))));
+        assert_eq!(next(&mut intake), Some(1));
+        intake.verified(piece(1), Written::Hashed(Some(piece(2))));
+        assert_eq!(next(&mut intake), None, "two are on their way to the disk");
+        intake.stored(piece(0), Written::Hashed(Some(piece(1))), Chunks::default());
+        assert_eq!(next(&mut intake), Some(2));
+        intake.wrong(piece(2));
+        assert!(!intake.is_idle());
+        intake.stored(piece(1), Written::Hashed(Some(piece(2))), Chunks::default());
+        assert!(intake.is_idle());
+    }
+
+    #[test]
+    fn of_many_others_are_verified_apart_and_hashed_as_a_whole_later() {
+        let mut intake = intake(3, 0..16);
+        assert_eq!(next(&mut intake), Some(0));
+        assert_eq!(next(&mut intake), None, "fifteen wait to be next");
+        intake.add(parcel(16), &Buffers::default());
+        assert_eq!(next(&mut intake), Some(16));
+        intake.verified(piece(16), Written::Apart);
+        intake.stored(piece(16), Written::Apart, Chunks::default());
+        intake.verified(piece(0), Written::Hashed(Some(piece(16))));
+        let Some(Task::Hash(run)) = intake.next(|has| has == piece(16)) else {
+            panic!("it is next")
+        };
+        assert_eq!(run.len(), 1);
+        assert_eq!(next(&mut intake), None, "all others wait to be next");
+        intake.hashed(Some(piece(17)));
+        assert_eq!(next(&mut intake), Some(1), "it is written all the same");
+    }
+
+    #[test]
+    fn nothing_is_written_to_a_disk_that_failed_and_nothing_is_lost() {
+        let mut intake = intake(2, [0, 1]);
+        let Some(Task::Write(first)) = intake.next(|_| false) else { panic!("it waits") };
+        intake.verified(piece(0), Written::Hashed(Some(piece(1))));
+        intake.failed(first);
+        assert!(next(&mut intake).is_none() && !intake.is_idle());
+        intake.go_on();
+        assert_eq!(next(&mut intake), Some(0));
+        intake.verified(piece(0), Written::Apart);
+        assert_eq!(next(&mut intake), Some(1));
+    }
+
+    #[test]
+    fn what_waits_for_long_keeps_no_datagrams() {
+        let mut intake = intake(2, 0..UNGATHERED as u32);
+        let mut scattered = parcel(50);
+        let bytes = bytes::Bytes::from_static(&[7; 2 * crate::limits::LEAST_CHUNK]);
+        (0..2).for_each(|_| scattered.chunks.push(bytes.clone()));
+        intake.add(scattered, &Buffers::default());
+        assert_eq!(intake.pending.last().map(|last| last.chunks.parts().count()), Some(1));
+    }
+}

@@ -30,7 +30,9 @@ impl Scheduler {
             Ready::All => return self.ask_in_turn(now, true, actions),
             Ready::One(_) | Ready::News(..) | Ready::Room => {}
         }
-        if self.starved && self.room.has(self.unit(), false) {
+        if self.held_back && self.room.keeps_up() {
+            self.ask_in_turn(now, true, actions);
+        } else if self.starved && self.room.has(self.unit(), false) {
             self.ask_in_turn(now, false, actions);
         }
         if let Ready::One(peer) | Ready::News(peer, _) = ready {
@@ -48,7 +50,7 @@ impl Scheduler {
     /// Asks peers in turn, one piece each, until none can take more; while there is room, or also those
     /// that need none.
     fn ask_in_turn(&mut self, now: Duration, without_room: bool, actions: &mut Vec<Action>) {
-        self.starved = false;
+        (self.starved, self.held_back) = (false, false);
         let (mut last, mut refused) = (self.turn, 0);
         while refused < self.peers.len() {
             if !without_room && !self.room.has(self.unit(), false) {
@@ -74,6 +76,7 @@ impl Scheduler {
         }
         if peer.useful > 0 && !self.room.has(self.unit(), !peer.is_asked()) {
             self.starved = true;
+            self.held_back |= !self.room.keeps_up();
             return false;
         }
         if let Some(piece) = self.pick(now, key) {

@@ -17,8 +17,9 @@ use crate::piece::PieceIndex;
 /// them, to be hashed as a whole; what came even earlier is read back.
 const WAITING_PART: u64 = 4;
 
-/// With so many pieces waiting for the one that is being hashed in order, other cores help.
-const BACKLOG: usize = 16;
+/// With so many pieces waiting for the one that is being hashed in order, other cores help: half as many
+/// as there are when no more is asked for.
+const BACKLOG: usize = 8;
 
 /// So many may wait as they came; of more the datagrams are not kept: of memory in such bits much is
 /// lost.
@@ -236,9 +237,9 @@ mod tests {
 
     #[test]
     fn of_many_others_are_verified_apart_and_hashed_as_a_whole_later() {
-        let mut intake = intake(3, 0..16);
+        let mut intake = intake(3, 0..8);
         assert_eq!(next(&mut intake), Some(0));
-        assert_eq!(next(&mut intake), None, "fifteen wait to be next");
+        assert_eq!(next(&mut intake), None, "seven wait to be next");
         intake.add(parcel(16), &Buffers::default());
         assert_eq!(next(&mut intake), Some(16));
         intake.verified(piece(16), Written::Apart);

@@ -27,12 +27,16 @@ impl Room {
     }
 
     /// Whether `len` more may be asked for; where nothing is asked of a peer yet, as long as there is any
-    /// room at all: however many peers there are, each has something to do.
+    /// room at all: however many peers there are, each has something to do while this machine keeps up.
     pub fn has(&self, len: u64, is_first: bool) -> bool {
-        let keeps_up = self.verifying <= VERIFYING;
-        let fits = keeps_up && self.asked + self.verifying + len <= self.bytes;
+        let fits = self.asked + self.verifying + len <= self.bytes;
         let first = is_first && self.bytes >= len;
-        (fits || first) && self.credit != Some(0)
+        self.keeps_up() && (fits || first) && self.credit != Some(0)
+    }
+
+    /// Whether what comes is verified about as fast.
+    pub fn keeps_up(&self) -> bool {
+        self.verifying <= VERIFYING
     }
 
     /// `len` are asked for.

@@ -43,6 +43,8 @@ pub struct Scheduler {
     complete: bool,
     /// A peer could take more if there were room.
     pub(super) starved: bool,
+    /// A peer could take more if this machine kept up, also one that is asked for nothing.
+    pub(super) held_back: bool,
     /// Who got room last, when there was too little for all.
     pub(super) turn: PeerKey,
     now: Duration,
@@ -84,6 +86,7 @@ impl Scheduler {
             paused: false,
             complete: false,
             starved: false,
+            held_back: false,
             turn: PeerKey(0),
             now: Duration::ZERO,
             wake: None,

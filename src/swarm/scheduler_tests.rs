@@ -183,6 +183,29 @@ fn every_peer_has_something_to_do_even_when_there_is_too_little_room() {
 }
 
 #[test]
+fn nobody_is_asked_while_this_machine_does_not_keep_up_and_everybody_once_it_does() {
+    let mut s = stage(&".".repeat(100));
+    let all = "#".repeat(100);
+    let mut asked: Vec<_> = (1..4).flat_map(|key| s.join(key, "alice", &all)).collect();
+    // Nothing of what comes is verified.
+    let mut received = Vec::new();
+    while let Some((peer, piece)) = asked.pop() {
+        asked.extend(requests(&s.received(peer, piece)));
+        received.push(piece);
+    }
+    assert!((17..17 + 3 * PIPELINE_START).contains(&received.len()), "{}", received.len());
+    // Little room is enough for one of each, as soon as it does.
+    s.handle(Event::Room { bytes: u64::from(PIECE_LEN), credit: None });
+    let late = received.len() - 16;
+    for (number, piece) in received.into_iter().take(late).enumerate() {
+        let requests = requests(&s.stored("alice", piece));
+        let peers: BTreeSet<_> = requests.into_iter().map(|(peer, _)| peer).collect();
+        let is_last = number + 1 == late;
+        assert_eq!(peers, if is_last { BTreeSet::from([1, 2, 3]) } else { BTreeSet::new() });
+    }
+}
+
+#[test]
 fn a_leaver_gives_back_and_the_others_take_over() {
     let mut s = stage("..");
     assert_eq!(s.join(1, "alice", "##").len(), 2);

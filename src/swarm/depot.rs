@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use super::buffers::Buffers;
 pub use super::intake::Parcel;
@@ -74,6 +73,8 @@ enum Done {
     Stored(Parcel),
     Wrong(Parcel, &'static str),
     FalseManifest(PieceIndex),
+    /// The whole file's SHA-1 was taken further.
+    Hashed,
     /// One could not be written, and waits.
     NotWritten(StorageError),
     Checkpoint(Result<(), StorageError>),
@@ -100,7 +101,6 @@ struct Works {
     /// Where the bytes of pieces are brought together.
     buffers: Buffers,
     done: mpsc::Sender<Done>,
-    jobs: TaskTracker,
     runtime: Handle,
 }
 
@@ -140,11 +140,11 @@ impl Works {
     /// Runs what may wait for the disk.
     fn run(self: &Arc<Self>, job: impl FnOnce(&Arc<Self>) + Send + 'static) {
         let works = self.clone();
-        let job = move || {
+        // It ends by itself, and says how.
+        self.runtime.spawn_blocking(move || {
             let _guard = Guard(&works.done);
             job(&works);
-        };
-        self.jobs.spawn_blocking_on(job, &self.runtime);
+        });
     }
 
     /// Does one thing after the other until there is none.
@@ -156,6 +156,7 @@ impl Works {
                 Task::Hash(run) => {
                     let next = self.store.hash_ahead(&run);
                     self.intake().hashed(next);
+                    self.tell(Done::Hashed);
                 }
             }
             task = self.intake().next(|piece| self.store.has(piece));
@@ -222,8 +223,7 @@ impl Depot {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let intake = Mutex::new(Intake::new(store.next_to_hash(), cores));
         let (sender, done) = mpsc::channel(OUTCOMES);
-        let (jobs, runtime) = (TaskTracker::new(), Handle::current());
-        let works = Works { store, intake, buffers, done: sender, jobs, runtime };
+        let works = Works { store, intake, buffers, done: sender, runtime: Handle::current() };
         Self {
             works: Arc::new(works),
             done,
@@ -332,6 +332,7 @@ impl Depot {
                 self.dirty += u64::from(layout.len(parcel.piece));
                 Ok(Outcome::Stored(parcel))
             }
+            Done::Hashed => Ok(Outcome::Nothing),
             Done::Wrong(parcel, what) => Ok(Outcome::Wrong(parcel, what)),
             Done::FalseManifest(piece) => Err(DownloadError::FalseManifest(piece)),
             Done::NotWritten(error) => self.fall_ill(error),
@@ -420,5 +421,12 @@ impl Depot {
 
     fn is_well(&self) -> bool {
         matches!(self.health, Health::Well)
+    }
+}
+
+impl Drop for Depot {
+    /// What is under way ends; nothing else begins.
+    fn drop(&mut self) {
+        self.works.intake().halt();
     }
 }

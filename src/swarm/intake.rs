@@ -102,14 +102,16 @@ impl Intake {
 
     /// What is to be begun now, if anything is; `has` says which pieces were written.
     pub fn next(&mut self, has: impl Fn(PieceIndex) -> bool) -> Option<Task> {
+        if self.halted {
+            return None;
+        }
         let is_stored = self.ahead.next().is_some_and(has);
         if is_stored && self.in_order.is_none() && (self.may_read_back || self.ahead.has_next()) {
             self.may_read_back = false;
             return Some(Task::Hash(self.ahead.begin()));
         }
-        let is_full = self.verifying >= self.verifiers
-            || self.under_way >= self.verifiers + WRITERS
-            || self.halted;
+        let is_full =
+            self.verifying >= self.verifiers || self.under_way >= self.verifiers + WRITERS;
         let is_hashing = self.in_order.is_some() || self.ahead.is_running();
         if is_full || (is_hashing && self.pending.len() < BACKLOG) {
             return None;
@@ -150,7 +152,7 @@ impl Intake {
         }
     }
 
-    /// A piece that was verified could not be written: nothing is, until it [goes on](Self::go_on).
+    /// A piece that was verified could not be written: nothing is begun until it [goes on](Self::go_on).
     pub fn failed(&mut self, parcel: Parcel) {
         self.under_way -= 1;
         self.halted = true;
@@ -162,12 +164,12 @@ impl Intake {
         self.ahead.hashed(next);
     }
 
-    /// Nothing more is written for now.
+    /// Nothing more is begun for now.
     pub fn halt(&mut self) {
         self.halted = true;
     }
 
-    /// Writes again.
+    /// Goes on.
     pub fn go_on(&mut self) {
         self.halted = false;
     }

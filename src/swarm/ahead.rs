@@ -70,10 +70,16 @@ impl Ahead {
         run
     }
 
-    /// It was taken so far that it needs this piece next.
+    /// It was taken further over what it [began](Self::begin) with, and needs this piece next.
     pub fn hashed(&mut self, next: Option<PieceIndex>) {
-        (self.running, self.next) = (false, next);
-        self.waiting.retain(|piece, _| next.is_some_and(|next| next <= *piece));
+        self.running = false;
+        self.seen(next);
+    }
+
+    /// It was taken so far that it needs this piece next; whoever says so late says nothing new.
+    pub fn seen(&mut self, next: Option<PieceIndex>) {
+        self.next = self.next.zip(next).map(|(known, next)| known.max(next));
+        self.waiting.retain(|piece, _| self.next.is_some_and(|next| next <= *piece));
     }
 
     /// Bytes that wait: of few pieces, so that they are counted when that matters.

@@ -91,6 +91,10 @@ impl Scheduler {
         if self.take_over(now, key, None, actions) {
             return true;
         }
+        if !self.room.keeps_up() {
+            self.held_back = true;
+            return false;
+        }
         if let Some(peer) = self.peers.get_mut(&key).filter(|_| !self.flights.is_empty()) {
             let at_end = self.picker.missing_count() == 0;
             let span = if at_end { LOOK_AGAIN.0 } else { LOOK_AGAIN.1 };

@@ -160,6 +160,9 @@ impl Works {
                 }
             }
             task = self.intake().next(|piece| self.store.has(piece));
+            if task.is_some() {
+                self.begin();
+            }
         }
     }
 
@@ -172,10 +175,11 @@ impl Works {
         let done = match result {
             Ok(written) => {
                 let mut chunks = std::mem::take(&mut parcel.chunks);
-                if written == Written::Apart {
+                let unseen = (written == Written::Apart).then(|| {
                     chunks.gather(&self.buffers);
-                }
-                self.intake().stored(piece, written, chunks);
+                    chunks
+                });
+                self.intake().stored(piece, unseen);
                 Done::Stored(parcel)
             }
             Err(WriteError::Wrong(what)) => {
@@ -187,6 +191,7 @@ impl Works {
                 Done::FalseManifest(piece)
             }
             Err(WriteError::Storage(error)) => {
+                parcel.chunks.gather(&self.buffers);
                 self.intake().failed(parcel);
                 Done::NotWritten(error)
             }
@@ -241,8 +246,13 @@ impl Depot {
     }
 
     /// Verifies and writes a piece, now or when the disk is well again.
-    pub fn take(&mut self, parcel: Parcel) {
-        self.works.intake().add(parcel, &self.works.buffers);
+    pub fn take(&mut self, mut parcel: Parcel) {
+        let is_crowded = self.works.intake().is_crowded();
+        if is_crowded || !self.is_well() {
+            // What waits keeps no datagrams: of memory in such bits much is lost.
+            parcel.chunks.gather(&self.works.buffers);
+        }
+        self.works.intake().add(parcel);
         self.works.begin();
     }
 
@@ -425,8 +435,9 @@ impl Depot {
 }
 
 impl Drop for Depot {
-    /// What is under way ends; nothing else begins.
+    /// What is under way ends, be it late; nothing else begins, and nothing that waits is kept for it.
     fn drop(&mut self) {
-        self.works.intake().halt();
+        let waiting = self.works.intake().end();
+        drop(waiting);
     }
 }

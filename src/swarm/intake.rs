@@ -5,7 +5,6 @@
 //! and while one is written the next is hashed; only of many do others help from the far end.
 
 use super::ahead::Ahead;
-use super::buffers::Buffers;
 use super::chunks::Chunks;
 use super::event::PeerKey;
 use super::storage::Written;
@@ -21,8 +20,7 @@ const WAITING_PART: u64 = 4;
 /// as there are when no more is asked for.
 const BACKLOG: usize = 8;
 
-/// So many may wait as they came; of more the datagrams are not kept: of memory in such bits much is
-/// lost.
+/// So many may wait as they came.
 const UNGATHERED: usize = 8;
 
 /// So many pieces may be on their way to the disk while others are hashed.
@@ -86,11 +84,13 @@ impl Intake {
         }
     }
 
-    /// A piece came, or has to be written after all.
-    pub fn add(&mut self, mut parcel: Parcel, buffers: &Buffers) {
-        if self.pending.len() >= UNGATHERED {
-            parcel.chunks.gather(buffers);
-        }
+    /// Whether a piece that comes now waits for so long that it should keep no datagrams.
+    pub fn is_crowded(&self) -> bool {
+        self.pending.len() >= UNGATHERED
+    }
+
+    /// A piece came.
+    pub fn add(&mut self, parcel: Parcel) {
         self.pending.push(parcel);
     }
 
@@ -133,7 +133,7 @@ impl Intake {
     pub fn verified(&mut self, piece: PieceIndex, written: Written) {
         self.judged(piece);
         if let Written::Hashed(next) = written {
-            self.ahead.hashed(next);
+            self.ahead.seen(next);
         }
     }
 
@@ -143,11 +143,11 @@ impl Intake {
         self.under_way -= 1;
     }
 
-    /// A piece that was verified is on the disk; the whole file's SHA-1 may need its bytes.
-    pub fn stored(&mut self, piece: PieceIndex, written: Written, chunks: Chunks) {
+    /// A piece that was verified is on the disk. Its bytes, if the whole file's SHA-1 has not seen them.
+    pub fn stored(&mut self, piece: PieceIndex, unseen: Option<Chunks>) {
         self.under_way -= 1;
         self.may_read_back = true;
-        if written == Written::Apart {
+        if let Some(chunks) = unseen {
             self.ahead.add(piece, chunks);
         }
     }
@@ -167,6 +167,12 @@ impl Intake {
     /// Nothing more is begun for now.
     pub fn halt(&mut self) {
         self.halted = true;
+    }
+
+    /// Nothing more is begun at all; what waits.
+    pub fn end(&mut self) -> (Vec<Parcel>, Ahead) {
+        self.halted = true;
+        (std::mem::take(&mut self.pending), std::mem::replace(&mut self.ahead, Ahead::new(None)))
     }
 
     /// Goes on.
@@ -209,7 +215,7 @@ mod tests {
     fn intake(cores: usize, pieces: impl IntoIterator<Item = u32>) -> Intake {
         let mut intake = Intake::new(Some(piece(0)), cores);
         intake.set_room(100 * u64::from(PIECE_LEN));
-        pieces.into_iter().for_each(|index| intake.add(parcel(index), &Buffers::default()));
+        pieces.into_iter().for_each(|index| intake.add(parcel(index)));
         intake
     }
 
@@ -229,11 +235,11 @@ mod tests {
         assert_eq!(next(&mut intake), Some(1));
         intake.verified(piece(1), Written::Hashed(Some(piece(2))));
         assert_eq!(next(&mut intake), None, "two are on their way to the disk");
-        intake.stored(piece(0), Written::Hashed(Some(piece(1))), Chunks::default());
+        intake.stored(piece(0), None);
         assert_eq!(next(&mut intake), Some(2));
         intake.wrong(piece(2));
         assert!(!intake.is_idle());
-        intake.stored(piece(1), Written::Hashed(Some(piece(2))), Chunks::default());
+        intake.stored(piece(1), None);
         assert!(intake.is_idle());
     }
 
@@ -242,10 +248,10 @@ mod tests {
         let mut intake = intake(3, 0..8);
         assert_eq!(next(&mut intake), Some(0));
         assert_eq!(next(&mut intake), None, "seven wait to be next");
-        intake.add(parcel(16), &Buffers::default());
+        intake.add(parcel(16));
         assert_eq!(next(&mut intake), Some(16));
         intake.verified(piece(16), Written::Apart);
-        intake.stored(piece(16), Written::Apart, Chunks::default());
+        intake.stored(piece(16), Some(Chunks::default()));
         intake.verified(piece(0), Written::Hashed(Some(piece(16))));
         let Some(Task::Hash(run)) = intake.next(|has| has == piece(16)) else {
             panic!("it is next")
@@ -270,12 +276,21 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_for_long_keeps_no_datagrams() {
-        let mut intake = intake(2, 0..UNGATHERED as u32);
-        let mut scattered = parcel(50);
-        let bytes = bytes::Bytes::from_static(&[7; 2 * crate::limits::LEAST_CHUNK]);
-        (0..2).for_each(|_| scattered.chunks.push(bytes.clone()));
-        intake.add(scattered, &Buffers::default());
-        assert_eq!(intake.pending.last().map(|last| last.chunks.parts().count()), Some(1));
+    fn only_a_few_wait_as_they_came() {
+        let mut intake = intake(2, 1..UNGATHERED as u32);
+        assert!(!intake.is_crowded());
+        intake.add(parcel(50));
+        assert!(intake.is_crowded());
+    }
+
+    #[test]
+    fn at_the_end_nothing_is_kept_or_begun() {
+        let mut intake = intake(2, 0..3);
+        let Some(Task::Write(first)) = intake.next(|_| false) else { panic!("it waits") };
+        let (pending, _) = intake.end();
+        assert_eq!(pending.len(), 2);
+        intake.verified(first.piece, Written::Hashed(Some(piece(1))));
+        intake.stored(first.piece, None);
+        assert!(intake.next(|_| true).is_none() && intake.is_idle());
     }
 }

@@ -30,9 +30,7 @@ impl Scheduler {
             Ready::All => return self.ask_in_turn(now, true, actions),
             Ready::One(_) | Ready::News(..) | Ready::Room => {}
         }
-        if self.held_back && self.room.keeps_up() {
-            self.ask_in_turn(now, true, actions);
-        } else if self.starved && self.room.has(self.unit(), false) {
+        if self.starved && self.room.has(self.unit(), false) {
             self.ask_in_turn(now, false, actions);
         }
         if let Ready::One(peer) | Ready::News(peer, _) = ready {
@@ -50,7 +48,7 @@ impl Scheduler {
     /// Asks peers in turn, one piece each, until none can take more; while there is room, or also those
     /// that need none.
     fn ask_in_turn(&mut self, now: Duration, without_room: bool, actions: &mut Vec<Action>) {
-        (self.starved, self.held_back) = (false, false);
+        self.starved = false;
         let (mut last, mut refused) = (self.turn, 0);
         while refused < self.peers.len() {
             if !without_room && !self.room.has(self.unit(), false) {
@@ -76,7 +74,6 @@ impl Scheduler {
         }
         if peer.useful > 0 && !self.room.has(self.unit(), !peer.is_asked()) {
             self.starved = true;
-            self.held_back |= !self.room.keeps_up();
             return false;
         }
         if let Some(piece) = self.pick(now, key) {
@@ -91,11 +88,9 @@ impl Scheduler {
         if self.take_over(now, key, None, actions) {
             return true;
         }
-        if !self.room.keeps_up() {
-            self.held_back = true;
-            return false;
-        }
-        if let Some(peer) = self.peers.get_mut(&key).filter(|_| !self.flights.is_empty()) {
+        // While this machine does not keep up nothing is learnt by looking: all are asked once it does.
+        let learns = self.room.keeps_up() && !self.flights.is_empty();
+        if let Some(peer) = self.peers.get_mut(&key).filter(|_| learns) {
             let at_end = self.picker.missing_count() == 0;
             let span = if at_end { LOOK_AGAIN.0 } else { LOOK_AGAIN.1 };
             // All at the same times, so that there are few.

@@ -437,7 +437,7 @@ impl Depot {
 impl Drop for Depot {
     /// What is under way ends, be it late; nothing else begins, and nothing that waits is kept for it.
     fn drop(&mut self) {
-        let waiting = self.works.intake().end();
-        drop(waiting);
+        // It goes when the lock is free again.
+        let _waiting = self.works.intake().end();
     }
 }

@@ -105,8 +105,8 @@ impl Intake {
         if self.halted {
             return None;
         }
-        let is_stored = self.ahead.next().is_some_and(has);
-        if is_stored && self.in_order.is_none() && (self.may_read_back || self.ahead.has_next()) {
+        let may_hash = self.may_read_back || self.ahead.has_next();
+        if self.in_order.is_none() && may_hash && self.ahead.next().is_some_and(has) {
             self.may_read_back = false;
             return Some(Task::Hash(self.ahead.begin()));
         }

@@ -43,8 +43,6 @@ pub struct Scheduler {
     complete: bool,
     /// A peer could take more if there were room.
     pub(super) starved: bool,
-    /// A peer could take more if this machine kept up, also one that is asked for nothing.
-    pub(super) held_back: bool,
     /// Who got room last, when there was too little for all.
     pub(super) turn: PeerKey,
     now: Duration,
@@ -86,7 +84,6 @@ impl Scheduler {
             paused: false,
             complete: false,
             starved: false,
-            held_back: false,
             turn: PeerKey(0),
             now: Duration::ZERO,
             wake: None,
@@ -253,8 +250,10 @@ impl Scheduler {
                 Ready::One(peer)
             }
             Event::Stored { user, piece } => {
+                let kept_up = self.room.keeps_up();
                 self.stored(&user, piece, actions);
-                Ready::Room
+                // Nobody was asked meanwhile, not even who is asked for nothing.
+                if !kept_up && self.room.keeps_up() { Ready::All } else { Ready::Room }
             }
             Event::Bad { peer, user, piece, received } => {
                 if received {

@@ -129,11 +129,8 @@ fn passwords_come_from_the_environment_too() {
     let world = World::new();
     let mut command = world.client_command("alice");
     let input = world.write("script", b"create-user alice\nlogin alice\nquit\n");
-    let output = run_reading(
-        command
-            .env("MTQ_PASSWORD", "from the environment")
-            .stdin(fs::File::open(input).expect("opens")),
-    );
+    let input = fs::File::open(input).expect("opens");
+    let output = run_reading(command.env("MTQ_PASSWORD", "from the environment"), input);
     assert!(output.status.success(), "{output:?}");
     let login = world.script("alice", &[], "login alice 'from the environment'\n");
     assert!(login.status.success());
@@ -200,10 +197,8 @@ fn lines_too_long_and_not_text_are_refused_and_the_next_one_is_read() {
     script.extend(b"\nwhoami\n");
     let path = world.write("script", &script);
     let output = run_reading(
-        world
-            .client_command("alice")
-            .args(["--json", "--keep-going"])
-            .stdin(fs::File::open(path).expect("opens")),
+        world.client_command("alice").args(["--json", "--keep-going"]),
+        fs::File::open(path).expect("opens"),
     );
     let stdout = String::from_utf8_lossy(&output.stdout).into_owned();
     let oks: Vec<_> = stdout.lines().map(|line| line.contains("\"ok\":true")).collect();

@@ -178,9 +178,9 @@ fn a_data_directory_has_one_agent_and_everybody_finds_it() {
     let elsewhere = world.make_dir("elsewhere");
     fs::write(elsewhere.join("f.bin"), content(10, 1)).expect("written");
     let script = world.write("script", b"share f.bin lab\nwhoami\n");
-    let mut command = command(&world, "alice", &["--json"]);
-    command.current_dir(&elsewhere).stdin(fs::File::open(script).expect("there"));
-    let (stdout, stderr, status) = told(&run_reading(&mut command));
+    let script = fs::File::open(script).expect("there");
+    let output = run_reading(command(&world, "alice", &["--json"]).current_dir(&elsewhere), script);
+    let (stdout, stderr, status) = told(&output);
     assert_eq!(status, 0, "{stdout}{stderr}");
     let path = elsewhere.canonicalize().expect("there").join("f.bin");
     assert_eq!(ok(&world, "alice", &["downloads"])["downloads"][0]["path"], json!(path));

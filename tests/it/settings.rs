@@ -34,7 +34,7 @@ fn at_plain_home(world: &World, words: &[&str]) -> Command {
 fn script(world: &World, words: &[&str], lines: &str) -> Output {
     let input = world.write("script", lines.as_bytes());
     let mut command = at_home(world, words);
-    run_reading(command.stdin(fs::File::open(input).expect("opens")))
+    run_reading(&mut command, fs::File::open(input).expect("opens"))
 }
 
 /// What `config show --json` says with these words and variables.
@@ -132,8 +132,8 @@ fn trackers_come_from_the_file_the_environment_or_a_link() {
         at_home(&world, &["client"])
             .env("MTQ_TRACKERS", world.trackers())
             .env("MTQ_DATA_DIR", world.path("fresh2"))
-            .env("MTQ_JSON", "true")
-            .stdin(fs::File::open(input).expect("opens")),
+            .env("MTQ_JSON", "true"),
+        fs::File::open(input).expect("opens"),
     );
     assert!(output.status.success(), "{output:?}");
     let answer: Value = serde_json::from_slice(&output.stdout).expect("one JSON object");
@@ -321,8 +321,8 @@ fn a_home_is_needed_only_for_what_is_in_it() {
         homeless(&["client", "--trackers"])
             .arg(world.trackers())
             .arg("--data-dir")
-            .arg(world.path("data"))
-            .stdin(fs::File::open(input).expect("opens")),
+            .arg(world.path("data")),
+        fs::File::open(input).expect("opens"),
     );
     assert!(output.status.success(), "{output:?}");
     assert!(!world.path("home").exists());

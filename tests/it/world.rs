@@ -38,12 +38,13 @@ pub fn mtq() -> Command {
 
 /// Runs a command to its end, with nothing to read.
 pub fn run(command: &mut Command) -> Output {
-    run_reading(command.stdin(Stdio::null()))
+    run_reading(command, Stdio::null())
 }
 
-/// Runs a command to its end; what it reads was said.
-pub fn run_reading(command: &mut Command) -> Output {
-    outcome(command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("mtq runs"))
+/// Runs a command to its end, with this to read.
+pub fn run_reading(command: &mut Command, input: impl Into<Stdio>) -> Output {
+    let command = command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
+    outcome(command.spawn().expect("mtq runs"))
 }
 
 /// What a process says until its end.

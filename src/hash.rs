@@ -202,11 +202,36 @@ pub fn update_both(first: &mut Sha1Hasher, second: &mut Sha1Hasher, bytes: &[u8]
         _ => 0,
     };
     let (blocks, rest) = bytes.split_at(whole);
-    sha1_pair::compress_both([&mut first.state, &mut second.state], blocks.as_chunks().0);
+    sha1_multi::compress_both([&mut first.state, &mut second.state], blocks.as_chunks().0);
     for hasher in [first, second] {
         hasher.len += blocks.len() as u64;
         hasher.update(rest);
     }
+}
+
+/// How many [`sha1_of_each`] should be given at a time: more than one only where the processor takes many at
+/// once, at little more work than a few.
+pub fn sha1_lanes() -> usize {
+    sha1_multi::lanes()
+}
+
+/// The SHA-1 of each; of those as long as the first at once, where the processor can do that.
+pub fn sha1_of_each(all: &[&[u8]]) -> Vec<Sha1Hash> {
+    let mut hashers = vec![Sha1Hasher::default(); all.len()];
+    let blocks = all.first().map_or(0, |first| first.len() / BLOCK);
+    let alike = || (0..all.len()).filter(|place| all[*place].len() / BLOCK == blocks);
+    let mut states: Vec<_> = alike().map(|place| hashers[place].state).collect();
+    let slices: Vec<_> = alike().map(|place| all[place].as_chunks().0).collect();
+    sha1_multi::compress_each(&mut states, &slices);
+    for (place, state) in alike().zip(states) {
+        (hashers[place].state, hashers[place].len) = (state, (blocks * BLOCK) as u64);
+    }
+    let finished = hashers.into_iter().zip(all).map(|(mut hasher, bytes)| {
+        // Fits: no more than the bytes there are.
+        hasher.update(&bytes[hasher.len as usize..]);
+        hasher.finish()
+    });
+    finished.collect()
 }
 
 #[cfg(test)]
@@ -255,6 +280,25 @@ mod tests {
                 update_both(&mut piece, &mut file, &bytes[middle..before + len]);
                 assert_eq!(file.finish(), sha1(&bytes[..before + len]), "{before} {len}");
                 assert_eq!(piece.finish(), sha1(&bytes[before..before + len]), "{before} {len}");
+            }
+        }
+    }
+
+    #[test]
+    fn many_at_once_are_what_each_is_alone() {
+        let bytes: Vec<u8> = (0..9_000u32).map(|i| (i ^ (i >> 7)) as u8).collect();
+        for count in [0, 1, 5, 6, 15, 16, 17, 33] {
+            for len in [0, 1, 63, 64, 640, 700] {
+                // Most of them alike, one shorter and one longer.
+                let len_of = |place| match place {
+                    2 => len / 3,
+                    4 => len + 65,
+                    _ => len,
+                };
+                let all: Vec<&[u8]> =
+                    (0..count).map(|place| &bytes[place..place + len_of(place)]).collect();
+                let each: Vec<Sha1Hash> = all.iter().map(|bytes| sha1(bytes)).collect();
+                assert_eq!(sha1_of_each(&all), each, "{count} of {len}");
             }
         }
     }

@@ -1,8 +1,9 @@
 //! Hashes a file into its manifest, or holds one against its manifest, with all cores and a few
-//! megabytes.
+//! dozen buffers.
 //!
 //! One thread reads ahead, one takes the whole-file SHA-1, which must see every byte in order, and the
-//! others hash pieces; where they are behind, it takes the SHA-1 of a piece in the same go. The file must stay what it is meanwhile: its stamp is compared at the end.
+//! others hash pieces, many at once where the processor can; where they are behind, it takes the SHA-1
+//! of a piece in the same go. The file must stay what it is meanwhile: its stamp is compared at the end.
 //! Checking pieces needs no order: every thread reads for itself.
 
 use std::fs::File;
@@ -83,8 +84,8 @@ type Taken = (Work, Option<Sha1Hash>);
 pub(super) type Task<'a, T> = &'a (dyn Fn(PieceIndex, &[u8], PieceHashes) -> T + Sync);
 
 /// Reads the first `count` pieces in order, hashes them and does `task` with each, on all cores: what came
-/// of it, in order, and the SHA-1 of their bytes. That is worth something only as long as `whole` says so, and not
-/// computed any further once a task has changed that.
+/// of it, in order, and the SHA-1 of their bytes. That is worth something only as long as `whole` says so,
+/// and not computed any further once a task has changed that.
 ///
 /// # Errors
 /// [`HashError`]; that it changed when the file ends too early.
@@ -96,8 +97,10 @@ pub(super) fn each_piece<T: Send>(
     task: Task<'_, T>,
     progress: &dyn Fn(u64) -> bool,
 ) -> Result<(Sha1Hash, Vec<T>), HashError> {
-    let workers = thread::available_parallelism().map_or(1, usize::from);
-    let buffers = workers * 3;
+    // One that takes many pieces at once is faster than the SHA-1 of the whole, which one thread takes.
+    let lanes = hash::sha1_lanes();
+    let workers = thread::available_parallelism().map_or(1, usize::from).div_ceil(lanes);
+    let buffers = 2 * workers * lanes + workers;
     let (work, queue) = sync_channel::<Taken>(buffers);
     let (give_back, free) = sync_channel::<Vec<u8>>(buffers);
     for _ in 0..buffers {
@@ -106,12 +109,14 @@ pub(super) fn each_piece<T: Send>(
     }
     let (queue, queued) = (Mutex::new(queue), AtomicUsize::new(0));
     thread::scope(|scope| {
-        let begin = |_| scope.spawn(|| work_off(layout, (&queue, &queued), &give_back, task));
+        let begin =
+            |_| scope.spawn(|| work_off(layout, (&queue, &queued, lanes), &give_back, task));
         let handles: Vec<_> = (0..workers).map(begin).collect();
         let wanted = layout.pieces().take(count as usize);
         let (ahead, read) = sync_channel(buffers);
         scope.spawn(move || read_ahead(file, layout, wanted, &free, &ahead));
-        let taken = take_in(layout, read, whole, (work, &queued), progress);
+        let behind = workers * (lanes - 1);
+        let taken = take_in(layout, read, whole, (work, &queued, behind), progress);
         // Whoever reads ahead may wait for a buffer when nothing is taken any more.
         let _ = give_back.try_send(Vec::new());
         let mut pieces: Vec<_> = handles
@@ -142,13 +147,13 @@ fn read_ahead(
     }
 }
 
-/// Takes the SHA-1 of pieces as they were read, and hands them on. As long as some wait to be hashed by
-/// others it takes that of the piece as well: both at once are little more work than one.
+/// Takes the SHA-1 of pieces as they were read, and hands them on. As long as more than `behind` wait to be
+/// hashed by others it takes that of the piece as well: both at once are little more work than one.
 fn take_in(
     layout: PieceLayout,
     read: Receiver<io::Result<Work>>,
     whole: &AtomicBool,
-    (work, queued): (SyncSender<Taken>, &AtomicUsize),
+    (work, queued, behind): (SyncSender<Taken>, &AtomicUsize, usize),
     progress: &dyn Fn(u64) -> bool,
 ) -> Result<Sha1Hash, HashError> {
     let mut sha1 = Sha1Hasher::default();
@@ -159,7 +164,7 @@ fn take_in(
         })?;
         let mut alone = None;
         if whole.load(Ordering::Relaxed) {
-            if queued.load(Ordering::Relaxed) > 0 {
+            if queued.load(Ordering::Relaxed) > behind {
                 let mut of_piece = Sha1Hasher::default();
                 hash::update_both(&mut of_piece, &mut sha1, &buffer);
                 alone = Some(of_piece.finish());
@@ -177,27 +182,35 @@ fn take_in(
     Ok(sha1.finish())
 }
 
-/// Hashes pieces and does the task with them until the queue ends.
+/// Hashes pieces, so many at once, and does the task with them until the queue ends.
 fn work_off<T>(
     layout: PieceLayout,
-    (queue, queued): (&Mutex<Receiver<Taken>>, &AtomicUsize),
+    (queue, queued, lanes): (&Mutex<Receiver<Taken>>, &AtomicUsize, usize),
     give_back: &SyncSender<Vec<u8>>,
     task: Task<'_, T>,
 ) -> Vec<(PieceIndex, T)> {
     let mut results = Vec::new();
     loop {
-        let next = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
-        let Ok(((piece, buffer), sha1)) = next else { return results };
-        queued.fetch_sub(1, Ordering::Relaxed);
-        let hashes = match sha1 {
-            Some(sha1) => {
-                PieceHashes { sha1, blake3: PieceHashes::blake3_of(layout, piece, &buffer) }
-            }
-            None => PieceHashes::of(layout, piece, &buffer),
-        };
-        results.push((piece, task(piece, &buffer, hashes)));
-        // The reader may have stopped; then nobody needs the buffer.
-        let _ = give_back.send(buffer);
+        let queue = queue.lock().unwrap_or_else(PoisonError::into_inner);
+        let batch: Vec<Taken> = queue.iter().take(lanes).collect();
+        drop(queue);
+        if batch.is_empty() {
+            return results;
+        }
+        queued.fetch_sub(batch.len(), Ordering::Relaxed);
+        let left: Vec<&[u8]> = batch
+            .iter()
+            .filter(|(_, sha1)| sha1.is_none())
+            .map(|((_, bytes), _)| &bytes[..])
+            .collect();
+        let mut taken = hash::sha1_of_each(&left).into_iter();
+        for ((piece, buffer), sha1) in batch {
+            let Some(sha1) = sha1.or_else(|| taken.next()) else { continue };
+            let blake3 = PieceHashes::blake3_of(layout, piece, &buffer);
+            results.push((piece, task(piece, &buffer, PieceHashes { sha1, blake3 })));
+            // The reader may have stopped; then nobody needs the buffer.
+            let _ = give_back.send(buffer);
+        }
     }
 }
 
@@ -328,7 +341,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("file");
         let p = PIECE_LEN as usize;
-        for len in [0, 1, p - 1, p, p + 1, 9 * p + 77] {
+        for len in [0, 1, p - 1, p, p + 1, 9 * p + 77, 40 * p] {
             let content: Vec<u8> = (0..len).map(|i| (i ^ (i >> 11)) as u8).collect();
             std::fs::write(&path, &content).expect("written");
             let last = AtomicU64::new(0);

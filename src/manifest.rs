@@ -213,44 +213,65 @@ impl PieceHashes {
         mut beside: Option<&mut Sha1Hasher>,
     ) -> Self {
         let (mut sha1, mut blake3) = (Sha1Hasher::default(), subtree_hasher(layout, piece));
-        let mut len = 0;
-        let mut add = |bytes: &[u8]| {
-            len += bytes.len();
+        let len = in_large_parts(parts, |bytes| {
             match &mut beside {
                 Some(beside) => hash::update_both(&mut sha1, beside, bytes),
                 None => sha1.update(bytes),
             }
             blake3.update(bytes);
-        };
-        let mut gathered = Vec::with_capacity(GATHERED);
-        for mut part in parts {
-            while !part.is_empty() {
-                if gathered.is_empty() && part.len() >= GATHERED {
-                    add(part);
-                    break;
-                }
-                let (now, rest) = part.split_at(part.len().min(GATHERED - gathered.len()));
-                gathered.extend_from_slice(now);
-                part = rest;
-                if gathered.len() == GATHERED {
-                    add(&gathered);
-                    gathered.clear();
-                }
-            }
-        }
-        add(&gathered);
+        });
         assert_eq!(len, layout.len(piece) as usize, "invariant: callers pass whole pieces");
         Self { sha1: sha1.finish(), blake3: subtree_value(layout, &blake3) }
     }
 
-    /// The BLAKE3 alone, a fifth of the work: enough to know again what was verified before.
+    /// The BLAKE3 alone, a fifth of the work: enough to know whether bytes are those of the piece.
     ///
     /// # Panics
     /// When `bytes` is not as long as the layout says the piece is.
     pub fn blake3_of(layout: PieceLayout, piece: PieceIndex, bytes: &[u8]) -> Blake3Hash {
-        assert_eq!(bytes.len(), layout.len(piece) as usize, "invariant: callers pass whole pieces");
-        subtree_value(layout, subtree_hasher(layout, piece).update(bytes))
+        Self::blake3_of_parts(layout, piece, std::iter::once(bytes))
     }
+
+    /// The same of bytes that come in parts.
+    ///
+    /// # Panics
+    /// As [`Self::blake3_of`].
+    pub fn blake3_of_parts<'a>(
+        layout: PieceLayout,
+        piece: PieceIndex,
+        parts: impl Iterator<Item = &'a [u8]>,
+    ) -> Blake3Hash {
+        let mut blake3 = subtree_hasher(layout, piece);
+        let len = in_large_parts(parts, |bytes| _ = blake3.update(bytes));
+        assert_eq!(len, layout.len(piece) as usize, "invariant: callers pass whole pieces");
+        subtree_value(layout, &blake3)
+    }
+}
+
+/// Hands on what comes in parts, in parts that are large enough to be hashed quickly, some of them copied
+/// together; how many bytes they have.
+fn in_large_parts<'a>(parts: impl Iterator<Item = &'a [u8]>, mut add: impl FnMut(&[u8])) -> usize {
+    let mut len = 0;
+    let mut gathered = Vec::new();
+    for mut part in parts {
+        len += part.len();
+        while !part.is_empty() {
+            if gathered.is_empty() && part.len() >= GATHERED {
+                add(part);
+                break;
+            }
+            gathered.reserve_exact(GATHERED - gathered.len());
+            let (now, rest) = part.split_at(part.len().min(GATHERED - gathered.len()));
+            gathered.extend_from_slice(now);
+            part = rest;
+            if gathered.len() == GATHERED {
+                add(&gathered);
+                gathered.clear();
+            }
+        }
+    }
+    add(&gathered);
+    len
 }
 
 /// A BLAKE3 that takes the bytes of `piece`.

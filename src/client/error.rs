@@ -165,8 +165,6 @@ impl From<&StorageError> for DownloadFailure {
 impl From<&DownloadError> for DownloadFailure {
     fn from(error: &DownloadError) -> Self {
         let code = match error {
-            DownloadError::Storage(StorageError::FalseManifest)
-            | DownloadError::FalseManifest(_) => "false-manifest",
             DownloadError::Storage(error) => storage_code(error),
             DownloadError::Stopped => "stopped",
         };
@@ -186,7 +184,7 @@ fn storage_code(error: &StorageError) -> &'static str {
     match error {
         StorageError::NoSpace { .. } => "no-space",
         StorageError::InUse(_) => "in-use",
-        StorageError::FalseManifest => "false-manifest",
+        StorageError::FalseManifest | StorageError::FalsePiece(_) => "false-manifest",
         StorageError::Io { error, .. } => file_code(error),
         StorageError::NamesTaken(_) => "exists",
         StorageError::Gone(_) => "not-found",

@@ -336,7 +336,8 @@ impl Core {
         drop(turn);
         if result.is_err() {
             // What is there is kept for a later attempt, which need not look at it again.
-            let discard = matches!(result, Err(DownloadError::FalseManifest(_)));
+            let discard =
+                matches!(&result, Err(DownloadError::Storage(error)) if error.is_false_manifest());
             let closing = store.clone();
             let let_go = move || if discard { closing.discard() } else { closing.release() };
             if let Err(error) = tokio::task::spawn_blocking(let_go).await {

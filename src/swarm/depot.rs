@@ -16,10 +16,10 @@ use tokio_util::sync::CancellationToken;
 use super::buffers::Buffers;
 pub use super::intake::Parcel;
 use super::intake::{Intake, Task};
+use super::running_sha1::FalsePiece;
 use super::storage::{PieceStore, Recovered, StorageError, WriteError, Written};
 use crate::clock;
 use crate::name::FileName;
-use crate::piece::PieceIndex;
 
 /// What was written is brought to the disk, and then claimed, this often.
 const CHECKPOINT: Duration = Duration::from_secs(5);
@@ -41,9 +41,6 @@ pub enum DownloadError {
     /// The disk, in a way that does not heal.
     #[error(transparent)]
     Storage(#[from] StorageError),
-    /// A piece with the right BLAKE3 and a false SHA-1: the publisher lied.
-    #[error("piece {0} contradicts the manifest: its publisher made a false one")]
-    FalseManifest(PieceIndex),
     /// It was stopped.
     #[error("stopped")]
     Stopped,
@@ -72,7 +69,8 @@ enum Done {
     /// A piece was verified and written, or is wrong.
     Stored(Parcel),
     Wrong(Parcel, &'static str),
-    FalseManifest(PieceIndex),
+    /// A piece is what it should be, and its SHA-1 is not.
+    False(FalsePiece),
     /// The whole file's SHA-1 was taken further.
     Hashed,
     /// One could not be written, and waits.
@@ -154,9 +152,8 @@ impl Works {
             match now {
                 Task::Write(parcel) => self.write(parcel),
                 Task::Hash(run) => {
-                    let next = self.store.hash_ahead(&run);
-                    self.intake().hashed(next);
-                    self.tell(Done::Hashed);
+                    let hashed = self.store.hash_ahead(&run).map(|next| self.intake().hashed(next));
+                    self.tell(hashed.map_or_else(Done::False, |()| Done::Hashed));
                 }
             }
             task = self.intake().next(|piece| self.store.has(piece));
@@ -188,7 +185,7 @@ impl Works {
             }
             Err(WriteError::FalseManifest) => {
                 self.intake().wrong(piece);
-                Done::FalseManifest(piece)
+                Done::False(FalsePiece(piece))
             }
             Err(WriteError::Storage(error)) => {
                 parcel.chunks.gather(&self.buffers);
@@ -344,7 +341,7 @@ impl Depot {
             }
             Done::Hashed => Ok(Outcome::Nothing),
             Done::Wrong(parcel, what) => Ok(Outcome::Wrong(parcel, what)),
-            Done::FalseManifest(piece) => Err(DownloadError::FalseManifest(piece)),
+            Done::False(piece) => Err(StorageError::from(piece).into()),
             Done::NotWritten(error) => self.fall_ill(error),
             Done::Broken => {
                 let error = std::io::Error::other("work on it broke off");

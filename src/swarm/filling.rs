@@ -106,7 +106,7 @@ impl Filling {
     }
 
     /// Opens or makes the part file that belongs where this one was, and copies into it what this
-    /// one has of `have`, through the door that every piece comes in by.
+    /// one has of `have`.
     ///
     /// # Errors
     /// [`StorageError`]: not yet. So it is, and nothing new is left behind, when there is no other
@@ -134,9 +134,8 @@ impl Filling {
                 }
                 read => read.is_ok_and(|right| right),
             };
-            let chunks = Chunks::from(buffer);
-            if right && verify(&self.manifest, piece, &chunks, None).is_ok() {
-                new.write(piece, &chunks)?;
+            if right {
+                new.write(piece, &Chunks::from(buffer))?;
                 copied.insert(piece);
             } else {
                 lost.push(piece);
@@ -193,8 +192,8 @@ impl Filling {
     }
 }
 
-/// Checks `chunks` against both hashes of `piece`; when they are right, and `ahead` is one that needs this
-/// very piece, takes it further over them in the same go.
+/// Whether `chunks` are `piece`, which its BLAKE3 says. Where `ahead` is given it is one that needs this very
+/// piece: it is taken further over them in the same go, and the SHA-1 of the piece checked.
 ///
 /// # Errors
 /// [`WriteError::Wrong`], or [`WriteError::FalseManifest`] when the hashes contradict each other; `ahead` is
@@ -205,21 +204,22 @@ pub fn verify(
     chunks: &Chunks,
     ahead: Option<&mut RunningSha1>,
 ) -> Result<(), WriteError> {
-    let layout = manifest.layout();
+    let (layout, expected) = (manifest.layout(), manifest.piece(piece));
     if chunks.len() != layout.len(piece) as usize {
         return Err(WriteError::Wrong("length"));
     }
-    let mut further = ahead.as_ref().map(|sha1| sha1.hasher());
-    let actual = PieceHashes::of_parts(layout, piece, chunks.parts(), further.as_mut());
-    let expected = manifest.piece(piece);
-    match (actual.blake3 == expected.blake3, actual.sha1 == expected.sha1) {
-        (true, true) => {}
-        (true, false) => return Err(WriteError::FalseManifest),
-        (false, true) => return Err(WriteError::Wrong("BLAKE3")),
-        (false, false) => return Err(WriteError::Wrong("SHA-1")),
+    let Some(sha1) = ahead else {
+        let blake3 = PieceHashes::blake3_of_parts(layout, piece, chunks.parts());
+        return if blake3 == expected.blake3 { Ok(()) } else { Err(WriteError::Wrong("BLAKE3")) };
+    };
+    let mut further = sha1.hasher();
+    let actual = PieceHashes::of_parts(layout, piece, chunks.parts(), Some(&mut further));
+    if actual.blake3 != expected.blake3 {
+        return Err(WriteError::Wrong("BLAKE3"));
     }
-    if let (Some(sha1), Some(further)) = (ahead, further) {
-        sha1.advance(further);
+    if actual.sha1 != expected.sha1 {
+        return Err(WriteError::FalseManifest);
     }
+    sha1.advance(further);
     Ok(())
 }

@@ -7,20 +7,26 @@ use std::io;
 use std::iter::once;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread;
 
-use super::buffers::Buffers;
+use super::buffers::{Buffer, Buffers};
 use super::claims::Settling;
 use super::filling::Filling;
 use super::running_sha1::Source;
 use super::storage::{PieceStore, Place};
 use super::storage_error::StorageError;
 use crate::hash::Sha1Hash;
+use crate::manifest::Manifest;
 use crate::name::FileName;
 use crate::piece::PieceIndex;
 
+/// Pieces read ahead of the SHA-1.
+const READ_AHEAD: usize = 4;
+
 impl PieceStore {
-    /// Gives a complete part file its name in `directory`: takes what is left of the whole file's
-    /// SHA-1, brings the file to the disk, renames without replacing. A taken name becomes
+    /// Gives a complete part file its name in `directory`: takes what is left of the SHA-1s of its pieces
+    /// and of the whole, brings the file to the disk, renames without replacing. A taken name becomes
     /// `name (1)`. It can be tried again after an error that can heal.
     ///
     /// # Errors
@@ -47,17 +53,20 @@ impl PieceStore {
             }
             self.complete(&filling)?;
             // Reading what is left and bringing all to the disk take about as long as each other.
-            let (sha1, synced) = std::thread::scope(|scope| {
+            let (sha1, synced) = thread::scope(|scope| {
                 let sync = scope.spawn(|| self.sync(&filling));
                 let sha1 = self.rest_of_sha1(&filling, go_on);
                 (sha1, sync.join().expect("invariant: a sync reports, it does not panic"))
             });
-            if sha1? != self.manifest().head().sha1() {
+            let sha1 = sha1.and_then(|sha1| match sha1 == self.manifest().head().sha1() {
+                true => Ok(()),
+                false => Err(StorageError::FalseManifest),
+            });
+            if sha1.as_ref().is_err_and(StorageError::is_false_manifest) {
                 // Every byte that was added was verified: the disk is not to blame.
                 self.discard();
-                return Err(StorageError::FalseManifest);
             }
-            synced?;
+            sha1.and(synced)?;
             self.give_name(&filling, losses, directory, name)?;
         }
         let unsynced = self.lock().unsynced_name.clone();
@@ -126,37 +135,62 @@ impl PieceStore {
         })
     }
 
-    /// Feeds the running SHA-1 what it has not seen.
+    /// Feeds the running SHA-1 what it has not seen, which is read and verified ahead of it; it checks those
+    /// of the pieces.
     fn rest_of_sha1(
         &self,
         filling: &Arc<Filling>,
         go_on: &dyn Fn() -> bool,
     ) -> Result<Sha1Hash, StorageError> {
         let mut sha1 = self.lock_sha1();
-        let layout = self.manifest().layout();
-        let rest = sha1.next().map_or(layout.piece_count(), PieceIndex::get);
-        let path = filling.part().path();
-        let buffers = Buffers::default();
-        let mut count = 0;
-        for piece in (rest..).map_while(|index| layout.piece(index)) {
-            if !go_on() {
-                return Err(StorageError::io(path, 0)(io::Error::other("stopped")));
-            }
-            self.lock().still(filling)?;
-            let mut buffer = buffers.take(layout.len(piece));
-            match filling.part().read(self.manifest(), piece, buffer.as_mut()) {
-                // After a bad piece the rest is still looked at, to find all that are.
-                Ok(true) => _ = sha1.feed(piece, once(buffer.as_ref()), Source::Disk),
-                Ok(false) => {
-                    count += 1;
-                    self.lose(filling, piece);
-                }
-                Err(error) => {
-                    self.lock().unreadable.insert(piece);
-                    return Err(StorageError::io(path, 0)(error));
-                }
-            }
+        if let Some(value) = sha1.value() {
+            return Ok(value);
         }
+        let rest = sha1.next().map_or(0, PieceIndex::get);
+        let path = filling.part().path();
+        let mut count = 0;
+        thread::scope(|scope| {
+            let (ahead, read) = sync_channel(READ_AHEAD);
+            scope.spawn(move || read_from(filling, self.manifest(), rest, &ahead));
+            for (piece, result) in read {
+                if !go_on() {
+                    return Err(StorageError::io(path, 0)(io::Error::other("stopped")));
+                }
+                self.lock().still(filling)?;
+                match result {
+                    // After a bad piece the rest is still looked at, to find all that are.
+                    Ok(Some(buffer)) => {
+                        let expected = self.manifest().piece(piece).sha1;
+                        sha1.feed((piece, expected), once(buffer.as_ref()), Source::Disk)?;
+                    }
+                    Ok(None) => {
+                        count += 1;
+                        self.lose(filling, piece);
+                    }
+                    Err(error) => {
+                        self.lock().unreadable.insert(piece);
+                        return Err(StorageError::io(path, 0)(error));
+                    }
+                }
+            }
+            Ok(())
+        })?;
         sha1.value().ok_or_else(|| StorageError::Incomplete { path: path.to_owned(), count })
+    }
+}
+
+/// A piece that was read, with its bytes if they are right.
+type Read = (PieceIndex, io::Result<Option<Buffer>>);
+
+/// Reads the pieces from this one on, until one cannot be read or nobody wants them.
+fn read_from(filling: &Filling, manifest: &Manifest, first: u32, ahead: &SyncSender<Read>) {
+    let (layout, buffers) = (manifest.layout(), Buffers::default());
+    for piece in (first..).map_while(|index| layout.piece(index)) {
+        let mut buffer = buffers.take(layout.len(piece));
+        let read = filling.part().read(manifest, piece, buffer.as_mut());
+        let failed = read.is_err();
+        if ahead.send((piece, read.map(|right| right.then_some(buffer)))).is_err() || failed {
+            return;
+        }
     }
 }

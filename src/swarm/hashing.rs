@@ -214,7 +214,7 @@ fn work_off<T>(
     }
 }
 
-/// Which of `candidates` are what `manifest` says, as `read` gives them: it fills the buffer with
+/// Which of `candidates` are the pieces of `manifest`, as their BLAKE3 says: `read` fills the buffer with
 /// the bytes of a piece, from several threads. `progress` is told how many candidates were looked
 /// at.
 ///
@@ -239,7 +239,8 @@ pub fn check_pieces(
             let Some(piece) = next.copied() else { return };
             let bytes = &mut buffer[..layout.len(piece) as usize];
             let right = read(piece, bytes)
-                .map(|()| PieceHashes::of(layout, piece, bytes) == manifest.piece(piece));
+                .map(|()| PieceHashes::blake3_of(layout, piece, bytes))
+                .map(|blake3| blake3 == manifest.piece(piece).blake3);
             if results.send((piece, right)).is_err() {
                 return;
             }

@@ -1,10 +1,11 @@
-//! The SHA-1 of a whole file that arrives in pieces, in any order.
+//! The SHA-1 of a whole file that arrives in pieces, in any order, and with it those of its pieces.
 //!
 //! SHA-1 must see every byte in order. A piece that comes when it is the next one is taken from
-//! memory; one that came too early is read back once the pieces before it are in. It does no IO: who
-//! feeds it reads, and says from where the bytes came.
+//! memory; one that came too early is read back once the pieces before it are in. Both SHA-1s of a byte
+//! are taken in one go, so this is where a piece with a false one is found out, though it is the piece.
+//! It does no IO: who feeds it reads, and says from where the bytes came.
 
-use crate::hash::{Sha1Hash, Sha1Hasher};
+use crate::hash::{self, Sha1Hash, Sha1Hasher};
 use crate::piece::{PieceIndex, PieceLayout};
 
 /// Where the bytes of a piece came from.
@@ -16,7 +17,11 @@ pub enum Source {
     Disk,
 }
 
-/// A SHA-1 that has seen the first pieces of a file.
+/// The bytes of this piece are right, and their SHA-1 is not what the manifest says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FalsePiece(pub PieceIndex);
+
+/// A SHA-1 that has seen the first pieces of a file, which had the SHA-1s they should have.
 #[derive(Clone)]
 pub struct RunningSha1 {
     layout: PieceLayout,
@@ -36,25 +41,33 @@ impl RunningSha1 {
         self.layout.piece(self.next)
     }
 
-    /// Adds the bytes of `piece`, which come in parts, if that is the one needed; whether it was.
+    /// Adds the bytes of `piece`, which come in parts and should have this SHA-1, if that is the piece
+    /// needed; whether it was.
     ///
     /// The bytes must have been verified: what was added is never looked at again.
+    ///
+    /// # Errors
+    /// [`FalsePiece`]; nothing was added then.
     pub fn feed<'a>(
         &mut self,
-        piece: PieceIndex,
+        (piece, expected): (PieceIndex, Sha1Hash),
         parts: impl Iterator<Item = &'a [u8]> + Clone,
         source: Source,
-    ) -> bool {
+    ) -> Result<bool, FalsePiece> {
         let len: usize = parts.clone().map(<[u8]>::len).sum();
         if self.next() != Some(piece) || len != self.layout.len(piece) as usize {
-            return false;
+            return Ok(false);
         }
-        parts.for_each(|part| self.hasher.update(part));
-        self.next += 1;
+        let (mut own, mut further) = (Sha1Hasher::default(), self.hasher());
+        parts.for_each(|part| hash::update_both(&mut own, &mut further, part));
+        if own.finish() != expected {
+            return Err(FalsePiece(piece));
+        }
+        self.advance(further);
         if source == Source::Disk {
             self.reread_bytes += len as u64;
         }
-        true
+        Ok(true)
     }
 
     /// The state to be taken further over the piece it needs.
@@ -100,13 +113,17 @@ mod tests {
         let layout = PieceLayout::new(content.len() as u64).expect("fits");
         let [a, b, c] = [0, 1, 2].map(|index| layout.piece(index).expect("exists"));
         let mut sha1 = RunningSha1::new(layout);
-        assert!(!sha1.feed(b, once(&content[p..2 * p]), Source::Memory));
-        assert!(!sha1.feed(a, once(&content[..p - 1]), Source::Memory));
-        assert!(sha1.feed(a, once(&content[..p]), Source::Memory));
-        assert!(!sha1.feed(a, once(&content[..p]), Source::Memory));
-        assert!(sha1.feed(b, once(&content[p..2 * p]), Source::Disk));
-        assert_eq!((sha1.value(), sha1.reread_bytes()), (None, p as u64));
-        assert!(sha1.feed(c, once(&content[2 * p..]), Source::Memory));
+        let with = |piece: PieceIndex, bytes| ((piece, hash::sha1(bytes)), once(bytes));
+        let mut feed = |(piece, parts), source| sha1.feed(piece, parts, source);
+        assert_eq!(feed(with(b, &content[p..2 * p]), Source::Memory), Ok(false));
+        assert_eq!(feed(with(a, &content[..p - 1]), Source::Memory), Ok(false));
+        let (_, first) = with(a, &content[..p]);
+        assert_eq!(feed(((a, hash::sha1(b"x")), first), Source::Memory), Err(FalsePiece(a)));
+        assert_eq!(feed(with(a, &content[..p]), Source::Memory), Ok(true));
+        assert_eq!(feed(with(a, &content[..p]), Source::Memory), Ok(false));
+        assert_eq!(feed(with(b, &content[p..2 * p]), Source::Disk), Ok(true));
+        assert_eq!(feed(with(c, &content[2 * p..]), Source::Memory), Ok(true));
+        assert_eq!(sha1.reread_bytes(), p as u64);
         assert_eq!((sha1.value(), sha1.next()), (Some(hash::sha1(&content)), None));
     }
 

@@ -23,7 +23,7 @@ use super::filling::{Filling, Replacement, verify};
 use super::hashing;
 use super::part::{Left, Part};
 pub use super::part::{MAX_NUMBERED, PART_DIR, part_path, remove_part};
-use super::running_sha1::{RunningSha1, Source};
+use super::running_sha1::{FalsePiece, RunningSha1, Source};
 use super::stamp::Stamp;
 use super::storage_error::is_gone;
 pub use super::storage_error::{ReadError, StorageError, WriteError};
@@ -219,9 +219,9 @@ impl PieceStore {
         self.lock_sha1().next()
     }
 
-    /// The one door in: verifies `chunks` against both hashes of `piece`, says so to `verified`, writes
-    /// them, and only then counts the piece as here. Takes the whole file's SHA-1 further in the same
-    /// go when that needs this very piece and nobody else is at it.
+    /// The one door in: verifies that `chunks` are `piece`, says so to `verified`, writes them, and only
+    /// then counts the piece as here. Takes the whole file's SHA-1 further in the same go, and checks
+    /// that of the piece, when that needs this very piece and nobody else is at it.
     ///
     /// # Errors
     /// [`WriteError`]; the piece is missing then, and all else as it was.
@@ -251,24 +251,31 @@ impl PieceStore {
     }
 
     /// Takes the whole file's SHA-1 further, over pieces that were just written and follow each other,
-    /// and over a few that are here and were not kept in memory. The piece that it needs next; nothing
-    /// when it has seen all.
+    /// and over a few that are here and were not kept in memory; their own are checked too. The piece
+    /// that it needs next; nothing when it has seen all.
     ///
     /// For one thread at a time: another would only wait.
-    pub fn hash_ahead(&self, written: &[(PieceIndex, Chunks)]) -> Option<PieceIndex> {
+    ///
+    /// # Errors
+    /// [`FalsePiece`].
+    pub fn hash_ahead(
+        &self,
+        written: &[(PieceIndex, Chunks)],
+    ) -> Result<Option<PieceIndex>, FalsePiece> {
         let mut sha1 = self.lock_sha1();
+        let with = |piece: PieceIndex| (piece, self.manifest.piece(piece).sha1);
         for (piece, chunks) in written {
-            sha1.feed(*piece, chunks.parts(), Source::Memory);
+            sha1.feed(with(*piece), chunks.parts(), Source::Memory)?;
         }
-        let Place::Part(filling) = self.lock().place.clone() else { return sha1.next() };
+        let Place::Part(filling) = self.lock().place.clone() else { return Ok(sha1.next()) };
         let buffers = Buffers::default();
         for _ in 0..CATCH_UP {
             let Some(next) = sha1.next().filter(|next| self.has(*next)) else { break };
             // What cannot be read, or is wrong, is for the end to find.
             let Some(buffer) = filling.read(next, &buffers) else { break };
-            sha1.feed(next, once(buffer.as_ref()), Source::Disk);
+            sha1.feed(with(next), once(buffer.as_ref()), Source::Disk)?;
         }
-        sha1.next()
+        Ok(sha1.next())
     }
 
     /// The bytes of `piece`, which are right.

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use bytesize::ByteSize;
 
+use super::running_sha1::FalsePiece;
+use crate::piece::PieceIndex;
+
 /// A place that cannot be written or read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -56,9 +59,23 @@ pub enum StorageError {
     /// The piece hashes are right and the file's SHA-1 is not: the publisher lied.
     #[error("every piece is right and the SHA-1 of the whole file is not: its manifest is false")]
     FalseManifest,
+    /// A piece has the right BLAKE3 and a false SHA-1: the publisher lied.
+    #[error("piece {0} contradicts the manifest: its publisher made a false one")]
+    FalsePiece(PieceIndex),
+}
+
+impl From<FalsePiece> for StorageError {
+    fn from(FalsePiece(piece): FalsePiece) -> Self {
+        Self::FalsePiece(piece)
+    }
 }
 
 impl StorageError {
+    /// Whether the publisher lied, so that nothing of it is worth keeping.
+    pub fn is_false_manifest(&self) -> bool {
+        matches!(self, Self::FalseManifest | Self::FalsePiece(_))
+    }
+
     /// Tells a full disk from every other refusal; `needed` bytes were still to come.
     pub(super) fn io(path: &Path, needed: u64) -> impl Fn(io::Error) -> Self {
         let path = path.to_owned();
@@ -77,7 +94,8 @@ impl StorageError {
             Self::Io { error, .. } => error.kind() != io::ErrorKind::FileTooLarge,
             Self::CannotName { error, .. } => !is_for_good(error.kind()),
             Self::NoSpace { .. } | Self::Gone(_) | Self::Incomplete { .. } => true,
-            Self::Released(_) | Self::InUse(_) | Self::NamesTaken(_) | Self::FalseManifest => false,
+            Self::Released(_) | Self::InUse(_) | Self::NamesTaken(_) => false,
+            Self::FalseManifest | Self::FalsePiece(_) => false,
         }
     }
 }

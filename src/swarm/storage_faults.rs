@@ -320,7 +320,7 @@ fn pieces_in_any_order_from_several_threads_end_with_the_right_sha1() {
                         let end = (start + P).min(content.len());
                         let chunks = content[start..end].into();
                         store.write_piece(*piece, &chunks, drop).expect("written");
-                        store.hash_ahead(&[(*piece, chunks)]);
+                        store.hash_ahead(&[(*piece, chunks)]).expect("true");
                         store.checkpoint().expect("safe");
                     }
                 });
@@ -350,7 +350,7 @@ fn what_came_early_is_read_back_once_while_the_rest_arrives() {
     let store = filled(&disk, [1, 2, 0]);
     assert_eq!(store.next_to_hash(), Some(piece(1)));
     let kept = [(piece(1), bytes_of(piece(1)).into())];
-    assert_eq!(store.hash_ahead(&kept), Some(piece(3)));
+    assert_eq!(store.hash_ahead(&kept), Ok(Some(piece(3))));
     assert_eq!(store.reread_bytes(), P as u64, "one was kept in memory, one was not");
     complete(&disk, &store);
     assert_eq!(store.reread_bytes(), P as u64);

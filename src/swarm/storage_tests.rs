@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::hashing;
+use super::running_sha1::FalsePiece;
 use super::storage::{PART_DIR, PieceStore, ReadError, Recovered, StorageError, WriteError};
 use super::storage_faults::read;
 use crate::limits::PIECE_LEN;
@@ -158,17 +159,59 @@ fn a_false_file_hash_leaves_nothing_behind() {
 }
 
 #[test]
-fn a_false_piece_sha1_blames_the_manifest() {
-    let dir = tempfile::tempdir().expect("temp dir");
+fn a_false_piece_sha1_blames_the_manifest_whenever_the_piece_comes() {
     let bytes = content();
     let honest = manifest_of(&bytes);
     let mut pieces = honest.pieces().to_vec();
     pieces[1].sha1 = crate::hash::sha1(b"something else");
     let lie = Manifest::new(honest.layout(), honest.head().sha1(), pieces).expect("made");
-    let store = PieceStore::part(Arc::new(lie), dir.path(), &|_| true).expect("opened");
-    let piece = store.manifest().layout().piece(1).expect("exists");
-    let result = store.write_piece(piece, &bytes[P..2 * P].into(), drop);
-    assert!(matches!(result, Err(WriteError::FalseManifest)));
+    let lie = Arc::new(lie);
+    let [zero, one, two] = [0, 1, 2].map(|index| lie.layout().piece(index).expect("exists"));
+    let opened = |dir: &Path| PieceStore::part(lie.clone(), dir, &|_| true).expect("opened");
+
+    // In order.
+    let dir = tempfile::tempdir().expect("temp dir");
+    let store = opened(dir.path());
+    write(&store, &bytes, 0).expect("right");
+    assert!(matches!(write(&store, &bytes, 1), Err(WriteError::FalseManifest)));
+    assert_eq!(indices(&store), [0]);
+
+    // Too early: when the pieces before it are here, from memory and from the disk.
+    for kept in [vec![(one, bytes[P..2 * P].into())], Vec::new()] {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let store = opened(dir.path());
+        for index in [1, 0] {
+            write(&store, &bytes, index).expect("right, as far as is known");
+        }
+        assert_eq!(store.next_to_hash(), Some(one));
+        assert_eq!(store.hash_ahead(&kept), Err(FalsePiece(one)));
+    }
+
+    // At the end, also where that is all that is left to be done.
+    for order in [[2, 1, 0], [1, 2, 0]] {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let store = opened(dir.path());
+        for index in order {
+            write(&store, &bytes, index).expect("right, as far as is known");
+        }
+        let result = store.finish(dir.path(), &name("a"), &|| true);
+        assert!(matches!(result, Err(StorageError::FalsePiece(piece)) if piece == one));
+        assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 0);
+    }
+
+    // What a clean stop kept is not trusted any further.
+    let dir = tempfile::tempdir().expect("temp dir");
+    let store = opened(dir.path());
+    for index in [1, 2] {
+        write(&store, &bytes, index).expect("right, as far as is known");
+    }
+    store.close().expect("safe");
+    drop(store);
+    let (store, _) = open_again(&lie, dir.path());
+    assert!(store.has(one) && store.has(two) && !store.has(zero));
+    write(&store, &bytes, 0).expect("right");
+    let result = store.finish(dir.path(), &name("a"), &|| true);
+    assert!(matches!(result, Err(StorageError::FalsePiece(piece)) if piece == one));
 }
 
 #[test]

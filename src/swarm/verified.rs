@@ -206,7 +206,8 @@ mod tests {
     fn stops_when_told_sees_changes_and_refuses_what_is_no_file() {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("file");
-        let good = content(20 * P);
+        // More than is read ahead.
+        let good = content(100 * P);
         let manifest = manifest_of(&good);
         std::fs::write(&path, &good).expect("written");
         assert!(matches!(verify_file(&path, &manifest, &|_| false), Err(HashError::Stopped)));
@@ -216,7 +217,7 @@ mod tests {
             file.set_len(len as u64).expect("changed");
             true
         };
-        let grown = verify_file(&path, &manifest, &|_| set_len(20 * P + 1)).expect("read");
+        let grown = verify_file(&path, &manifest, &|_| set_len(100 * P + 1)).expect("read");
         assert!(grown.changed);
         let shrunk = verify_file(&path, &manifest, &|_| set_len(P));
         assert!(matches!(shrunk, Err(HashError::Changed)), "{shrunk:?}");

@@ -381,6 +381,11 @@ impl Manifest {
         &self.pieces
     }
 
+    /// Whether `bytes`, as many as it has, are those of `piece`, as its BLAKE3 says.
+    pub fn is_piece(&self, piece: PieceIndex, bytes: &[u8]) -> bool {
+        PieceHashes::blake3_of(self.layout(), piece, bytes) == self.piece(piece).blake3
+    }
+
     /// Hashes of one piece.
     pub fn piece(&self, piece: PieceIndex) -> PieceHashes {
         self.pieces[piece.as_usize()]

@@ -24,9 +24,9 @@ use crate::name::FileName;
 /// What was written is brought to the disk, and then claimed, this often.
 const CHECKPOINT: Duration = Duration::from_secs(5);
 
-/// Or after so many bytes, if that is sooner: what is left for the end takes a fast disk a twentieth of a
-/// second.
-const CHECKPOINT_BYTES: u64 = 128 * 1024 * 1024;
+/// Or after a quarter of its bytes, but at least and at most so many, if that is sooner: what is left for
+/// the end takes a fast disk a twentieth of a second, also where several downloads end at once.
+const CHECKPOINT_BYTES: (u64, u64) = (32 * 1024 * 1024, 128 * 1024 * 1024);
 
 /// What came of jobs that waits to be heard; jobs wait then too.
 const OUTCOMES: usize = 64;
@@ -275,7 +275,9 @@ impl Depot {
             self.finish();
             return true;
         }
-        let due = self.checkpoint_at <= now || self.dirty >= CHECKPOINT_BYTES;
+        let quarter = self.works.store.manifest().layout().size() / 4;
+        let most = quarter.clamp(CHECKPOINT_BYTES.0, CHECKPOINT_BYTES.1);
+        let due = self.checkpoint_at <= now || self.dirty >= most;
         if self.dirty > 0 && !self.checkpointing && !self.finishing && due {
             (self.dirty, self.checkpointing) = (0, true);
             self.works.run(|works| works.tell(Done::Checkpoint(works.store.checkpoint())));

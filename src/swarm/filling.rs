@@ -4,6 +4,7 @@
 //! disk failed it finds out whether the same file takes writes again, or moves to another. It does
 //! not count pieces: which are here is what the store says.
 
+use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -97,7 +98,8 @@ impl Filling {
         self.asleep.store(false, Ordering::Release);
         drop(claims);
         let buffers = Buffers::default();
-        let mut is_bad = |piece: &PieceIndex| self.read(*piece, &buffers).is_none();
+        let is_right = |piece, bytes: &Buffer| self.manifest.is_piece(piece, bytes.as_ref());
+        let mut is_bad = |piece: &PieceIndex| !matches!(self.read(*piece, &buffers), Ok(Some(bytes)) if is_right(*piece, &bytes));
         if !resized && !doubtful.iter().any(&mut is_bad) {
             return Ok(Vec::new());
         }
@@ -184,11 +186,15 @@ impl Filling {
         Ok(pieces)
     }
 
-    /// The bytes of a piece, if they can be read and are right.
-    pub fn read(&self, piece: PieceIndex, buffers: &Buffers) -> Option<Buffer> {
-        let mut buffer = buffers.take(self.manifest.layout().len(piece));
-        let read = self.part.read(&self.manifest, piece, buffer.as_mut());
-        read.is_ok_and(|right| right).then_some(buffer)
+    /// The bytes in the place of a piece, if they are there; whether they are right, nobody says.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn read(&self, piece: PieceIndex, buffers: &Buffers) -> io::Result<Option<Buffer>> {
+        let layout = self.manifest.layout();
+        let mut buffer = buffers.take(layout.len(piece));
+        let is_there = self.part.read_bytes(layout, piece, buffer.as_mut())?;
+        Ok(is_there.then_some(buffer))
     }
 }
 

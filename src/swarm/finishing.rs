@@ -17,9 +17,8 @@ use super::running_sha1::Source;
 use super::storage::{PieceStore, Place};
 use super::storage_error::StorageError;
 use crate::hash::Sha1Hash;
-use crate::manifest::Manifest;
 use crate::name::FileName;
-use crate::piece::PieceIndex;
+use crate::piece::{PieceIndex, PieceLayout};
 
 /// Pieces read ahead of the SHA-1.
 const READ_AHEAD: usize = 4;
@@ -135,8 +134,8 @@ impl PieceStore {
         })
     }
 
-    /// Feeds the running SHA-1 what it has not seen, which is read and verified ahead of it; it checks those
-    /// of the pieces.
+    /// Feeds the running SHA-1 what it has not seen, which is read ahead of it; it checks those of the
+    /// pieces, so that their BLAKE3 is taken again only where one is wrong.
     fn rest_of_sha1(
         &self,
         filling: &Arc<Filling>,
@@ -151,25 +150,35 @@ impl PieceStore {
         let mut count = 0;
         thread::scope(|scope| {
             let (ahead, read) = sync_channel(READ_AHEAD);
-            scope.spawn(move || read_from(filling, self.manifest(), rest, &ahead));
+            scope.spawn(move || read_from(filling, self.manifest().layout(), rest, &ahead));
             for (piece, result) in read {
                 if !go_on() {
                     return Err(StorageError::io(path, 0)(io::Error::other("stopped")));
                 }
                 self.lock().still(filling)?;
-                match result {
-                    // After a bad piece the rest is still looked at, to find all that are.
-                    Ok(Some(buffer)) => {
-                        let expected = self.manifest().piece(piece).sha1;
-                        sha1.feed((piece, expected), once(buffer.as_ref()), Source::Disk)?;
-                    }
-                    Ok(None) => {
-                        count += 1;
-                        self.lose(filling, piece);
-                    }
+                let buffer = match result {
+                    Ok(buffer) => buffer,
                     Err(error) => {
                         self.lock().unreadable.insert(piece);
                         return Err(StorageError::io(path, 0)(error));
+                    }
+                };
+                let fed = buffer.as_ref().map(|buffer| {
+                    let expected = (piece, self.manifest().piece(piece).sha1);
+                    sha1.feed(expected, once(buffer.as_ref()), Source::Disk)
+                });
+                let is_right = || {
+                    let bytes = buffer.as_ref().map(AsRef::as_ref);
+                    bytes.is_some_and(|bytes| self.manifest().is_piece(piece, bytes))
+                };
+                match fed {
+                    Some(Ok(true)) => {}
+                    Some(Err(error)) if is_right() => return Err(error.into()),
+                    // After a bad piece the rest is still looked at, to find all that are.
+                    Some(Ok(false)) if is_right() => {}
+                    _ => {
+                        count += 1;
+                        self.lose(filling, piece);
                     }
                 }
             }
@@ -179,17 +188,16 @@ impl PieceStore {
     }
 }
 
-/// A piece that was read, with its bytes if they are right.
+/// A piece that was read, with its bytes if they are there.
 type Read = (PieceIndex, io::Result<Option<Buffer>>);
 
 /// Reads the pieces from this one on, until one cannot be read or nobody wants them.
-fn read_from(filling: &Filling, manifest: &Manifest, first: u32, ahead: &SyncSender<Read>) {
-    let (layout, buffers) = (manifest.layout(), Buffers::default());
+fn read_from(filling: &Filling, layout: PieceLayout, first: u32, ahead: &SyncSender<Read>) {
+    let buffers = Buffers::default();
     for piece in (first..).map_while(|index| layout.piece(index)) {
-        let mut buffer = buffers.take(layout.len(piece));
-        let read = filling.part().read(manifest, piece, buffer.as_mut());
+        let read = filling.read(piece, &buffers);
         let failed = read.is_err();
-        if ahead.send((piece, read.map(|right| right.then_some(buffer)))).is_err() || failed {
+        if ahead.send((piece, read)).is_err() || failed {
             return;
         }
     }

@@ -18,7 +18,7 @@ use super::storage_error::{StorageError, is_gone};
 use crate::bitfield::Bitfield;
 use crate::hash;
 use crate::limits::PIECE_LEN;
-use crate::manifest::{ContentId, Manifest, PieceHashes};
+use crate::manifest::{ContentId, Manifest};
 use crate::name::FileName;
 use crate::piece::{PieceIndex, PieceLayout};
 
@@ -283,11 +283,22 @@ impl Part {
         piece: PieceIndex,
         buffer: &mut [u8],
     ) -> io::Result<bool> {
-        let layout = manifest.layout();
+        let is_there = self.read_bytes(manifest.layout(), piece, buffer)?;
+        Ok(is_there && manifest.is_piece(piece, buffer))
+    }
+
+    /// Reads the bytes in the place of a piece into `buffer`, which is as long; whether there are as many.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn read_bytes(
+        &self,
+        layout: PieceLayout,
+        piece: PieceIndex,
+        buffer: &mut [u8],
+    ) -> io::Result<bool> {
         match self.file.read_exact_at(buffer, layout.offset(piece)) {
-            Ok(()) => {
-                Ok(PieceHashes::blake3_of(layout, piece, buffer) == manifest.piece(piece).blake3)
-            }
+            Ok(()) => Ok(true),
             Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
             Err(error) => Err(error),
         }

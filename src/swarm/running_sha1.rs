@@ -17,7 +17,7 @@ pub enum Source {
     Disk,
 }
 
-/// The bytes of this piece are right, and their SHA-1 is not what the manifest says.
+/// The SHA-1 of this piece is not what the manifest says, although its bytes are right.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FalsePiece(pub PieceIndex);
 
@@ -44,10 +44,11 @@ impl RunningSha1 {
     /// Adds the bytes of `piece`, which come in parts and should have this SHA-1, if that is the piece
     /// needed; whether it was.
     ///
-    /// The bytes must have been verified: what was added is never looked at again.
+    /// The bytes must have been verified once: what was added is never looked at again. A disk may have lost
+    /// them since, and then no SHA-1 is right by accident.
     ///
     /// # Errors
-    /// [`FalsePiece`]; nothing was added then.
+    /// [`FalsePiece`], if they still are the piece; nothing was added then.
     pub fn feed<'a>(
         &mut self,
         (piece, expected): (PieceIndex, Sha1Hash),

@@ -271,9 +271,14 @@ impl PieceStore {
         let buffers = Buffers::default();
         for _ in 0..CATCH_UP {
             let Some(next) = sha1.next().filter(|next| self.has(*next)) else { break };
-            // What cannot be read, or is wrong, is for the end to find.
-            let Some(buffer) = filling.read(next, &buffers) else { break };
-            sha1.feed(with(next), once(buffer.as_ref()), Source::Disk)?;
+            // What cannot be read, or went bad, is for the end to find.
+            let Ok(Some(buffer)) = filling.read(next, &buffers) else { break };
+            if let Err(error) = sha1.feed(with(next), once(buffer.as_ref()), Source::Disk) {
+                if self.manifest.is_piece(next, buffer.as_ref()) {
+                    return Err(error);
+                }
+                break;
+            }
         }
         Ok(sha1.next())
     }

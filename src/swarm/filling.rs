@@ -98,8 +98,11 @@ impl Filling {
         self.asleep.store(false, Ordering::Release);
         drop(claims);
         let buffers = Buffers::default();
-        let is_right = |piece, bytes: &Buffer| self.manifest.is_piece(piece, bytes.as_ref());
-        let mut is_bad = |piece: &PieceIndex| !matches!(self.read(*piece, &buffers), Ok(Some(bytes)) if is_right(*piece, &bytes));
+        let mut is_bad = |piece: &PieceIndex| {
+            let mut buffer = buffers.take(self.manifest.layout().len(*piece));
+            let read = self.part.read(&self.manifest, *piece, buffer.as_mut());
+            !read.is_ok_and(|right| right)
+        };
         if !resized && !doubtful.iter().any(&mut is_bad) {
             return Ok(Vec::new());
         }

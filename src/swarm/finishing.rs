@@ -4,7 +4,6 @@
 //! it was, unless the manifest is false, and it can be tried again once the cause is gone.
 
 use std::io;
-use std::iter::once;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -13,7 +12,6 @@ use std::thread;
 use super::buffers::{Buffer, Buffers};
 use super::claims::Settling;
 use super::filling::Filling;
-use super::running_sha1::Source;
 use super::storage::{PieceStore, Place};
 use super::storage_error::StorageError;
 use crate::hash::Sha1Hash;
@@ -156,30 +154,18 @@ impl PieceStore {
                     return Err(StorageError::io(path, 0)(io::Error::other("stopped")));
                 }
                 self.lock().still(filling)?;
-                let buffer = match result {
-                    Ok(buffer) => buffer,
+                let is_right = match result {
+                    // After a bad piece the rest is still looked at, to find all that are.
+                    Ok(Some(buffer)) => self.feed_back(&mut sha1, piece, buffer.as_ref())?,
+                    Ok(None) => false,
                     Err(error) => {
                         self.lock().unreadable.insert(piece);
                         return Err(StorageError::io(path, 0)(error));
                     }
                 };
-                let fed = buffer.as_ref().map(|buffer| {
-                    let expected = (piece, self.manifest().piece(piece).sha1);
-                    sha1.feed(expected, once(buffer.as_ref()), Source::Disk)
-                });
-                let is_right = || {
-                    let bytes = buffer.as_ref().map(AsRef::as_ref);
-                    bytes.is_some_and(|bytes| self.manifest().is_piece(piece, bytes))
-                };
-                match fed {
-                    Some(Ok(true)) => {}
-                    Some(Err(error)) if is_right() => return Err(error.into()),
-                    // After a bad piece the rest is still looked at, to find all that are.
-                    Some(Ok(false)) if is_right() => {}
-                    _ => {
-                        count += 1;
-                        self.lose(filling, piece);
-                    }
+                if !is_right {
+                    count += 1;
+                    self.lose(filling, piece);
                 }
             }
             Ok(())

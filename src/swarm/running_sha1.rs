@@ -17,7 +17,7 @@ pub enum Source {
     Disk,
 }
 
-/// The SHA-1 of this piece is not what the manifest says, although its bytes are right.
+/// The SHA-1 of this piece is not what the manifest says; if its bytes are right, the manifest is false.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FalsePiece(pub PieceIndex);
 
@@ -48,7 +48,7 @@ impl RunningSha1 {
     /// them since, and then no SHA-1 is right by accident.
     ///
     /// # Errors
-    /// [`FalsePiece`], if they still are the piece; nothing was added then.
+    /// [`FalsePiece`]; nothing was added then.
     pub fn feed<'a>(
         &mut self,
         (piece, expected): (PieceIndex, Sha1Hash),

@@ -263,9 +263,9 @@ impl PieceStore {
         written: &[(PieceIndex, Chunks)],
     ) -> Result<Option<PieceIndex>, FalsePiece> {
         let mut sha1 = self.lock_sha1();
-        let with = |piece: PieceIndex| (piece, self.manifest.piece(piece).sha1);
         for (piece, chunks) in written {
-            sha1.feed(with(*piece), chunks.parts(), Source::Memory)?;
+            let expected = self.manifest.piece(*piece).sha1;
+            sha1.feed((*piece, expected), chunks.parts(), Source::Memory)?;
         }
         let Place::Part(filling) = self.lock().place.clone() else { return Ok(sha1.next()) };
         let buffers = Buffers::default();
@@ -273,14 +273,31 @@ impl PieceStore {
             let Some(next) = sha1.next().filter(|next| self.has(*next)) else { break };
             // What cannot be read, or went bad, is for the end to find.
             let Ok(Some(buffer)) = filling.read(next, &buffers) else { break };
-            if let Err(error) = sha1.feed(with(next), once(buffer.as_ref()), Source::Disk) {
-                if self.manifest.is_piece(next, buffer.as_ref()) {
-                    return Err(error);
-                }
+            if !self.feed_back(&mut sha1, next, buffer.as_ref())? {
                 break;
             }
         }
         Ok(sha1.next())
+    }
+
+    /// Feeds the SHA-1 what was read back, if that is what it needs; whether it still is the piece. Its BLAKE3
+    /// is taken again only where the SHA-1 does not say so.
+    ///
+    /// # Errors
+    /// [`FalsePiece`].
+    pub(super) fn feed_back(
+        &self,
+        sha1: &mut RunningSha1,
+        piece: PieceIndex,
+        bytes: &[u8],
+    ) -> Result<bool, FalsePiece> {
+        let expected = self.manifest.piece(piece).sha1;
+        match sha1.feed((piece, expected), once(bytes), Source::Disk) {
+            Ok(true) => Ok(true),
+            Err(error) if self.manifest.is_piece(piece, bytes) => Err(error),
+            Err(_) => Ok(false),
+            Ok(false) => Ok(self.manifest.is_piece(piece, bytes)),
+        }
     }
 
     /// The bytes of `piece`, which are right.

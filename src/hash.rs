@@ -4,7 +4,6 @@
 //! nothing else.
 
 use sha1::Digest as _;
-use sha1::block_api::compress;
 
 /// Text that is not the hex of a fixed-size value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -168,11 +167,11 @@ impl Sha1Hasher {
             if filled + now.len() < BLOCK {
                 return;
             }
-            compress(&mut self.state, &[self.rest]);
+            sha1_multi::compress([&mut self.state], &[self.rest]);
             bytes = later;
         }
         let (blocks, rest) = bytes.as_chunks();
-        compress(&mut self.state, blocks);
+        sha1_multi::compress([&mut self.state], blocks);
         self.rest[..rest.len()].copy_from_slice(rest);
     }
 
@@ -195,16 +194,20 @@ impl Sha1Hasher {
     }
 }
 
-/// Adds the next bytes to both. Where both have seen whole blocks that is little more work than for one.
+/// Adds the next bytes to both. Where their blocks begin at the same bytes that is little more work than for
+/// one.
 pub fn update_both(first: &mut Sha1Hasher, second: &mut Sha1Hasher, bytes: &[u8]) {
-    let whole = match (first.filled(), second.filled()) {
-        (0, 0) => bytes.len() / BLOCK * BLOCK,
-        _ => 0,
+    let alone = match first.filled() == second.filled() {
+        true => bytes.len().min((BLOCK - first.filled()) % BLOCK),
+        false => bytes.len(),
     };
-    let (blocks, rest) = bytes.split_at(whole);
-    sha1_multi::compress_both([&mut first.state, &mut second.state], blocks.as_chunks().0);
+    let (alone, bytes) = bytes.split_at(alone);
+    let (blocks, rest) = bytes.as_chunks();
+    first.update(alone);
+    second.update(alone);
+    sha1_multi::compress([&mut first.state, &mut second.state], blocks);
     for hasher in [first, second] {
-        hasher.len += blocks.len() as u64;
+        hasher.len += (bytes.len() - rest.len()) as u64;
         hasher.update(rest);
     }
 }

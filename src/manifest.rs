@@ -189,7 +189,7 @@ pub struct PieceHashes {
 }
 
 /// BLAKE3 takes many blocks at once or is slow: parts of a piece are brought together to so many bytes,
-/// which stay in the first caches while both hashes see them.
+/// which stay in the first caches until it has seen them.
 const GATHERED: usize = 64 * 1024;
 
 impl PieceHashes {
@@ -213,13 +213,12 @@ impl PieceHashes {
         mut beside: Option<&mut Sha1Hasher>,
     ) -> Self {
         let (mut sha1, mut blake3) = (Sha1Hasher::default(), subtree_hasher(layout, piece));
-        let len = in_large_parts(parts, |bytes| {
-            match &mut beside {
-                Some(beside) => hash::update_both(&mut sha1, beside, bytes),
-                None => sha1.update(bytes),
-            }
-            blake3.update(bytes);
+        // Its time hides that of the first look at what another core received; copying would wait for it.
+        let parts = parts.inspect(|part| match &mut beside {
+            Some(beside) => hash::update_both(&mut sha1, beside, part),
+            None => sha1.update(part),
         });
+        let len = in_large_parts(parts, |bytes| _ = blake3.update(bytes));
         assert_eq!(len, layout.len(piece) as usize, "invariant: callers pass whole pieces");
         Self { sha1: sha1.finish(), blake3: subtree_value(layout, &blake3) }
     }

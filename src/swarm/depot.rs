@@ -19,13 +19,14 @@ use super::intake::{Intake, Task};
 use super::running_sha1::FalsePiece;
 use super::storage::{PieceStore, Recovered, StorageError, WriteError, Written};
 use crate::clock;
+use crate::limits::PIECE_LEN;
 use crate::name::FileName;
 
 /// What was written is brought to the disk, and then claimed, this often.
 const CHECKPOINT: Duration = Duration::from_secs(5);
 
-/// Or after a quarter of its bytes, but at least and at most so many, if that is sooner: what is left for
-/// the end takes a fast disk a twentieth of a second, also where several downloads end at once.
+/// Or, if that is sooner, after as many bytes as are missing, but at least and at most so many: little is left
+/// for the end, which waits for the disk.
 const CHECKPOINT_BYTES: (u64, u64) = (32 * 1024 * 1024, 128 * 1024 * 1024);
 
 /// What came of jobs that waits to be heard; jobs wait then too.
@@ -271,14 +272,17 @@ impl Depot {
         if !self.is_well() {
             return false;
         }
-        if complete && !self.finishing && self.is_idle() && self.finish_at <= now {
+        if complete && self.may_finish() && self.finish_at <= now {
             self.finish();
             return true;
         }
-        let quarter = self.works.store.manifest().layout().size() / 4;
-        let most = quarter.clamp(CHECKPOINT_BYTES.0, CHECKPOINT_BYTES.1);
-        let due = self.checkpoint_at <= now || self.dirty >= most;
-        if self.dirty > 0 && !self.checkpointing && !self.finishing && due {
+        let (least, most) = CHECKPOINT_BYTES;
+        let is_much = || {
+            let missing = u64::from(self.works.store.missing_count()) * u64::from(PIECE_LEN);
+            self.dirty >= missing.clamp(least, most)
+        };
+        let may_settle = self.dirty > 0 && !self.checkpointing && !self.finishing;
+        if may_settle && (self.checkpoint_at <= now || is_much()) {
             (self.dirty, self.checkpointing) = (0, true);
             self.works.run(|works| works.tell(Done::Checkpoint(works.store.checkpoint())));
         }
@@ -301,9 +305,14 @@ impl Depot {
             Health::Ill(_, retry_at) => Some(retry_at),
             Health::Recovering(_) => None,
             Health::Well if self.finishing => None,
-            Health::Well if complete => self.is_idle().then_some(self.finish_at),
+            Health::Well if complete => self.may_finish().then_some(self.finish_at),
             Health::Well => (self.dirty > 0 && !self.checkpointing).then_some(self.checkpoint_at),
         }
+    }
+
+    /// Whether nothing is left to be written; what is being synced, the end waits for by itself.
+    fn may_finish(&self) -> bool {
+        !self.finishing && self.works.intake().is_idle()
     }
 
     /// Whether nothing is on its way to the disk.
@@ -354,6 +363,8 @@ impl Depot {
                 self.checkpoint_at = clock::monotonic() + CHECKPOINT;
                 match result {
                     Ok(()) => Ok(Outcome::Nothing),
+                    // The end syncs all of it again, and says how that went.
+                    Err(_) if self.finishing => Ok(Outcome::Nothing),
                     Err(error) => {
                         self.dirty = self.dirty.max(1);
                         self.fall_ill(error)

@@ -116,8 +116,7 @@ impl PieceStore {
     }
 
     fn complete(&self, filling: &Filling) -> Result<(), StorageError> {
-        let layout = self.manifest().layout();
-        match layout.piece_count() - self.lock().have.count() {
+        match self.missing_count() {
             0 => Ok(()),
             count => {
                 Err(StorageError::Incomplete { path: filling.part().path().to_owned(), count })

@@ -15,12 +15,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::buffers::{Buffer, Buffers};
+use super::checked::Checked;
 use super::chunks::Chunks;
 use super::claims::{Claims, Settling};
 use super::disk::{Disk, RealDisk};
 pub use super::filling::Recovered;
 use super::filling::{Filling, Replacement, verify};
-use super::hashing;
+use super::hashing::{self, Hashed};
 use super::part::{Left, Part};
 pub use super::part::{MAX_NUMBERED, PART_DIR, part_path, remove_part};
 use super::running_sha1::{FalsePiece, RunningSha1, Source};
@@ -28,6 +29,7 @@ use super::stamp::Stamp;
 use super::storage_error::is_gone;
 pub use super::storage_error::{ReadError, StorageError, WriteError};
 use crate::bitfield::Bitfield;
+use crate::clock;
 use crate::manifest::Manifest;
 use crate::piece::PieceIndex;
 
@@ -64,6 +66,8 @@ pub enum Written {
 pub(super) struct State {
     pub(super) have: Bitfield,
     pub(super) place: Place,
+    /// Of a whole file.
+    checked: Checked,
     /// Pieces that went bad and nobody has been told of.
     lost: Vec<PieceIndex>,
     /// How often pieces went bad.
@@ -92,6 +96,15 @@ impl PieceStore {
     /// A whole file, hashed when it looked like `stamp`.
     pub fn whole(manifest: Arc<Manifest>, path: PathBuf, stamp: Stamp) -> Self {
         Self::whole_on(Arc::new(RealDisk), manifest, path, stamp)
+    }
+
+    /// A whole file that was just hashed.
+    pub fn hashed(manifest: Arc<Manifest>, path: PathBuf, hashed: Hashed) -> Self {
+        let store = Self::whole(manifest, path, hashed.stamp);
+        if let Some(since) = hashed.since {
+            store.lock().checked = Checked::all(store.manifest.layout(), since);
+        }
+        store
     }
 
     pub(super) fn whole_on(
@@ -136,6 +149,7 @@ impl PieceStore {
         let state = Mutex::new(State {
             have,
             place,
+            checked: Checked::none(manifest.layout(), clock::monotonic()),
             lost: Vec::new(),
             losses: 0,
             unreadable: BTreeSet::new(),
@@ -152,6 +166,11 @@ impl PieceStore {
     /// The pieces that are here.
     pub fn bitfield(&self) -> Bitfield {
         self.lock().have.clone()
+    }
+
+    /// How many pieces are not here.
+    pub fn missing_count(&self) -> u32 {
+        self.manifest.layout().piece_count() - self.lock().have.count()
     }
 
     /// A number that grows whenever pieces that were here went bad.
@@ -302,18 +321,19 @@ impl PieceStore {
 
     /// The bytes of `piece`, which are right.
     ///
-    /// Their BLAKE3 is checked each time, although a whole file is also held against its stamp: a
-    /// write in the same tick of the filesystem's clock, or through a mapping, changes bytes under
-    /// an unchanged stamp, and disks rot. It takes 50 microseconds a piece, a tenth of sending it;
-    /// a peer that was sent bad bytes would ban our user for a day.
+    /// Their BLAKE3 is checked, although a whole file is also held against its stamp: a write through a
+    /// mapping changes bytes under an unchanged stamp, and disks rot; a peer that was sent bad bytes would
+    /// ban our user for a day. It takes 100 microseconds a piece, a sixth of sending it, and so is left
+    /// out for those of a whole file that were [found right lately](Checked).
     ///
     /// # Errors
     /// [`ReadError`]; a whole file that is no longer what it was is never served again, and a bad
     /// piece of a part file is one of [`Self::take_lost`].
     pub fn read_piece(&self, piece: PieceIndex, buffers: &Buffers) -> Result<Buffer, ReadError> {
-        let (have, place) = {
+        let (begun, now) = (clock::now(), clock::monotonic());
+        let (have, place, known) = {
             let state = self.lock();
-            (state.have.contains(piece), state.place.clone())
+            (state.have.contains(piece), state.place.clone(), state.checked.has(piece, now))
         };
         if !have {
             return Err(ReadError::Missing);
@@ -341,10 +361,15 @@ impl PieceStore {
                     &self.manifest,
                     &path,
                     stamp,
-                    piece,
+                    (piece, known),
                     bytes.as_mut(),
                 ) {
-                    Ok(true) => Ok(bytes),
+                    Ok(true) => {
+                        if !known && stamp.shows_writes_from(begun) {
+                            self.lock().checked.add(piece, now);
+                        }
+                        Ok(bytes)
+                    }
                     Ok(false) => Err(self.mark_changed(path)),
                     Err(error)
                         if is_gone(&error) || error.kind() == io::ErrorKind::UnexpectedEof =>

@@ -117,9 +117,10 @@ async fn a_source_that_stands_still_is_done_without_and_used_again() {
     let bob = agent_in(&world, "bob", &mut alice).await;
     begin(&bob, group(), "file.bin", &world.path("bob")).await;
     stored(&bob, 4 * MIB).await;
+    let asked = |name: &str| source(&progress(&bob), name).map_or(0, |source| source.asked);
+    until("her to be asked for more", || (asked("carol") > 0).then_some(())).await;
     carol.signal(Signal::STOP);
     let (stopped, before) = (clock::monotonic(), progress(&bob));
-    let asked = |name: &str| source(&progress(&bob), name).map_or(0, |source| source.asked);
     until("her pieces to be asked of the other", || (asked("carol") == 0).then_some(())).await;
     let back = stopped.elapsed();
     let then = progress(&bob);

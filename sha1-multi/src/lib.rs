@@ -120,6 +120,10 @@ mod tests {
                 // SAFETY: the processor has what the function is compiled for.
                 let sha = each(|state, blocks| unsafe { beside::compress([state], blocks) });
                 assert_eq!(sha, expected, "{count}, without rotations");
+                let [mut first, mut second] = STATES;
+                // SAFETY: as above.
+                unsafe { beside::compress([&mut first, &mut second], &blocks) };
+                assert_eq!([first, second], expected, "{count}, both, without rotations");
             }
         }
     }

@@ -21,6 +21,7 @@ use crate::id::GroupId;
 use crate::limits;
 use crate::manifest::{ContentId, Manifest};
 use crate::name::{FileName, GroupName, Selector, UserName};
+use crate::swarm::hashing::HashError;
 use crate::swarm::session::{Swarm, SwarmKey};
 use crate::swarm::storage::PieceStore;
 use crate::tracker::refusal::Refusal;
@@ -210,7 +211,7 @@ impl Agent {
             (Ok(found), _) => found,
         };
         let part = match found {
-            Found::Whole(store) => return self.adopt(wanted, key, store).await,
+            Found::Whole(store) => return self.adopt(wanted, key, &store).await,
             Found::Part(part) => part,
         };
         let begun = self.start_with(key, wanted, manifest, &part.store());
@@ -339,13 +340,17 @@ impl Agent {
         &self,
         wanted: Wanted,
         key: SwarmKey,
-        store: Arc<PieceStore>,
+        store: &PieceStore,
     ) -> Result<Entry, AgentError> {
+        let path = store.path();
+        let changed = || AgentError::Hash { path: path.clone(), error: HashError::Changed };
         let serving = Serving {
             group: wanted.group,
             name: wanted.name,
             publisher: wanted.publisher,
-            store,
+            manifest: store.manifest().clone(),
+            path: path.clone(),
+            stamp: store.stamp().ok_or_else(changed)?,
             metafile: wanted.metafile,
             shared: false,
         };

@@ -600,8 +600,8 @@ pub(super) fn find_whole(
             continue;
         }
         match hashing::hash_file(&path, &|done| note.done(done)) {
-            Ok((found, hashed)) if found.content_id() == manifest.content_id() => {
-                return Some(PieceStore::hashed(manifest.clone(), path, hashed));
+            Ok((found, stamp)) if found.content_id() == manifest.content_id() => {
+                return Some(PieceStore::whole(manifest.clone(), path, stamp));
             }
             _ => {}
         }

@@ -21,8 +21,9 @@ use crate::limits;
 use crate::manifest::{ContentId, Manifest};
 use crate::metainfo::Metainfo;
 use crate::name::{FileName, GroupName, Selector, UserName};
-use crate::swarm::hashing::{self, HashError, Hashed};
+use crate::swarm::hashing;
 use crate::swarm::session::{Swarm, SwarmKey};
+use crate::swarm::stamp::Stamp;
 use crate::swarm::storage::PieceStore;
 use crate::tracker::message::{Reply, Request};
 use crate::tracker::refusal::Refusal;
@@ -36,7 +37,9 @@ pub(super) struct Serving {
     pub(super) group: GroupName,
     pub(super) name: FileName,
     pub(super) publisher: Option<UserName>,
-    pub(super) store: Arc<PieceStore>,
+    pub(super) manifest: Arc<Manifest>,
+    pub(super) path: PathBuf,
+    pub(super) stamp: Stamp,
     pub(super) metafile: Option<PathBuf>,
     /// Whether it is shared from here, rather than having been downloaded before.
     pub(super) shared: bool,
@@ -58,10 +61,10 @@ impl Agent {
     ) -> Result<Shared, AgentError> {
         // A refusal comes before an hour of hashing, not after.
         let id = self.core.ticket(&group).await?;
-        let (meta, path, hashed) = self.hashed(path, group, name).await?;
+        let (meta, path, stamp) = self.hashed(path, group, name).await?;
         // Listed and not served, or half written, it helps nobody.
         let agent = self.clone();
-        let publishing = async move { agent.publish(id, meta, path, hashed, metafile).await };
+        let publishing = async move { agent.publish(id, meta, path, stamp, metafile).await };
         self.core.to_the_end(publishing).await
     }
 
@@ -82,7 +85,7 @@ impl Agent {
         let mut all: Vec<_> = paths.iter().map(|_| None).collect();
         for (number, path) in paths.iter().enumerate() {
             let turn = turns.clone().acquire_owned().await;
-            let (meta, path, hashed) = match self.hashed(path, group.clone(), None).await {
+            let (meta, path, stamp) = match self.hashed(path, group.clone(), None).await {
                 Ok(hashed) => hashed,
                 Err(error) => {
                     all[number] = Some(Err(error));
@@ -90,7 +93,7 @@ impl Agent {
                 }
             };
             let (agent, to) = (self.clone(), metafile.clone());
-            let publishing = async move { agent.publish(id, meta, path, hashed, to).await };
+            let publishing = async move { agent.publish(id, meta, path, stamp, to).await };
             let core = self.core.clone();
             listing.spawn(async move {
                 let shared = core.to_the_end(publishing).await;
@@ -111,7 +114,7 @@ impl Agent {
         path: &Path,
         group: GroupName,
         name: Option<FileName>,
-    ) -> Result<(Metainfo, PathBuf, Hashed), AgentError> {
+    ) -> Result<(Metainfo, PathBuf, Stamp), AgentError> {
         let (given, error_path) = (path.to_owned(), path.to_owned());
         let found = move || Ok((given.canonicalize()?, fs::metadata(&given)?.len()));
         let file_error = |error| AgentError::File { path: error_path, error };
@@ -129,10 +132,10 @@ impl Agent {
             done_bytes: 0,
             size,
         });
-        let (manifest, hashed) = self.hash(&path, look.note()).await?;
+        let (manifest, stamp) = self.hash(&path, look.note()).await?;
         drop(look);
         let trackers = self.core.line.places().into_iter().map(|(_, link)| link).collect();
-        Ok((Metainfo { trackers, group, name, manifest }, path, hashed))
+        Ok((Metainfo { trackers, group, name, manifest }, path, stamp))
     }
 
     /// Lists a file that was hashed, and serves it.
@@ -141,7 +144,7 @@ impl Agent {
         id: GroupId,
         meta: Metainfo,
         path: PathBuf,
-        hashed: Hashed,
+        stamp: Stamp,
         to: MetafileTo,
     ) -> Result<Shared, AgentError> {
         let metafile = to.path(&path, &meta.name);
@@ -168,7 +171,9 @@ impl Agent {
             group: group.clone(),
             name: name.clone(),
             publisher: self.user(),
-            store: Arc::new(PieceStore::hashed(manifest.clone(), path.clone(), hashed)),
+            manifest: manifest.clone(),
+            path: path.clone(),
+            stamp,
             metafile: known,
             shared: true,
         };
@@ -192,7 +197,7 @@ impl Agent {
         Some(format!("this cannot be kept and will not come back after a restart: {message}"))
     }
 
-    async fn hash(&self, path: &Path, note: Note) -> Result<(Manifest, Hashed), AgentError> {
+    async fn hash(&self, path: &Path, note: Note) -> Result<(Manifest, Stamp), AgentError> {
         let (owned, stop) = (path.to_owned(), self.core.stop.clone());
         let hashed = blocking(move || {
             hashing::hash_file(&owned, &|done| note.done(done) && !stop.is_cancelled())
@@ -351,14 +356,10 @@ impl Agent {
     /// served. A part file that is not needed any more is deleted afterwards.
     ///
     /// # Errors
-    /// [`Refusal::NotLoggedIn`]: nobody is there any more to serve it for. [`HashError::Changed`].
+    /// [`Refusal::NotLoggedIn`]: nobody is there any more to serve it for.
     pub(super) fn serve(&self, key: SwarmKey, serving: Serving) -> Result<Entry, AgentError> {
-        let Serving { group, name, publisher, store, metafile, shared } = serving;
-        let (manifest, path) = (store.manifest().clone(), store.path());
-        let Some(stamp) = store.stamp() else {
-            return Err(AgentError::Hash { path, error: HashError::Changed });
-        };
-        let home = Home::File { path, stamp };
+        let Serving { group, name, publisher, manifest, path, stamp, metafile, shared } = serving;
+        let home = Home::File { path: path.clone(), stamp };
         let mut library = self.core.library();
         if library.user().is_none() {
             return Err(Refusal::NotLoggedIn.into());
@@ -376,6 +377,7 @@ impl Agent {
             return Ok(entry);
         }
         let old = library.remove(key);
+        let store = Arc::new(PieceStore::whole(manifest.clone(), path, stamp));
         self.core.registry.unwant(key);
         let swarm = Swarm { key, store: store.clone(), news: None };
         self.core.registry.add_swarm(Arc::new(swarm));

@@ -27,7 +27,7 @@ const CHECKPOINT: Duration = Duration::from_secs(5);
 
 /// Or, if that is sooner, after as many bytes as are missing, but at least and at most so many: little is left
 /// for the end, which waits for the disk.
-const CHECKPOINT_BYTES: (u64, u64) = (32 * 1024 * 1024, 128 * 1024 * 1024);
+const CHECKPOINT_BYTES: (u64, u64) = (16 * 1024 * 1024, 128 * 1024 * 1024);
 
 /// What came of jobs that waits to be heard; jobs wait then too.
 const OUTCOMES: usize = 64;
@@ -363,10 +363,13 @@ impl Depot {
                 self.checkpoint_at = clock::monotonic() + CHECKPOINT;
                 match result {
                     Ok(()) => Ok(Outcome::Nothing),
-                    // The end syncs all of it again, and says how that went.
-                    Err(_) if self.finishing => Ok(Outcome::Nothing),
                     Err(error) => {
                         self.dirty = self.dirty.max(1);
+                        if self.finishing || self.failed_to_finish {
+                            // The end syncs all of it again, and says how that went.
+                            tracing::debug!(%error, "a checkpoint failed beside the end");
+                            return Ok(Outcome::Nothing);
+                        }
                         self.fall_ill(error)
                     }
                 }

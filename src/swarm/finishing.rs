@@ -88,8 +88,10 @@ impl PieceStore {
         if self.losses() != losses {
             // What went bad meanwhile has come again, perhaps after the sync.
             self.sync(filling)?;
-            self.complete(filling)?;
         }
+        // A checkpoint that waits finds the file gone, and writes no record of it.
+        let _claims = filling.lock_claims();
+        self.complete(filling)?;
         let stamp = filling.part().stamp()?;
         let path = filling.part().rename(directory, name)?;
         let mut state = self.lock();
@@ -125,8 +127,9 @@ impl PieceStore {
     }
 
     fn sync(&self, filling: &Arc<Filling>) -> Result<(), StorageError> {
-        let have = self.bitfield();
         self.with_claims(filling, |claims| {
+            // Only now, when nobody else can sync.
+            let have = self.bitfield();
             claims.sync(filling.part(), self.manifest(), &have, Settling::Clean)
         })
     }

@@ -13,12 +13,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
-use std::time::Instant;
 
 use super::disk::Disk;
 pub use super::stamp::Stamp;
 use crate::bitfield::Bitfield;
-use crate::clock;
 use crate::hash::{self, Sha1Hash, Sha1Hasher};
 use crate::limits::PIECE_LEN;
 use crate::manifest::{Manifest, ManifestError, PieceHashes};
@@ -48,15 +46,6 @@ pub enum HashError {
     Manifest(#[from] ManifestError),
 }
 
-/// What a file looked like when it was hashed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hashed {
-    /// At the beginning, and still at the end.
-    pub stamp: Stamp,
-    /// When that began, if a write since would show in the stamp.
-    pub since: Option<Instant>,
-}
-
 /// Hashes the file at `path`. `progress` is told the bytes read so far, about once a piece, and
 /// stops the work by returning `false`.
 ///
@@ -65,8 +54,7 @@ pub struct Hashed {
 pub fn hash_file(
     path: &Path,
     progress: &dyn Fn(u64) -> bool,
-) -> Result<(Manifest, Hashed), HashError> {
-    let (begun, since) = (clock::now(), clock::monotonic());
+) -> Result<(Manifest, Stamp), HashError> {
     // Looked at before it is opened: opening a pipe would wait for its writer.
     if !std::fs::metadata(path)?.is_file() {
         return Err(HashError::NotAFile);
@@ -84,8 +72,7 @@ pub fn hash_file(
     if !unchanged {
         return Err(HashError::Changed);
     }
-    let since = stamp.shows_writes_from(begun).then_some(since);
-    Ok((Manifest::new(layout, sha1, pieces)?, Hashed { stamp, since }))
+    Ok((Manifest::new(layout, sha1, pieces)?, stamp))
 }
 
 type Work = (PieceIndex, Vec<u8>);
@@ -319,8 +306,7 @@ pub fn sha1_of(mut file: &File, go_on: &dyn Fn() -> bool) -> io::Result<Sha1Hash
     }
 }
 
-/// Reads a piece of a whole file; whether the file is still what it was, and the piece right, which is
-/// looked at unless it is `known` to be.
+/// Reads a piece of a whole file; whether the file is still what it was, and the piece right.
 ///
 /// # Errors
 /// As the system says.
@@ -329,7 +315,7 @@ pub fn read_whole(
     manifest: &Manifest,
     path: &Path,
     stamp: Stamp,
-    (piece, known): (PieceIndex, bool),
+    piece: PieceIndex,
     bytes: &mut [u8],
 ) -> io::Result<bool> {
     // Opened for each piece: thousands of shares hold no descriptors, and a file put in place of
@@ -339,7 +325,7 @@ pub fn read_whole(
         return Ok(false);
     }
     file.read_exact_at(bytes, manifest.layout().offset(piece))?;
-    Ok((known || manifest.is_piece(piece, bytes)) && file.stamp()? == stamp)
+    Ok(manifest.is_piece(piece, bytes) && file.stamp()? == stamp)
 }
 
 #[cfg(test)]

@@ -177,11 +177,6 @@ impl MemoryDisk {
         image.durable_names.insert(path.to_owned(), Named::File(inode));
     }
 
-    /// What is written from now on has this time, and later ones, in seconds since 1970.
-    pub(super) fn set_clock(&self, now: i64) {
-        self.image().clock = now;
-    }
-
     /// Changes bytes of a file as a failing disk would: no time changes.
     pub(super) fn rot(&self, path: &Path, offset: usize) {
         let mut image = self.image();

@@ -16,7 +16,6 @@ pub mod budget;
 pub mod hold;
 pub mod meter;
 pub mod stamp;
-pub mod checked;
 pub mod record;
 pub mod buffers;
 pub mod chunks;

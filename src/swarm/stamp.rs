@@ -5,11 +5,6 @@ use std::os::unix::fs::MetadataExt as _;
 
 use serde::{Deserialize, Serialize};
 
-use crate::clock::UnixMillis;
-
-/// Seconds after a write in which another may get the same time: the clock of FAT ticks every other.
-const TICK: i64 = 3;
-
 /// Size, time of the last write, and inode.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stamp {
@@ -29,13 +24,6 @@ impl Stamp {
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             inode: (metadata.dev(), metadata.ino()),
         }
-    }
-
-    /// Whether a write from `now` on changes it: not if the last was so lately that the filesystem's clock may
-    /// not have ticked since.
-    pub fn shows_writes_from(&self, now: UnixMillis) -> bool {
-        let now = i64::try_from(now.0 / 1000).unwrap_or(i64::MAX);
-        self.modified.0.saturating_add(TICK) <= now
     }
 
     /// Whether it is the same file unchanged, as far as can be told after a restart: a disk that was

@@ -15,13 +15,12 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use super::buffers::{Buffer, Buffers};
-use super::checked::Checked;
 use super::chunks::Chunks;
 use super::claims::{Claims, Settling};
 use super::disk::{Disk, RealDisk};
 pub use super::filling::Recovered;
 use super::filling::{Filling, Replacement, verify};
-use super::hashing::{self, Hashed};
+use super::hashing;
 use super::part::{Left, Part};
 pub use super::part::{MAX_NUMBERED, PART_DIR, part_path, remove_part};
 use super::running_sha1::{FalsePiece, RunningSha1, Source};
@@ -29,7 +28,6 @@ use super::stamp::Stamp;
 use super::storage_error::is_gone;
 pub use super::storage_error::{ReadError, StorageError, WriteError};
 use crate::bitfield::Bitfield;
-use crate::clock;
 use crate::manifest::Manifest;
 use crate::piece::PieceIndex;
 
@@ -66,8 +64,6 @@ pub enum Written {
 pub(super) struct State {
     pub(super) have: Bitfield,
     pub(super) place: Place,
-    /// Of a whole file.
-    checked: Checked,
     /// Pieces that went bad and nobody has been told of.
     lost: Vec<PieceIndex>,
     /// How often pieces went bad.
@@ -96,15 +92,6 @@ impl PieceStore {
     /// A whole file, hashed when it looked like `stamp`.
     pub fn whole(manifest: Arc<Manifest>, path: PathBuf, stamp: Stamp) -> Self {
         Self::whole_on(Arc::new(RealDisk), manifest, path, stamp)
-    }
-
-    /// A whole file that was just hashed.
-    pub fn hashed(manifest: Arc<Manifest>, path: PathBuf, hashed: Hashed) -> Self {
-        let store = Self::whole(manifest, path, hashed.stamp);
-        if let Some(since) = hashed.since {
-            store.lock().checked = Checked::all(store.manifest.layout(), since);
-        }
-        store
     }
 
     pub(super) fn whole_on(
@@ -149,7 +136,6 @@ impl PieceStore {
         let state = Mutex::new(State {
             have,
             place,
-            checked: Checked::none(manifest.layout(), clock::monotonic()),
             lost: Vec::new(),
             losses: 0,
             unreadable: BTreeSet::new(),
@@ -321,19 +307,18 @@ impl PieceStore {
 
     /// The bytes of `piece`, which are right.
     ///
-    /// Their BLAKE3 is checked, although a whole file is also held against its stamp: a write through a
-    /// mapping changes bytes under an unchanged stamp, and disks rot; a peer that was sent bad bytes would
-    /// ban our user for a day. It takes 100 microseconds a piece, a sixth of sending it, and so is left
-    /// out for those of a whole file that were [found right lately](Checked).
+    /// Their BLAKE3 is checked each time, although a whole file is also held against its stamp: a
+    /// write in the same tick of the filesystem's clock, or through a mapping, changes bytes under
+    /// an unchanged stamp, and disks rot. It takes 100 microseconds a piece, a sixth of sending it;
+    /// a peer that was sent bad bytes would ban our user for a day.
     ///
     /// # Errors
     /// [`ReadError`]; a whole file that is no longer what it was is never served again, and a bad
     /// piece of a part file is one of [`Self::take_lost`].
     pub fn read_piece(&self, piece: PieceIndex, buffers: &Buffers) -> Result<Buffer, ReadError> {
-        let (begun, now) = (clock::now(), clock::monotonic());
-        let (have, place, known) = {
+        let (have, place) = {
             let state = self.lock();
-            (state.have.contains(piece), state.place.clone(), state.checked.has(piece, now))
+            (state.have.contains(piece), state.place.clone())
         };
         if !have {
             return Err(ReadError::Missing);
@@ -361,15 +346,10 @@ impl PieceStore {
                     &self.manifest,
                     &path,
                     stamp,
-                    (piece, known),
+                    piece,
                     bytes.as_mut(),
                 ) {
-                    Ok(true) => {
-                        if !known && stamp.shows_writes_from(begun) {
-                            self.lock().checked.add(piece, now);
-                        }
-                        Ok(bytes)
-                    }
+                    Ok(true) => Ok(bytes),
                     Ok(false) => Err(self.mark_changed(path)),
                     Err(error)
                         if is_gone(&error) || error.kind() == io::ErrorKind::UnexpectedEof =>

@@ -56,13 +56,13 @@ impl Seeder {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("file.bin");
         fs::write(&path, content(pieces * P, 1)).expect("written");
-        let (manifest, hashed) = hash_file(&path, &|_| true).expect("hashed");
+        let (manifest, stamp) = hash_file(&path, &|_| true).expect("hashed");
         let manifest = Arc::new(manifest);
         let key = SwarmKey { group: LAB, content: manifest.content_id() };
         let tracker = Identity::generate();
         let endpoint = device();
         let registry = Arc::new(Registry::new(Trust::new([tracker.peer_id()]), limits));
-        let store = Arc::new(PieceStore::hashed(manifest, path, hashed));
+        let store = Arc::new(PieceStore::whole(manifest, path, stamp));
         registry.add_swarm(Arc::new(Swarm { key, store, news: None }));
         let hub = Hub::start(endpoint.clone(), registry.clone());
         let seeder = Self { _dir: dir, tracker, endpoint, registry, hub, key };

@@ -276,39 +276,62 @@ impl Core {
 
     /// Says at every tracker what this device holds of a group.
     pub(super) async fn announce(
-        &self,
-        group: GroupId,
+        self: &Arc<Self>,
+        id: GroupId,
         contents: &[(ContentId, bool)],
     ) -> Result<(), AgentError> {
-        let Some(group) = self.groups().name_of(group) else { return Ok(()) };
+        let Some(group) = self.groups().name_of(id) else { return Ok(()) };
         for batch in contents.chunks(limits::MAX_ANNOUNCE_BATCH) {
             let (group, contents) = (group.clone(), batch.to_vec());
-            self.everywhere(Request::Announce { group, contents }).await?;
+            let said = batch.iter().map(|(content, complete)| (*content, Some(*complete)));
+            let said = said.collect();
+            self.everywhere(Request::Announce { group, contents }, (id, said)).await?;
         }
         self.announced.notify_one();
         Ok(())
     }
 
     /// Takes an announcement back.
-    pub(super) async fn withdraw(&self, key: SwarmKey) -> Result<(), AgentError> {
+    pub(super) async fn withdraw(self: &Arc<Self>, key: SwarmKey) -> Result<(), AgentError> {
         let Some(group) = self.groups().name_of(key.group) else { return Ok(()) };
-        self.everywhere(Request::Withdraw { group, contents: vec![key.content] }).await
+        let said = (key.group, vec![(key.content, None)]);
+        self.everywhere(Request::Withdraw { group, contents: vec![key.content] }, said).await
     }
 
-    /// Asks the tracker in use, and tells the others.
-    async fn everywhere(&self, request: Request) -> Result<(), AgentError> {
+    /// Asks the tracker in use, and tells the others, what is held of a group.
+    async fn everywhere(
+        self: &Arc<Self>,
+        request: Request,
+        (group, said): (GroupId, Vec<(ContentId, Option<bool>)>),
+    ) -> Result<(), AgentError> {
         let in_use = self.line.in_use();
         for number in self.line.logged_in().into_iter().filter(|n| Some(*n) != in_use) {
-            let (line, request) = (self.line.clone(), request.clone());
+            let (core, request, said) = (self.clone(), request.clone(), said.clone());
             self.tasks.spawn(async move {
-                if let Err(error) = line.ask_on(number, &request).await {
-                    tracing::debug!(number, %error, "another tracker does not know yet");
+                match core.line.ask_on(number, &request).await {
+                    Ok(_) => core.say_what_changed(group, &said),
+                    Err(error) => {
+                        tracing::debug!(number, %error, "another tracker does not know yet");
+                    }
                 }
             });
         }
-        match self.line.call(&request).await? {
+        let reply = self.line.call(&request).await?;
+        self.say_what_changed(group, &said);
+        match reply {
             Reply::Done => Ok(()),
             _ => Err(AgentError::BadAnswer),
+        }
+    }
+
+    /// Has said again what is held otherwise than was just said. Requests overtake each other: who says how
+    /// it was may be heard after who says how it is.
+    pub(super) fn say_what_changed(&self, group: GroupId, said: &[(ContentId, Option<bool>)]) {
+        for (content, said) in said {
+            let key = SwarmKey { group, content: *content };
+            if self.held(key) != *said {
+                self.crier.put(key, Cry::HELD);
+            }
         }
     }
 
@@ -358,8 +381,13 @@ impl Core {
                 let mut said: BTreeMap<GroupId, Vec<(ContentId, bool)>> = BTreeMap::new();
                 let mut wanted: BTreeMap<GroupId, Vec<ContentId>> = BTreeMap::new();
                 for (key, cry) in keys {
-                    // As it is when it is said: what was stopped meanwhile stays unsaid.
-                    let Some(complete) = self.held(key) else { continue };
+                    // As it is when it is said.
+                    let Some(complete) = self.held(key) else {
+                        if cry.announces {
+                            self.withdraw_soon(key);
+                        }
+                        continue;
+                    };
                     if cry.announces {
                         said.entry(key.group).or_default().push((key.content, complete));
                     }

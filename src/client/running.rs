@@ -351,7 +351,7 @@ impl Core {
         self.ended(Ended { transfer, store, result }).await;
     }
 
-    async fn ended(&self, Ended { transfer, store, result }: Ended) {
+    async fn ended(self: &Arc<Self>, Ended { transfer, store, result }: Ended) {
         match result {
             Ok(path) => self.complete(&transfer, &store, &path).await,
             // Paused, or the agent ends: whoever else stopped it has taken it out of the library.

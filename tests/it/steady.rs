@@ -112,8 +112,7 @@ impl Steady {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_download_goes_on_at_its_rate_when_its_tracker_is_killed() {
     let long = env::var("MTQ_STEADY_SECONDS").ok();
-    // Rates and times are for a machine with nothing else to do.
-    let is_alone = long.is_some();
+    let least = if long.is_some() { 0.8 } else { 0.5 };
     let seconds: usize = long.map_or(8, |text| text.parse().expect("a number"));
     let steady = Steady::new(seconds * PACE as usize);
     let mut cluster = Cluster::new(2);
@@ -168,13 +167,13 @@ async fn a_download_goes_on_at_its_rate_when_its_tracker_is_killed() {
     let begun = clock::monotonic();
     let mut samples = vec![(begun.elapsed(), stored())];
     let mut answer = JoinSet::new();
-    let mut killed = false;
+    let mut killed = None;
     while samples.last().is_some_and(|(_, bytes)| *bytes < size) {
         tokio::time::sleep(Duration::from_millis(500)).await;
         samples.push((begun.elapsed(), stored()));
-        if !killed && stored() > size * 2 / 5 {
+        if killed.is_none() && stored() > size * 2 / 5 {
             cluster.kill(0);
-            killed = true;
+            killed = Some(samples.len());
             let (bob, begun) = (bob.clone(), clock::monotonic());
             answer.spawn(async move {
                 let files = bob.list_files(group()).await.expect("answered");
@@ -186,7 +185,7 @@ async fn a_download_goes_on_at_its_rate_when_its_tracker_is_killed() {
     let (files, took) = answer.join_next().await.expect("killed").expect("answered");
     println!("a command was answered {took:?} after the kill");
     assert_eq!(files, 1);
-    assert!(!is_alone || took < Duration::from_secs(2), "it took {took:?}");
+    assert!(took < Duration::from_secs(2), "it took {took:?}");
 
     // Seconds that overlap by half, but for the first and the last.
     let rates = samples.windows(3).map(|window| {
@@ -194,13 +193,16 @@ async fn a_download_goes_on_at_its_rate_when_its_tracker_is_killed() {
         (after - before) as f64 / (*to - *from).as_secs_f64()
     });
     let rates: Vec<_> = rates.collect();
+    // What the machine was kept from before the kill says nothing of it.
+    let after = &rates[killed.expect("killed") - 2..rates.len() - 2];
+    let slowest = after.iter().copied().fold(f64::INFINITY, f64::min);
     let mut rates = rates[1..rates.len() - 2].to_vec();
     let shown: Vec<_> = rates.iter().map(|rate| format!("{:.1}", rate / 1048576.0)).collect();
     println!("MiB/s: {}", shown.join(" "));
     rates.sort_by(f64::total_cmp);
-    let (slowest, median) = (rates[0], rates[rates.len() / 2]);
-    println!("the slowest second had {:.2} of the median", slowest / median);
-    assert!(!is_alone || slowest >= 0.8 * median, "{shown:?}");
+    let median = rates[rates.len() / 2];
+    println!("the slowest second from the kill on had {:.2} of the median", slowest / median);
+    assert!(slowest >= least * median, "{shown:?}");
 
     bob.wait(Some(crate::world::DEADLINE)).await.expect("complete");
     let row = bob.downloads().remove(0);

@@ -127,6 +127,33 @@ fixed_bytes! {
     Blake3Hash, 32
 }
 
+/// What a SHA-1 is after whole blocks: it goes on from there as if it had seen them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sha1State([u32; 5]);
+
+impl Sha1State {
+    /// Bytes in a state.
+    pub const LEN: usize = 20;
+
+    /// One that has seen nothing.
+    pub const FIRST: Self = Self([0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476, 0xc3d2_e1f0]);
+
+    /// Its words, each with its highest byte first.
+    pub fn to_bytes(self) -> [u8; Self::LEN] {
+        let mut all = [0; Self::LEN];
+        for (bytes, word) in all.chunks_exact_mut(4).zip(self.0) {
+            bytes.copy_from_slice(&word.to_be_bytes());
+        }
+        all
+    }
+
+    /// The state with these [bytes](Self::to_bytes).
+    pub fn from_bytes(bytes: [u8; Self::LEN]) -> Self {
+        let (words, _) = bytes.as_chunks();
+        Self(std::array::from_fn(|at| u32::from_be_bytes(words[at])))
+    }
+}
+
 /// SHA-1 of `bytes`.
 pub fn sha1(bytes: &[u8]) -> Sha1Hash {
     Sha1Hash(sha1::Sha1::digest(bytes).into())
@@ -140,7 +167,7 @@ pub fn blake3(bytes: &[u8]) -> Blake3Hash {
 /// SHA-1 of a stream, fed in order.
 #[derive(Clone)]
 pub struct Sha1Hasher {
-    state: [u32; 5],
+    state: Sha1State,
     /// Bytes seen, and those of them that do not fill a block.
     len: u64,
     rest: [u8; BLOCK],
@@ -151,12 +178,25 @@ const BLOCK: usize = 64;
 
 impl Default for Sha1Hasher {
     fn default() -> Self {
-        let state = [0x6745_2301, 0xefcd_ab89, 0x98ba_dcfe, 0x1032_5476, 0xc3d2_e1f0];
-        Self { state, len: 0, rest: [0; BLOCK] }
+        Self::at(Sha1State::FIRST, 0)
     }
 }
 
 impl Sha1Hasher {
+    /// One that has seen `len` bytes, whole blocks, and was in this state then.
+    ///
+    /// # Panics
+    /// When they are not whole blocks.
+    pub fn at(state: Sha1State, len: u64) -> Self {
+        assert!(len.is_multiple_of(BLOCK as u64), "a state is one after whole blocks");
+        Self { state, len, rest: [0; BLOCK] }
+    }
+
+    /// Its state, where it has seen whole blocks.
+    pub fn state(&self) -> Option<Sha1State> {
+        (self.filled() == 0).then_some(self.state)
+    }
+
     /// Adds the next bytes.
     pub fn update(&mut self, mut bytes: &[u8]) {
         let filled = self.filled();
@@ -167,11 +207,11 @@ impl Sha1Hasher {
             if filled + now.len() < BLOCK {
                 return;
             }
-            sha1_multi::compress([&mut self.state], &[self.rest]);
+            sha1_multi::compress([&mut self.state.0], &[self.rest]);
             bytes = later;
         }
         let (blocks, rest) = bytes.as_chunks();
-        sha1_multi::compress([&mut self.state], blocks);
+        sha1_multi::compress([&mut self.state.0], blocks);
         self.rest[..rest.len()].copy_from_slice(rest);
     }
 
@@ -182,11 +222,7 @@ impl Sha1Hasher {
         self.update(&[0x80]);
         self.update(&[0; BLOCK][..zeros]);
         self.update(&bits.to_be_bytes());
-        let mut hash = [0; 20];
-        for (bytes, word) in hash.chunks_exact_mut(4).zip(self.state) {
-            bytes.copy_from_slice(&word.to_be_bytes());
-        }
-        Sha1Hash(hash)
+        Sha1Hash(self.state.to_bytes())
     }
 
     fn filled(&self) -> usize {
@@ -205,7 +241,7 @@ pub fn update_both(first: &mut Sha1Hasher, second: &mut Sha1Hasher, bytes: &[u8]
     let (blocks, rest) = bytes.as_chunks();
     first.update(alone);
     second.update(alone);
-    sha1_multi::compress([&mut first.state, &mut second.state], blocks);
+    sha1_multi::compress([&mut first.state.0, &mut second.state.0], blocks);
     for hasher in [first, second] {
         hasher.len += (bytes.len() - rest.len()) as u64;
         hasher.update(rest);
@@ -218,23 +254,58 @@ pub fn sha1_lanes() -> usize {
     sha1_multi::lanes()
 }
 
-/// The SHA-1 of each; of those as long as the first at once, where the processor can do that.
-pub fn sha1_of_each(all: &[&[u8]]) -> Vec<Sha1Hash> {
-    let mut hashers = vec![Sha1Hasher::default(); all.len()];
+/// The SHA-1 of each; of those as long as the first at once, where the processor can do that, and of these
+/// also the states after every `step` bytes.
+///
+/// # Panics
+/// When `step` is not whole blocks.
+pub fn sha1_of_each(all: &[&[u8]], step: usize) -> Vec<(Sha1Hash, Vec<Sha1State>)> {
+    assert!(step.is_multiple_of(BLOCK), "a state is one after whole blocks");
     let blocks = all.first().map_or(0, |first| first.len() / BLOCK);
-    let alike = || (0..all.len()).filter(|place| all[*place].len() / BLOCK == blocks);
-    let mut states: Vec<_> = alike().map(|place| hashers[place].state).collect();
-    let slices: Vec<_> = alike().map(|place| all[place].as_chunks().0).collect();
-    sha1_multi::compress_each(&mut states, &slices);
-    for (place, state) in alike().zip(states) {
-        (hashers[place].state, hashers[place].len) = (state, (blocks * BLOCK) as u64);
+    let alike: Vec<_> = (0..all.len()).filter(|at| all[*at].len() / BLOCK == blocks).collect();
+    let mut states = vec![Sha1State::FIRST.0; alike.len()];
+    let mut marks = vec![Vec::new(); all.len()];
+    for begin in (0..blocks).step_by(step / BLOCK) {
+        let end = blocks.min(begin + step / BLOCK);
+        let slices: Vec<_> = alike.iter().map(|at| &all[*at].as_chunks().0[begin..end]).collect();
+        sha1_multi::compress_each(&mut states, &slices);
+        if (end * BLOCK).is_multiple_of(step) {
+            alike.iter().zip(&states).for_each(|(at, state)| marks[*at].push(Sha1State(*state)));
+        }
+    }
+    let mut hashers = vec![Sha1Hasher::default(); all.len()];
+    for (at, state) in alike.into_iter().zip(states) {
+        hashers[at] = Sha1Hasher::at(Sha1State(state), (blocks * BLOCK) as u64);
     }
     let finished = hashers.into_iter().zip(all).map(|(mut hasher, bytes)| {
         // Fits: no more than the bytes there are.
         hasher.update(&bytes[hasher.len as usize..]);
         hasher.finish()
     });
-    finished.collect()
+    finished.zip(marks).collect()
+}
+
+/// Takes each pair of states over bytes of its own, whole blocks and as many for each.
+///
+/// # Panics
+/// When they are not.
+pub fn advance_pairs<const N: usize>(pairs: &mut [[Sha1State; 2]; N], bytes: [&[u8]; N]) {
+    let blocks = bytes.map(|bytes| match bytes.as_chunks() {
+        (blocks, []) => blocks,
+        _ => panic!("a state is one after whole blocks"),
+    });
+    if sha1_lanes() > 1 {
+        let mut states: Vec<_> = pairs.iter().flatten().map(|state| state.0).collect();
+        let slices: Vec<_> = blocks.iter().flat_map(|blocks| [*blocks; 2]).collect();
+        sha1_multi::compress_each(&mut states, &slices);
+        for (old, new) in pairs.iter_mut().flatten().zip(states) {
+            *old = Sha1State(new);
+        }
+    } else {
+        for ([first, second], blocks) in pairs.iter_mut().zip(blocks) {
+            sha1_multi::compress([&mut first.0, &mut second.0], blocks);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -300,8 +371,48 @@ mod tests {
                 };
                 let all: Vec<&[u8]> =
                     (0..count).map(|place| &bytes[place..place + len_of(place)]).collect();
-                let each: Vec<Sha1Hash> = all.iter().map(|bytes| sha1(bytes)).collect();
-                assert_eq!(sha1_of_each(&all), each, "{count} of {len}");
+                for (place, (hash, states)) in sha1_of_each(&all, 128).into_iter().enumerate() {
+                    assert_eq!(hash, sha1(all[place]), "{place} of {count} of {len}");
+                    if all[place].len() / BLOCK == len / BLOCK {
+                        assert_eq!(states.len(), len / 128);
+                    }
+                    for (at, state) in states.into_iter().enumerate() {
+                        let seen = 128 * (at + 1);
+                        let mut rest = Sha1Hasher::at(state, seen as u64);
+                        rest.update(&all[place][seen..]);
+                        assert_eq!(rest.finish(), hash, "from {seen}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_state_is_its_bytes_and_there_is_none_within_a_block() {
+        let mut hasher = Sha1Hasher::default();
+        assert_eq!(hasher.state(), Some(Sha1State::FIRST));
+        hasher.update(&[7; 64]);
+        let state = hasher.state().expect("one block");
+        assert_eq!(Sha1State::from_bytes(state.to_bytes()), state);
+        assert_eq!(
+            &Sha1State::FIRST.to_bytes()[..8],
+            hex::decode("67452301efcdab89").expect("hex")
+        );
+        hasher.update(&[7]);
+        assert_eq!(hasher.state(), None);
+    }
+
+    #[test]
+    fn pairs_go_on_as_each_state_alone() {
+        let bytes: Vec<u8> = (0..2_000u32).map(|i| (i ^ (i >> 3)) as u8).collect();
+        let mut pairs = [[Sha1State([1; 5]), Sha1State([2; 5])]; 5];
+        let parts: [&[u8]; 5] = std::array::from_fn(|at| &bytes[at * 11..][..640]);
+        advance_pairs(&mut pairs, parts);
+        for (pair, part) in pairs.into_iter().zip(parts) {
+            for (state, first) in pair.into_iter().zip([1, 2]) {
+                let mut alone = Sha1Hasher::at(Sha1State([first; 5]), 64);
+                alone.update(part);
+                assert_eq!(alone.state(), Some(state));
             }
         }
     }

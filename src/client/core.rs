@@ -30,6 +30,7 @@ use crate::name::{GroupName, UserName};
 use crate::peer_id::PeerId;
 use crate::roster::RosterBook;
 use crate::swarm::hub::Hub;
+use crate::swarm::midstate_files::MidstateFiles;
 use crate::swarm::rates::RateLimits;
 use crate::swarm::registry::Registry;
 use crate::swarm::session::SwarmKey;
@@ -134,7 +135,9 @@ impl Core {
         if ignored {
             tracing::warn!("what was kept of the trackers is of another network; it is left aside");
         }
-        let registry = Arc::new(Registry::new(Trust::default(), config.limits));
+        let midstates = MidstateFiles::new(config.data_dir.join(data_dir::MIDSTATES));
+        let registry = Registry::new(Trust::default(), config.limits).with_midstates(midstates);
+        let registry = Arc::new(registry);
         registry.set_trackers(book.peer_ids(), book.retired());
         let hub = Hub::start(endpoint.clone(), registry.clone());
         let (events, queue) = mpsc::channel(limits::PUSH_QUEUE);

@@ -23,6 +23,7 @@ use crate::manifest::Manifest;
 use crate::swarm::download::{Download, DownloadError, Report};
 use crate::swarm::hashing;
 use crate::swarm::meter::Meter;
+use crate::swarm::midstate_files::MidstateFiles;
 use crate::swarm::session::{Swarm, SwarmKey};
 use crate::swarm::stamp::Stamp;
 use crate::swarm::storage::{PieceStore, StorageError, part_path};
@@ -206,15 +207,16 @@ impl Core {
         let begun = clock::monotonic();
         loop {
             let (manifest, to, note) = (manifest.clone(), to.clone(), note.clone());
+            let files = self.registry.midstates().clone();
             let path = part_path(&to.directory, manifest.content_id());
             let place = path.clone();
             let opened = tokio::task::spawn_blocking(move || {
                 let is_there = path.symlink_metadata().is_ok();
                 let whole = match (is_there, anew) {
                     (true, false) => None,
-                    (true, true) => find_whole(&manifest, &to, 0, &note),
+                    (true, true) => find_whole(&manifest, &to, 0, (&files, &note)),
                     // Perhaps it got its name, and the machine stopped before that was kept.
-                    (false, _) => find_whole(&manifest, &to, NUMBERED, &note),
+                    (false, _) => find_whole(&manifest, &to, NUMBERED, (&files, &note)),
                 };
                 if let Some(store) = whole {
                     return Ok(Found::Whole(Arc::new(store)));
@@ -589,7 +591,7 @@ pub(super) fn find_whole(
     manifest: &Arc<Manifest>,
     to: &Destination,
     numbered: u32,
-    note: &Note,
+    (files, note): (&MidstateFiles, &Note),
 ) -> Option<PieceStore> {
     let names = (1..=numbered).map(|number| to.name.numbered(number));
     for name in std::iter::once(to.name.as_str().to_owned()).chain(names) {
@@ -599,8 +601,10 @@ pub(super) fn find_whole(
         if !metadata.is_file() || metadata.len() != manifest.layout().size() {
             continue;
         }
-        match hashing::hash_file(&path, &|done| note.done(done)) {
+        let new = files.begin();
+        match hashing::hash_and_mark(&path, new.as_ref(), &|done| note.done(done)) {
             Ok((found, stamp)) if found.content_id() == manifest.content_id() => {
+                new.into_iter().for_each(|new| new.keep(manifest.content_id()));
                 return Some(PieceStore::whole(manifest.clone(), path, stamp));
             }
             _ => {}

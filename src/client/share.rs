@@ -22,6 +22,7 @@ use crate::manifest::{ContentId, Manifest};
 use crate::metainfo::Metainfo;
 use crate::name::{FileName, GroupName, Selector, UserName};
 use crate::swarm::hashing;
+use crate::swarm::midstate_files::NewMidstates;
 use crate::swarm::session::{Swarm, SwarmKey};
 use crate::swarm::stamp::Stamp;
 use crate::swarm::storage::PieceStore;
@@ -45,6 +46,14 @@ pub(super) struct Serving {
     pub(super) shared: bool,
 }
 
+/// A file that was hashed to be shared.
+struct Hashed {
+    meta: Metainfo,
+    path: PathBuf,
+    stamp: Stamp,
+    midstates: Option<NewMidstates>,
+}
+
 impl Agent {
     /// Hashes a file, writes its metafile, lists it in a group and serves it, also after a restart.
     /// How far hashing is, [`Agent::looking`] says; it ends when this is dropped. Only a metafile
@@ -61,10 +70,10 @@ impl Agent {
     ) -> Result<Shared, AgentError> {
         // A refusal comes before an hour of hashing, not after.
         let id = self.core.ticket(&group).await?;
-        let (meta, path, stamp) = self.hashed(path, group, name).await?;
+        let hashed = self.hashed(path, group, name).await?;
         // Listed and not served, or half written, it helps nobody.
         let agent = self.clone();
-        let publishing = async move { agent.publish(id, meta, path, stamp, metafile).await };
+        let publishing = async move { agent.publish(id, hashed, metafile).await };
         self.core.to_the_end(publishing).await
     }
 
@@ -85,7 +94,7 @@ impl Agent {
         let mut all: Vec<_> = paths.iter().map(|_| None).collect();
         for (number, path) in paths.iter().enumerate() {
             let turn = turns.clone().acquire_owned().await;
-            let (meta, path, stamp) = match self.hashed(path, group.clone(), None).await {
+            let hashed = match self.hashed(path, group.clone(), None).await {
                 Ok(hashed) => hashed,
                 Err(error) => {
                     all[number] = Some(Err(error));
@@ -93,7 +102,7 @@ impl Agent {
                 }
             };
             let (agent, to) = (self.clone(), metafile.clone());
-            let publishing = async move { agent.publish(id, meta, path, stamp, to).await };
+            let publishing = async move { agent.publish(id, hashed, to).await };
             let core = self.core.clone();
             listing.spawn(async move {
                 let shared = core.to_the_end(publishing).await;
@@ -114,7 +123,7 @@ impl Agent {
         path: &Path,
         group: GroupName,
         name: Option<FileName>,
-    ) -> Result<(Metainfo, PathBuf, Stamp), AgentError> {
+    ) -> Result<Hashed, AgentError> {
         let (given, error_path) = (path.to_owned(), path.to_owned());
         let found = move || Ok((given.canonicalize()?, fs::metadata(&given)?.len()));
         let file_error = |error| AgentError::File { path: error_path, error };
@@ -132,19 +141,17 @@ impl Agent {
             done_bytes: 0,
             size,
         });
-        let (manifest, stamp) = self.hash(&path, look.note()).await?;
+        let (manifest, stamp, midstates) = self.hash(&path, look.note()).await?;
         drop(look);
         let trackers = self.core.line.places().into_iter().map(|(_, link)| link).collect();
-        Ok((Metainfo { trackers, group, name, manifest }, path, stamp))
+        Ok(Hashed { meta: Metainfo { trackers, group, name, manifest }, path, stamp, midstates })
     }
 
     /// Lists a file that was hashed, and serves it.
     async fn publish(
         &self,
         id: GroupId,
-        meta: Metainfo,
-        path: PathBuf,
-        stamp: Stamp,
+        Hashed { meta, path, stamp, midstates }: Hashed,
         to: MetafileTo,
     ) -> Result<Shared, AgentError> {
         let metafile = to.path(&path, &meta.name);
@@ -178,6 +185,9 @@ impl Agent {
             shared: true,
         };
         self.serve(key, serving)?;
+        if let Some(midstates) = midstates {
+            blocking(move || midstates.keep(key.content)).await;
+        }
         if let Some(not_kept) = self.not_kept().await {
             warning =
                 Some(warning.map_or(not_kept.clone(), |other| format!("{other}; {not_kept}")));
@@ -197,10 +207,17 @@ impl Agent {
         Some(format!("this cannot be kept and will not come back after a restart: {message}"))
     }
 
-    async fn hash(&self, path: &Path, note: Note) -> Result<(Manifest, Stamp), AgentError> {
+    async fn hash(
+        &self,
+        path: &Path,
+        note: Note,
+    ) -> Result<(Manifest, Stamp, Option<NewMidstates>), AgentError> {
         let (owned, stop) = (path.to_owned(), self.core.stop.clone());
+        let files = self.core.registry.midstates().clone();
         let hashed = blocking(move || {
-            hashing::hash_file(&owned, &|done| note.done(done) && !stop.is_cancelled())
+            let (goes_on, new) = (|done| note.done(done) && !stop.is_cancelled(), files.begin());
+            let (manifest, stamp) = hashing::hash_and_mark(&owned, new.as_ref(), &goes_on)?;
+            Ok((manifest, stamp, new))
         });
         hashed.await.map_err(|error| AgentError::Hash { path: path.to_owned(), error })
     }
@@ -274,17 +291,21 @@ impl Agent {
     /// Takes an entry out of the library, also over restarts: peers are told that we go, and what
     /// they are asked for, or ask for, is theirs again at once.
     async fn drop_entry(&self, key: SwarmKey) {
-        let entry = {
+        let (entry, is_last) = {
             let mut library = self.core.library();
             let entry = library.remove(key);
             self.core.save_of(&library, &[key]);
-            entry
+            (entry, library.iter().all(|(other, _)| other.content != key.content))
         };
         self.core.registry.remove_swarm(key, ErrorCode::GoingAway);
         self.core.changed.notify_waiters();
         if let Some(Entry { group, name, transfer, .. }) = entry {
             self.core.until_let_go(Vec::from_iter(transfer)).await;
             self.core.notify(Notice::Stopped { group, name });
+        }
+        if is_last {
+            let midstates = self.core.registry.midstates().clone();
+            blocking(move || midstates.remove(key.content)).await;
         }
         // Where it cannot be written, a notice says so.
         let _ = self.core.keeper.written().await;

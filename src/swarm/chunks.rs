@@ -62,6 +62,12 @@ impl Chunks {
         self.len == 0
     }
 
+    /// All bytes, where they are in one part.
+    pub fn joined(&self) -> Option<&[u8]> {
+        let mut parts = self.parts();
+        parts.next().filter(|_| parts.next().is_none())
+    }
+
     /// The parts, in order; none of them is empty.
     pub fn parts(&self) -> impl Iterator<Item = &[u8]> + Clone {
         let loose = (!self.loose.is_empty()).then_some(&self.loose[..]);

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use super::buffers::Buffers;
 pub use super::intake::Parcel;
 use super::intake::{Intake, Task};
+use super::midstate_files::MidstateFiles;
 use super::running_sha1::FalsePiece;
 use super::storage::{PieceStore, Recovered, StorageError, WriteError, Written};
 use crate::clock;
@@ -99,6 +100,8 @@ struct Works {
     intake: Mutex<Intake>,
     /// Where the bytes of pieces are brought together.
     buffers: Buffers,
+    /// Where the midstates are kept that were proven.
+    midstates: MidstateFiles,
     done: mpsc::Sender<Done>,
     runtime: Handle,
 }
@@ -166,12 +169,21 @@ impl Works {
 
     fn write(self: &Arc<Self>, mut parcel: Parcel) {
         let piece = parcel.piece;
-        let result = self.store.write_piece(piece, &parcel.chunks, |written| {
+        let midstates = parcel.midstates.take();
+        if midstates.is_some() {
+            parcel.chunks.gather(&self.buffers);
+        }
+        let bytes = (&parcel.chunks, midstates.as_deref());
+        let result = self.store.write_piece(piece, bytes, |written| {
             self.intake().verified(piece, written);
             self.begin();
         });
         let done = match result {
             Ok(written) => {
+                if let (Written::Proven(_), Some(midstates)) = (written, midstates) {
+                    let content = self.store.manifest().content_id();
+                    self.midstates.put(content, piece, &midstates);
+                }
                 let mut chunks = std::mem::take(&mut parcel.chunks);
                 let unseen = (written == Written::Apart).then(|| {
                     chunks.gather(&self.buffers);
@@ -189,6 +201,7 @@ impl Works {
                 Done::False(FalsePiece(piece))
             }
             Err(WriteError::Storage(error)) => {
+                parcel.midstates = midstates;
                 parcel.chunks.gather(&self.buffers);
                 self.intake().failed(parcel);
                 Done::NotWritten(error)
@@ -220,13 +233,14 @@ impl Depot {
         store: Arc<PieceStore>,
         directory: PathBuf,
         name: FileName,
-        buffers: Buffers,
+        (buffers, midstates): (Buffers, MidstateFiles),
         stop: CancellationToken,
     ) -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let intake = Mutex::new(Intake::new(store.next_to_hash(), cores));
         let (sender, done) = mpsc::channel(OUTCOMES);
-        let works = Works { store, intake, buffers, done: sender, runtime: Handle::current() };
+        let runtime = Handle::current();
+        let works = Works { store, intake, buffers, midstates, done: sender, runtime };
         Self {
             works: Arc::new(works),
             done,
@@ -295,7 +309,9 @@ impl Depot {
             (self.directory.clone(), self.name.clone(), self.stop.clone());
         self.works.run(move |works| {
             let goes_on = || !stop.is_cancelled();
-            works.tell(Done::Finished(works.store.finish(&directory, &name, &goes_on)));
+            let finished = works.store.finish(&directory, &name, &goes_on);
+            works.midstates.forget(works.store.manifest().content_id(), &works.store.astray());
+            works.tell(Done::Finished(finished));
         });
     }
 

@@ -121,8 +121,8 @@ impl Download {
         let scheduler = Scheduler::new(layout, &have, outcasts, self.seed);
         let now = clock::monotonic();
         let (directory, name) = (self.directory.clone(), self.name.clone());
-        let buffers = self.registry.buffers().clone();
-        let depot = Depot::new(self.store.clone(), directory, name, buffers, self.stop.clone());
+        let shared = (self.registry.buffers().clone(), self.registry.midstates().clone());
+        let depot = Depot::new(self.store.clone(), directory, name, shared, self.stop.clone());
         let untold = Untold::new(self.registry.clone(), self.swarms.clone());
         let mut driver = Driver {
             seat: self.registry.budget().join(),
@@ -310,8 +310,8 @@ impl Driver {
         self.count_of(from, |source| {
             source.received_bytes += bytes;
             match &fetched {
-                Fetched::Bytes(_) if late => source.wasted.late += bytes,
-                Fetched::Bytes(_) => {}
+                Fetched::Bytes(..) if late => source.wasted.late += bytes,
+                Fetched::Bytes(..) => {}
                 Fetched::Refused(_) => source.requests.refused += 1,
                 Fetched::Broken => {
                     source.wasted.broken += bytes;
@@ -324,11 +324,12 @@ impl Driver {
             }
         });
         match fetched {
-            Fetched::Bytes(chunks) => {
+            Fetched::Bytes(chunks, midstates) => {
                 let rtt = session.connection.rtt();
                 self.step(Event::Received { peer: key, piece, rtt });
                 if !late {
-                    self.depot.take(Parcel { peer: key, from, user, piece, chunks });
+                    let parcel = Parcel { peer: key, from, user, piece, chunks, midstates };
+                    self.depot.take(parcel);
                 }
             }
             Fetched::Refused(nack) => self.refused(key, piece, nack),

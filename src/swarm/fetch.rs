@@ -13,6 +13,7 @@ use super::buffers::Buffers;
 use super::chunks::Chunks;
 use super::event::PeerKey;
 use super::message::{Encoding, Nack, PieceHeader, PieceRequest};
+use super::midstates::Midstates;
 use super::session::{Session, SwarmKey};
 use crate::clock;
 use crate::error_code::ErrorCode;
@@ -31,8 +32,8 @@ pub type Came = (PeerKey, PieceIndex, u32);
 /// What became of one request.
 #[derive(Debug)]
 pub enum Fetched {
-    /// The bytes, not verified.
-    Bytes(Chunks),
+    /// The bytes, not verified, and what was said with them of their SHA-1s.
+    Bytes(Chunks, Option<Box<Midstates>>),
     /// The peer will not serve it.
     Refused(Nack),
     /// The stream broke; nothing is known of the peer.
@@ -89,12 +90,15 @@ impl Fetch {
         let request = PieceRequest { swarm, piece: self.piece.get() };
         let mut recv = StopOnDrop(self.session.connection.ask(&request).await?);
         let mut queued = false;
-        let promised = loop {
+        let (promised, midstates) = loop {
             match read_frame(&mut recv.0, MAX_FRAME_LEN).await? {
                 PieceHeader::Queued if !queued => queued = true,
                 PieceHeader::Queued => return Ok(Fetched::Misbehaved),
                 PieceHeader::Nack(nack) => return Ok(Fetched::Refused(nack)),
-                PieceHeader::Data { encoding: Encoding::Identity, len } => break len,
+                PieceHeader::Data { encoding: Encoding::Identity, len } => break (len, None),
+                PieceHeader::Proven { encoding: Encoding::Identity, len, midstates } => {
+                    break (len, Some(midstates));
+                }
             }
         };
         if promised != self.len {
@@ -117,7 +121,7 @@ impl Fetch {
             }
         }
         Ok(if chunks.len() == self.len as usize {
-            Fetched::Bytes(chunks)
+            Fetched::Bytes(chunks, midstates)
         } else {
             Fetched::Misbehaved
         })

@@ -4,6 +4,7 @@
 //! it was, unless the manifest is false, and it can be tried again once the cause is gone.
 
 use std::io;
+use std::iter::once;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
@@ -12,11 +13,12 @@ use std::thread;
 use super::buffers::{Buffer, Buffers};
 use super::claims::Settling;
 use super::filling::Filling;
+use super::running_sha1::RunningSha1;
 use super::storage::{PieceStore, Place};
 use super::storage_error::StorageError;
 use crate::hash::Sha1Hash;
 use crate::name::FileName;
-use crate::piece::{PieceIndex, PieceLayout};
+use crate::piece::PieceIndex;
 
 /// Pieces read ahead of the SHA-1.
 const READ_AHEAD: usize = 4;
@@ -145,48 +147,80 @@ impl PieceStore {
         if let Some(value) = sha1.value() {
             return Ok(value);
         }
-        let rest = sha1.next().map_or(0, PieceIndex::get);
+        let (rest, buffers): (Vec<_>, _) = (sha1.unseen().collect(), Buffers::default());
         let path = filling.part().path();
         let mut count = 0;
-        thread::scope(|scope| {
+        thread::scope(|scope| -> Result<(), StorageError> {
             let (ahead, read) = sync_channel(READ_AHEAD);
-            scope.spawn(move || read_from(filling, self.manifest().layout(), rest, &ahead));
-            for (piece, result) in read {
-                if !go_on() {
-                    return Err(StorageError::io(path, 0)(io::Error::other("stopped")));
-                }
-                self.lock().still(filling)?;
-                let is_right = match result {
-                    // After a bad piece the rest is still looked at, to find all that are.
-                    Ok(Some(buffer)) => self.feed_back(&mut sha1, piece, buffer.as_ref())?,
-                    Ok(None) => false,
-                    Err(error) => {
-                        self.lock().unreadable.insert(piece);
-                        return Err(StorageError::io(path, 0)(error));
+            let reader = buffers.clone();
+            scope.spawn(move || read_each(filling, rest, &reader, &ahead));
+            let look_at = |sha1: &mut RunningSha1, read: Read| {
+                let is_right = go_on().then(|| self.take_back(filling, sha1, read));
+                is_right.unwrap_or_else(|| Err(StorageError::io(path, 0)(stopped())))
+            };
+            for read in read.into_iter().map(Some).chain(once(None)) {
+                // After a bad piece the rest is still looked at, to find all that are.
+                while count == 0
+                    && let Some(skipped) = sha1.next()
+                {
+                    if read.as_ref().is_some_and(|(piece, _)| *piece <= skipped) {
+                        break;
                     }
-                };
-                if !is_right {
-                    count += 1;
-                    self.lose(filling, piece);
+                    // Something was said of it that is not so.
+                    let again = (skipped, filling.read(skipped, &buffers));
+                    count += u32::from(!look_at(&mut sha1, again)?);
+                }
+                if let Some(read) = read {
+                    count += u32::from(!look_at(&mut sha1, read)?);
                 }
             }
             Ok(())
         })?;
         sha1.value().ok_or_else(|| StorageError::Incomplete { path: path.to_owned(), count })
     }
+
+    /// Feeds the SHA-1 a piece that was read; whether it is still the piece.
+    fn take_back(
+        &self,
+        filling: &Arc<Filling>,
+        sha1: &mut RunningSha1,
+        (piece, result): Read,
+    ) -> Result<bool, StorageError> {
+        self.lock().still(filling)?;
+        let is_right = match result {
+            Ok(Some(buffer)) => self.feed_back(sha1, piece, buffer.as_ref())?,
+            Ok(None) => false,
+            Err(error) => {
+                self.lock().unreadable.insert(piece);
+                return Err(StorageError::io(filling.part().path(), 0)(error));
+            }
+        };
+        if !is_right {
+            self.lose(filling, piece);
+        }
+        Ok(is_right)
+    }
 }
 
 /// A piece that was read, with its bytes if they are there.
 type Read = (PieceIndex, io::Result<Option<Buffer>>);
 
-/// Reads the pieces from this one on, until one cannot be read or nobody wants them.
-fn read_from(filling: &Filling, layout: PieceLayout, first: u32, ahead: &SyncSender<Read>) {
-    let buffers = Buffers::default();
-    for piece in (first..).map_while(|index| layout.piece(index)) {
-        let read = filling.read(piece, &buffers);
+/// Reads these pieces, until one cannot be read or nobody wants them.
+fn read_each(
+    filling: &Filling,
+    pieces: Vec<PieceIndex>,
+    buffers: &Buffers,
+    ahead: &SyncSender<Read>,
+) {
+    for piece in pieces {
+        let read = filling.read(piece, buffers);
         let failed = read.is_err();
         if ahead.send((piece, read)).is_err() || failed {
             return;
         }
     }
+}
+
+fn stopped() -> io::Error {
+    io::Error::other("stopped")
 }

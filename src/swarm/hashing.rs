@@ -15,9 +15,11 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use super::disk::Disk;
+use super::midstate_files::NewMidstates;
+use super::midstates::{Midstates, PART_LEN, PARTS};
 pub use super::stamp::Stamp;
 use crate::bitfield::Bitfield;
-use crate::hash::{self, Sha1Hash, Sha1Hasher};
+use crate::hash::{self, Sha1Hash, Sha1Hasher, Sha1State};
 use crate::limits::PIECE_LEN;
 use crate::manifest::{Manifest, ManifestError, PieceHashes};
 use crate::piece::{PieceIndex, PieceLayout, TooLarge};
@@ -55,6 +57,18 @@ pub fn hash_file(
     path: &Path,
     progress: &dyn Fn(u64) -> bool,
 ) -> Result<(Manifest, Stamp), HashError> {
+    hash_and_mark(path, None, progress)
+}
+
+/// The same, and puts the midstates of the pieces where they may be kept.
+///
+/// # Errors
+/// [`HashError`].
+pub fn hash_and_mark(
+    path: &Path,
+    midstates_to: Option<&NewMidstates>,
+    progress: &dyn Fn(u64) -> bool,
+) -> Result<(Manifest, Stamp), HashError> {
     // Looked at before it is opened: opening a pipe would wait for its writer.
     if !std::fs::metadata(path)?.is_file() {
         return Err(HashError::NotAFile);
@@ -63,7 +77,12 @@ pub fn hash_file(
     let metadata = file.metadata()?;
     let stamp = Stamp::of(&metadata);
     let layout = PieceLayout::new(metadata.len())?;
-    let hash = |_: PieceIndex, _: &[u8], hashes| hashes;
+    let hash = |piece: PieceIndex, _: &[u8], Hashed { hashes, midstates }: Hashed| {
+        if let Some((to, midstates)) = midstates_to.zip(midstates) {
+            to.put(piece, &midstates);
+        }
+        hashes
+    };
     let whole = AtomicBool::new(true);
     let (sha1, pieces) =
         each_piece(&mut file, layout, layout.piece_count(), &whole, &hash, progress)?;
@@ -77,11 +96,27 @@ pub fn hash_file(
 
 type Work = (PieceIndex, Vec<u8>);
 
-/// A piece that was read, and its SHA-1 where that was taken already.
-type Taken = (Work, Option<Sha1Hash>);
+/// A SHA-1, and its states on the way.
+type Marked = (Sha1Hash, Vec<Sha1State>);
+
+/// A piece that was read.
+struct Taken {
+    work: Work,
+    /// The states of the file's SHA-1 before each part of it.
+    file: Vec<Sha1State>,
+    /// Its own, where that was taken already.
+    own: Option<Marked>,
+}
+
+/// What a piece was hashed to.
+pub(super) struct Hashed {
+    pub(super) hashes: PieceHashes,
+    /// Of a piece of the full length, where the whole file was gone over so far.
+    pub(super) midstates: Option<Midstates>,
+}
 
 /// What is done with a piece, its bytes and their hashes.
-pub(super) type Task<'a, T> = &'a (dyn Fn(PieceIndex, &[u8], PieceHashes) -> T + Sync);
+pub(super) type Task<'a, T> = &'a (dyn Fn(PieceIndex, &[u8], Hashed) -> T + Sync);
 
 /// Reads the first `count` pieces in order, hashes them and does `task` with each, on all cores: what came
 /// of it, in order, and the SHA-1 of their bytes. That is worth something only as long as `whole` says so,
@@ -162,19 +197,26 @@ fn take_in(
             io::ErrorKind::UnexpectedEof => HashError::Changed,
             _ => HashError::Io(error),
         })?;
-        let mut alone = None;
+        let mut file = Vec::new();
+        let mut own = None;
         if whole.load(Ordering::Relaxed) {
-            if queued.load(Ordering::Relaxed) > behind {
-                let mut of_piece = Sha1Hasher::default();
-                hash::update_both(&mut of_piece, &mut sha1, &buffer);
-                alone = Some(of_piece.finish());
-            } else {
-                sha1.update(&buffer);
+            let is_behind = queued.load(Ordering::Relaxed) > behind;
+            let (mut of_piece, mut marks) = (Sha1Hasher::default(), Vec::new());
+            for part in buffer.chunks(PART_LEN) {
+                file.extend(sha1.state());
+                if is_behind {
+                    hash::update_both(&mut of_piece, &mut sha1, part);
+                    marks.extend(of_piece.state());
+                } else {
+                    sha1.update(part);
+                }
             }
+            own = is_behind.then(|| (of_piece.finish(), marks));
         }
         let done = layout.offset(piece) + u64::from(layout.len(piece));
         queued.fetch_add(1, Ordering::Relaxed);
-        work.send(((piece, buffer), alone)).map_err(|_| HashError::Stopped)?;
+        let taken = Taken { work: (piece, buffer), file, own };
+        work.send(taken).map_err(|_| HashError::Stopped)?;
         if !progress(done) {
             return Err(HashError::Stopped);
         }
@@ -200,15 +242,19 @@ fn work_off<T>(
         queued.fetch_sub(batch.len(), Ordering::Relaxed);
         let left: Vec<&[u8]> = batch
             .iter()
-            .filter(|(_, sha1)| sha1.is_none())
-            .map(|((_, bytes), _)| &bytes[..])
+            .filter(|taken| taken.own.is_none())
+            .map(|taken| &taken.work.1[..])
             .collect();
-        let mut taken = hash::sha1_of_each(&left).into_iter();
-        for ((piece, buffer), sha1) in batch {
-            let sha1 =
-                sha1.or_else(|| taken.next()).expect("invariant: one for each that had none");
+        let mut taken = hash::sha1_of_each(&left, PART_LEN).into_iter();
+        for Taken { work: (piece, buffer), file, own } in batch {
+            let own = own.or_else(|| taken.next());
+            let (sha1, marks) = own.expect("invariant: one for each that had none");
             let blake3 = PieceHashes::blake3_of(layout, piece, &buffer);
-            results.push((piece, task(piece, &buffer, PieceHashes { sha1, blake3 })));
+            let hashes = PieceHashes { sha1, blake3 };
+            let is_full = buffer.len() == PIECE_LEN as usize;
+            let own = marks.get(..PARTS - 1).filter(|_| is_full);
+            let midstates = own.and_then(|own| Midstates::new(own, &file));
+            results.push((piece, task(piece, &buffer, Hashed { hashes, midstates })));
             // The reader may have stopped; then nobody needs the buffer.
             let _ = give_back.send(buffer);
         }
@@ -332,12 +378,15 @@ pub fn read_whole(
 mod tests {
     use super::*;
     use crate::manifest::testing::manifest_of;
+    use crate::swarm::midstate_files::MidstateFiles;
+    use crate::swarm::midstates::midstates_of;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     #[test]
     fn agrees_with_hashing_in_memory_and_reports_every_byte() {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("file");
+        let files = MidstateFiles::new(dir.path().join("midstates"));
         let p = PIECE_LEN as usize;
         for len in [0, 1, p - 1, p, p + 1, 9 * p + 77, 40 * p] {
             let content: Vec<u8> = (0..len).map(|i| (i ^ (i >> 11)) as u8).collect();
@@ -347,8 +396,15 @@ mod tests {
                 last.store(done, Ordering::Relaxed);
                 true
             };
-            let (manifest, _) = hash_file(&path, &note).expect("hashed");
+            let new = files.begin().expect("made");
+            let (manifest, _) = hash_and_mark(&path, Some(&new), &note).expect("hashed");
+            new.keep(manifest.content_id());
             assert_eq!(manifest, manifest_of(&content), "{len}");
+            let midstates = midstates_of(&content);
+            for piece in manifest.layout().pieces() {
+                let expected = midstates.get(piece.get() as usize).copied();
+                assert_eq!(files.get(manifest.content_id(), piece), expected, "{piece} of {len}");
+            }
             assert_eq!(last.into_inner(), len as u64);
             let file = File::open(&path).expect("opens");
             assert_eq!(sha1_of(&file, &|| true).expect("read"), manifest.head().sha1());

@@ -13,7 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::control;
-use super::message::{Control, PeerHello};
+use super::message::{Control, PeerHello, TAKES_MIDSTATES};
 use super::rate::Bucket;
 use super::registry::{Admission, Registry, tell_download};
 use super::session::{News, Outgoing, Session, SwarmKey};
@@ -275,7 +275,7 @@ async fn run_session(shared: Arc<Shared>, connection: Connection, begun: Begun) 
         () = crowded_out => return connection.close(ErrorCode::LimitReached),
         greeted = tokio::time::timeout(limits::FIRST_FRAME_DEADLINE, greet(&connection)) => greeted,
     };
-    let (mut writer, mut reader) = match greeted.unwrap_or(Err(FrameError::TimedOut)) {
+    let (mut writer, mut reader, said) = match greeted.unwrap_or(Err(FrameError::TimedOut)) {
         Ok(streams) => streams,
         Err(error) => {
             tracing::debug!(%peer, %error, "no proper hello");
@@ -285,7 +285,7 @@ async fn run_session(shared: Arc<Shared>, connection: Connection, begun: Begun) 
     };
     let (control, mut queue) = mpsc::channel(limits::CONTROL_QUEUE);
     let number = shared.next_session.fetch_add(1, Ordering::Relaxed);
-    let session = Arc::new(Session::new(number, connection.clone(), control));
+    let session = Arc::new(Session::new(number, connection.clone(), &said, control));
     let me = shared.endpoint.identity().peer_id();
     match shared.registry.add_session(me, &session) {
         Admission::Stays { instead_of } => {
@@ -389,14 +389,15 @@ async fn run_session(shared: Arc<Shared>, connection: Connection, begun: Begun) 
 }
 
 /// Exchanges hellos.
-async fn greet(connection: &Connection) -> Result<(SendStream, RecvStream), FrameError> {
+async fn greet(connection: &Connection) -> Result<(SendStream, RecvStream, PeerHello), FrameError> {
     let mut writer = connection.open_control().await?;
-    let hello = PeerHello { features: 0, agent: crate::AGENT.to_owned(), extensions: Vec::new() };
-    write_frame(&mut writer, &hello).await?;
+    let agent = crate::AGENT.to_owned();
+    let ours = PeerHello { features: TAKES_MIDSTATES, agent, extensions: Vec::new() };
+    write_frame(&mut writer, &ours).await?;
     let mut reader = connection.accept_control().await?;
     let theirs: PeerHello = read_frame(&mut reader, limits::MAX_HELLO_LEN).await?;
     if !hello::is_bounded(&theirs.agent, &theirs.extensions) {
         return Err(crate::wire::DecodeError::Malformed.into());
     }
-    Ok((writer, reader))
+    Ok((writer, reader, theirs))
 }

@@ -7,6 +7,7 @@
 use super::ahead::Ahead;
 use super::chunks::Chunks;
 use super::event::PeerKey;
+use super::midstates::Midstates;
 use super::storage::Written;
 use crate::name::UserName;
 use crate::peer_id::PeerId;
@@ -39,6 +40,8 @@ pub struct Parcel {
     pub piece: PieceIndex,
     /// Its bytes, not verified.
     pub chunks: Chunks,
+    /// What was said with them of its SHA-1s.
+    pub midstates: Option<Box<Midstates>>,
 }
 
 /// Something to be done.
@@ -112,17 +115,21 @@ impl Intake {
         }
         let is_full =
             self.verifying >= self.verifiers || self.under_way >= self.verifiers + WRITERS;
-        let is_hashing = self.in_order.is_some() || self.ahead.is_running();
-        if is_full || (is_hashing && self.pending.len() < BACKLOG) {
+        if is_full {
             return None;
         }
+        let is_hashing = self.in_order.is_some() || self.ahead.is_running();
+        let waits = is_hashing && self.pending.len() < BACKLOG;
         let places = self.pending.iter().enumerate();
+        // What came with midstates needs no order.
+        let places = places.filter(|(_, parcel)| !waits || parcel.midstates.is_some());
         let (place, _) = match is_hashing {
             true => places.max_by_key(|(_, parcel)| parcel.piece)?,
             false => places.min_by_key(|(_, parcel)| parcel.piece)?,
         };
         let parcel = self.pending.swap_remove(place);
-        if !is_hashing && self.ahead.next() == Some(parcel.piece) {
+        let is_next = !is_hashing && self.ahead.next() == Some(parcel.piece);
+        if is_next && parcel.midstates.is_none() {
             self.in_order = Some(parcel.piece);
         }
         (self.under_way, self.verifying) = (self.under_way + 1, self.verifying + 1);
@@ -132,7 +139,7 @@ impl Intake {
     /// A piece is right, and is being written.
     pub fn verified(&mut self, piece: PieceIndex, written: Written) {
         self.judged(piece);
-        if let Written::Hashed(next) = written {
+        if let Written::Hashed(next) | Written::Proven(next) = written {
             self.ahead.seen(next);
         }
     }
@@ -208,6 +215,7 @@ mod tests {
             user: "bob".parse().expect("a name"),
             piece: piece(index),
             chunks: vec![0; 10].into(),
+            midstates: None,
         }
     }
 

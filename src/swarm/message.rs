@@ -5,14 +5,18 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::midstates::Midstates;
 use crate::id::GroupId;
 use crate::manifest::ContentId;
 use crate::transport::hello::Extension;
 
+/// Feature bit: the sender understands [`PieceHeader::Proven`].
+pub const TAKES_MIDSTATES: u64 = 1;
+
 /// First frame on each side's control stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerHello {
-    /// Bits of optional behaviour; none is defined yet.
+    /// Bits of optional behaviour: [`TAKES_MIDSTATES`].
     pub features: u64,
     /// Program and version, for logs.
     pub agent: String,
@@ -94,6 +98,15 @@ pub enum PieceHeader {
     Queued,
     /// It will not be served.
     Nack(Nack),
+    /// As `Data`, of a piece of the full length, to who takes midstates: here they are.
+    Proven {
+        /// The encoding of the bytes that follow.
+        encoding: Encoding,
+        /// How many follow.
+        len: u32,
+        /// What is said of its SHA-1s.
+        midstates: Box<Midstates>,
+    },
 }
 
 /// Why a piece is not served.
@@ -135,6 +148,12 @@ mod tests {
         assert_eq!(hex(frame_bytes(&PieceHeader::Queued)), "0100000001");
         // NACK; CHANGED.
         assert_eq!(hex(frame_bytes(&PieceHeader::Nack(Nack::Changed))), "020000000201");
+        // Length 305; PROVEN; identity; 524,288 as a varint; 300 bytes.
+        let midstates = Box::new(Midstates([7; Midstates::LEN]));
+        let proven = PieceHeader::Proven { encoding: Encoding::Identity, len: 524_288, midstates };
+        let expected = format!("310100000300808020{}", "07".repeat(300));
+        assert_eq!(hex(frame_bytes(&proven)), expected);
+        round_trip(&proven);
         // HAVE; swarm 1; two pieces.
         let have = Control::Have { swarm: 1, pieces: vec![2, 3] };
         assert_eq!(hex(frame_bytes(&have)), "050000000301020203");

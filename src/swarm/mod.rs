@@ -1,5 +1,6 @@
 //! Pieces: what peers say to each other, who is asked for what, and where bytes are kept.
 
+pub mod midstates;
 pub mod message;
 pub mod event;
 pub mod picker;
@@ -20,6 +21,7 @@ pub mod record;
 pub mod buffers;
 pub mod chunks;
 pub mod disk;
+pub mod midstate_files;
 pub mod hashing;
 pub mod verified;
 pub mod running_sha1;

@@ -127,7 +127,7 @@ fn writers_checkpoints_and_recoveries_at_the_same_time_lose_nothing() {
                 for piece in store.manifest().layout().pieces().skip(lane).step_by(3) {
                     let start = manifest_offset(store, piece);
                     store
-                        .write_piece(piece, &content[start..start + P].into(), drop)
+                        .write_piece(piece, (&content[start..start + P].into(), None), drop)
                         .expect("written");
                     assert!(read(store, piece).expect("here") == content[start..start + P]);
                     let _ = store.checkpoint();

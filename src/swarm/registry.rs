@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::budget::Budget;
 use super::buffers::Buffers;
+use super::midstate_files::MidstateFiles;
 use super::rates::{RateLimits, Rates};
 use super::serving::Serving;
 use super::session::{News, Session, Swarm, SwarmKey};
@@ -66,6 +67,7 @@ pub struct Registry {
     serving: Serving,
     budget: Budget,
     buffers: Buffers,
+    midstates: MidstateFiles,
 }
 
 impl Registry {
@@ -78,7 +80,18 @@ impl Registry {
             rates,
             budget: Budget::new(DOWNLOAD_BYTES),
             buffers: Buffers::default(),
+            midstates: MidstateFiles::default(),
         }
+    }
+
+    /// The same, which keeps midstates in these files.
+    pub fn with_midstates(self, midstates: MidstateFiles) -> Self {
+        Self { midstates, ..self }
+    }
+
+    /// Where midstates of what is shared are kept.
+    pub fn midstates(&self) -> &MidstateFiles {
+        &self.midstates
     }
 
     /// The rate limits and what they let through; [`Registry::set_limits`] changes them.

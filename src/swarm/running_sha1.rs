@@ -3,9 +3,14 @@
 //! SHA-1 must see every byte in order. A piece that comes when it is the next one is taken from
 //! memory; one that came too early is read back once the pieces before it are in. Both SHA-1s of a byte
 //! are taken in one go, so this is where a piece with a false one is found out, though it is the piece.
+//! A piece that came with [midstates](super::midstates) is not needed again: what it does to the SHA-1 is known.
 //! It does no IO: who feeds it reads, and says from where the bytes came.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::midstates::Link;
 use crate::hash::{self, Sha1Hash, Sha1Hasher};
+use crate::limits::PIECE_LEN;
 use crate::piece::{PieceIndex, PieceLayout};
 
 /// Where the bytes of a piece came from.
@@ -27,13 +32,18 @@ pub struct RunningSha1 {
     layout: PieceLayout,
     hasher: Sha1Hasher,
     next: u32,
+    /// What later pieces do to it, each from a state that it need not come to.
+    links: BTreeMap<PieceIndex, Link>,
+    /// Those of which that was not so, as it came to them from another state.
+    astray: Vec<PieceIndex>,
     reread_bytes: u64,
 }
 
 impl RunningSha1 {
     /// One that has seen nothing.
     pub fn new(layout: PieceLayout) -> Self {
-        Self { layout, hasher: Sha1Hasher::default(), next: 0, reread_bytes: 0 }
+        let (hasher, links) = (Sha1Hasher::default(), BTreeMap::new());
+        Self { layout, hasher, next: 0, links, astray: Vec::new(), reread_bytes: 0 }
     }
 
     /// The piece it needs; `None` when it has seen all.
@@ -80,6 +90,47 @@ impl RunningSha1 {
     pub fn advance(&mut self, hasher: Sha1Hasher) {
         self.hasher = hasher;
         self.next += 1;
+        self.follow();
+    }
+
+    /// What a piece does to it, which had the SHA-1 it should have.
+    pub fn link(&mut self, piece: PieceIndex, link: Link) {
+        if piece.get() >= self.next {
+            self.links.insert(piece, link);
+            self.follow();
+        }
+    }
+
+    /// The pieces that it has not seen, but for those of which it is known what they do to it.
+    pub fn unseen(&self) -> impl Iterator<Item = PieceIndex> + use<> {
+        let linked: BTreeSet<_> = self.links.keys().copied().collect();
+        let rest = self.layout.pieces().skip(self.next as usize);
+        rest.filter(move |piece| !linked.contains(piece))
+    }
+
+    /// The pieces whose links did not begin where it came to them.
+    pub fn astray(&self) -> &[PieceIndex] {
+        &self.astray
+    }
+
+    /// Goes on over pieces of which it is known what they do to it. One of which something else was said
+    /// has to be gone over.
+    fn follow(&mut self) {
+        while let Some(piece) = self.next()
+            && let Some(link) = self.links.remove(&piece)
+        {
+            if Some(link.before) != self.hasher.state() {
+                self.astray.push(piece);
+                break;
+            }
+            self.next += 1;
+            self.hasher = Sha1Hasher::at(link.after, self.seen_bytes());
+        }
+    }
+
+    /// Bytes of the pieces it has seen, where these have the full length.
+    fn seen_bytes(&self) -> u64 {
+        u64::from(self.next) * u64::from(PIECE_LEN)
     }
 
     /// The SHA-1 of the file, once every piece was seen.
@@ -104,8 +155,41 @@ mod tests {
     use std::iter::once;
 
     use super::*;
-    use crate::hash;
-    use crate::limits::PIECE_LEN;
+    use crate::hash::Sha1State;
+    use crate::swarm::midstates::midstates_of;
+
+    #[test]
+    fn pieces_with_links_are_not_needed_and_a_false_link_is_found_out() {
+        let p = PIECE_LEN as usize;
+        let content: Vec<u8> = (0..5 * p + 5).map(|i| (i ^ (i >> 8)) as u8).collect();
+        let layout = PieceLayout::new(content.len() as u64).expect("fits");
+        let pieces: Vec<_> = layout.pieces().collect();
+        let bytes = |at: usize| &content[at * p..content.len().min((at + 1) * p)];
+        let all = midstates_of(&content);
+        let link = |at: usize| all[at].prove(bytes(at), hash::sha1(bytes(at))).expect("proven");
+        let with = |at: usize| ((pieces[at], hash::sha1(bytes(at))), once(bytes(at)));
+        let needs = |sha1: &RunningSha1| sha1.unseen().map(PieceIndex::get).collect::<Vec<_>>();
+        let mut sha1 = RunningSha1::new(layout);
+        sha1.link(pieces[1], link(1));
+        sha1.link(pieces[4], link(4));
+        assert_eq!((sha1.next(), needs(&sha1)), (Some(pieces[0]), vec![0, 2, 3, 5]));
+        sha1.link(pieces[0], link(0));
+        assert_eq!(sha1.next(), Some(pieces[2]));
+        // It leads from where the file never comes.
+        sha1.link(pieces[3], Link { before: Sha1State::FIRST, ..link(3) });
+        sha1.link(pieces[2], link(2));
+        assert_eq!((sha1.next(), needs(&sha1)), (Some(pieces[3]), vec![3, 5]));
+        assert_eq!(sha1.astray(), [pieces[3]]);
+        let (piece, parts) = with(3);
+        assert_eq!(sha1.feed(piece, parts, Source::Disk), Ok(true));
+        assert_eq!(sha1.next(), Some(pieces[5]));
+        let (piece, parts) = with(5);
+        assert_eq!(sha1.feed(piece, parts, Source::Memory), Ok(true));
+        assert_eq!(sha1.value(), Some(hash::sha1(&content)));
+        assert_eq!(sha1.reread_bytes(), p as u64);
+        sha1.link(pieces[1], link(1));
+        assert_eq!(needs(&sha1), Vec::<u32>::new());
+    }
 
     #[test]
     fn takes_only_the_next_piece_and_ends_with_the_files_sha1() {

@@ -12,7 +12,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::allowance::Allowance;
-use super::message::Control;
+use super::message::{Control, PeerHello, TAKES_MIDSTATES};
 use super::storage::PieceStore;
 use crate::bitfield::Bitfield;
 use crate::clock;
@@ -148,6 +148,8 @@ pub struct Session {
     pub number: u64,
     /// The connection.
     pub connection: Connection,
+    /// Whether the peer understands midstates.
+    pub takes_midstates: bool,
     control: mpsc::Sender<Outgoing>,
     /// Bytes of frames that wait to be written.
     queued_bytes: AtomicUsize,
@@ -170,8 +172,13 @@ pub struct Outgoing {
 }
 
 impl Session {
-    /// A session whose control frames go through `control`.
-    pub fn new(number: u64, connection: Connection, control: mpsc::Sender<Outgoing>) -> Self {
+    /// A session with a peer that said this, whose control frames go through `control`.
+    pub fn new(
+        number: u64,
+        connection: Connection,
+        said: &PeerHello,
+        control: mpsc::Sender<Outgoing>,
+    ) -> Self {
         let queued_bytes = AtomicUsize::new(0);
         let introduced = CancellationToken::new();
         let (voided, _) = watch::channel(0);
@@ -179,6 +186,7 @@ impl Session {
         Self {
             number,
             connection,
+            takes_midstates: said.features & TAKES_MIDSTATES != 0,
             control,
             queued_bytes,
             introduced,

@@ -21,6 +21,7 @@ use super::disk::{Disk, RealDisk};
 pub use super::filling::Recovered;
 use super::filling::{Filling, Replacement, verify};
 use super::hashing;
+use super::midstates::Midstates;
 use super::part::{Left, Part};
 pub use super::part::{MAX_NUMBERED, PART_DIR, part_path, remove_part};
 use super::running_sha1::{FalsePiece, RunningSha1, Source};
@@ -55,6 +56,8 @@ pub(super) enum Place {
 pub enum Written {
     /// The whole file's SHA-1 has seen it, and needs this one next; nothing when it has seen all.
     Hashed(Option<PieceIndex>),
+    /// Its midstates are so, and it is not needed again. The whole file's SHA-1 needs this one next.
+    Proven(Option<PieceIndex>),
     /// It has not.
     Apart,
 }
@@ -219,6 +222,11 @@ impl PieceStore {
         self.lock_sha1().reread_bytes()
     }
 
+    /// Pieces whose midstates were proven and are not those of the file.
+    pub fn astray(&self) -> Vec<PieceIndex> {
+        self.lock_sha1().astray().to_vec()
+    }
+
     /// The piece that the whole file's SHA-1 needs next; nothing when it has seen all.
     pub fn next_to_hash(&self) -> Option<PieceIndex> {
         self.lock_sha1().next()
@@ -226,19 +234,36 @@ impl PieceStore {
 
     /// The one door in: verifies that `chunks` are `piece`, says so to `verified`, writes them, and only
     /// then counts the piece as here. Takes the whole file's SHA-1 further in the same go, and checks
-    /// that of the piece, when that needs this very piece and nobody else is at it.
+    /// that of the piece, when that needs this very piece and nobody else is at it. With `midstates`, and
+    /// chunks that were brought together, that needs no order.
     ///
     /// # Errors
     /// [`WriteError`]; the piece is missing then, and all else as it was.
     pub fn write_piece(
         &self,
         piece: PieceIndex,
-        chunks: &Chunks,
+        (chunks, midstates): (&Chunks, Option<&Midstates>),
         verified: impl FnOnce(Written),
     ) -> Result<Written, WriteError> {
-        let mut sha1 = self.sha1.try_lock().ok().filter(|sha1| sha1.next() == Some(piece));
-        verify(&self.manifest, piece, chunks, sha1.as_deref_mut())?;
-        let written = sha1.map_or(Written::Apart, |sha1| Written::Hashed(sha1.next()));
+        let written = match midstates.zip(chunks.joined()) {
+            Some((midstates, bytes)) => {
+                verify(&self.manifest, piece, chunks, None)?;
+                let link = midstates.prove(bytes, self.manifest.piece(piece).sha1);
+                if link.is_none() {
+                    tracing::debug!(%piece, "came with midstates that are not so");
+                }
+                link.map_or(Written::Apart, |link| {
+                    let mut sha1 = self.lock_sha1();
+                    sha1.link(piece, link);
+                    Written::Proven(sha1.next())
+                })
+            }
+            None => {
+                let mut sha1 = self.sha1.try_lock().ok().filter(|sha1| sha1.next() == Some(piece));
+                verify(&self.manifest, piece, chunks, sha1.as_deref_mut())?;
+                sha1.map_or(Written::Apart, |sha1| Written::Hashed(sha1.next()))
+            }
+        };
         verified(written);
         let _gate = self.share_gate();
         let filling = {

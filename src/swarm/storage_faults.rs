@@ -47,7 +47,7 @@ pub(super) fn open(disk: &MemoryDisk) -> Result<PieceStore, StorageError> {
 }
 
 pub(super) fn write(store: &PieceStore, index: u32) -> Result<(), StorageError> {
-    match store.write_piece(piece(index), &bytes_of(piece(index)).into(), drop) {
+    match store.write_piece(piece(index), (&bytes_of(piece(index)).into(), None), drop) {
         Ok(_) => Ok(()),
         Err(WriteError::Storage(error)) => Err(error),
         Err(error) => panic!("right bytes were refused: {error}"),
@@ -319,7 +319,7 @@ fn pieces_in_any_order_from_several_threads_end_with_the_right_sha1() {
                         let start = manifest_offset(store, *piece);
                         let end = (start + P).min(content.len());
                         let chunks = content[start..end].into();
-                        store.write_piece(*piece, &chunks, drop).expect("written");
+                        store.write_piece(*piece, (&chunks, None), drop).expect("written");
                         store.hash_ahead(&[(*piece, chunks)]).expect("true");
                         store.checkpoint().expect("safe");
                     }
@@ -490,7 +490,7 @@ fn pieces_of_zeros_are_there_in_a_file_that_was_never_written() {
         PieceStore::part_on(disk.seam(), manifest.clone(), dest(), &|_| true).expect("opened");
     assert_eq!(indices(&store.bitfield()), [0, 2, 3]);
     let second = manifest.layout().piece(1).expect("exists");
-    store.write_piece(second, &content[P..2 * P].into(), drop).expect("written");
+    store.write_piece(second, (&content[P..2 * P].into(), None), drop).expect("written");
     let path = store.finish(dest(), &name(), &|| true).expect("finished");
     assert!(disk.content(&path).as_deref() == Some(&content[..]));
 }

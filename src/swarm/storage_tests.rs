@@ -35,7 +35,7 @@ fn part(dir: &Path) -> (PieceStore, Vec<u8>) {
 
 fn fill(store: &PieceStore, bytes: &[u8]) {
     for (piece, chunk) in store.manifest().layout().pieces().zip(bytes.chunks(P)) {
-        store.write_piece(piece, &chunk.into(), drop).expect("written");
+        store.write_piece(piece, (&chunk.into(), None), drop).expect("written");
     }
 }
 
@@ -48,11 +48,14 @@ fn only_the_right_bytes_get_in() {
     let mut flipped = good.to_vec();
     flipped[77] ^= 1;
     for bad in [&flipped[..], &good[1..], &bytes[..P], &vec![0; P], &[]] {
-        assert!(matches!(store.write_piece(piece, &bad.into(), drop), Err(WriteError::Wrong(_))));
+        assert!(matches!(
+            store.write_piece(piece, (&bad.into(), None), drop),
+            Err(WriteError::Wrong(_))
+        ));
     }
     assert!(store.bitfield().is_empty());
     assert!(matches!(read(&store, piece), Err(ReadError::Missing)));
-    store.write_piece(piece, &good.into(), drop).expect("written");
+    store.write_piece(piece, (&good.into(), None), drop).expect("written");
     assert_eq!(read(&store, piece).expect("read"), good);
 }
 
@@ -102,7 +105,9 @@ fn an_interrupted_download_goes_on_with_what_verifies() {
     for index in [0, 2] {
         let piece = store.manifest().layout().piece(index).expect("exists");
         let end = (index as usize * P + P).min(bytes.len());
-        store.write_piece(piece, &bytes[index as usize * P..end].into(), drop).expect("written");
+        store
+            .write_piece(piece, (&bytes[index as usize * P..end].into(), None), drop)
+            .expect("written");
     }
     let again = PieceStore::part(store.manifest().clone(), dir.path(), &|_| true);
     assert!(matches!(again, Err(StorageError::InUse(_))));
@@ -237,7 +242,9 @@ fn open_again(manifest: &Arc<Manifest>, dir: &Path) -> (PieceStore, u64) {
 fn write(store: &PieceStore, bytes: &[u8], index: u32) -> Result<(), WriteError> {
     let piece = store.manifest().layout().piece(index).expect("exists");
     let start = index as usize * P;
-    store.write_piece(piece, &bytes[start..(start + P).min(bytes.len())].into(), drop).map(drop)
+    store
+        .write_piece(piece, (&bytes[start..(start + P).min(bytes.len())].into(), None), drop)
+        .map(drop)
 }
 
 fn indices(store: &PieceStore) -> Vec<u32> {

@@ -207,9 +207,14 @@ async fn send_piece<'a>(
     };
     let (reader, piece) = (admitted.store.clone(), admitted.piece);
     let buffers = registry.buffers().clone();
-    let read = tokio::task::spawn_blocking(move || reader.read_piece(piece, &buffers)).await;
-    let bytes = match read {
-        Ok(Ok(buffer)) => Bytes::from_owner(buffer),
+    let files = session.takes_midstates.then(|| registry.midstates().clone());
+    let read = tokio::task::spawn_blocking(move || {
+        let buffer = reader.read_piece(piece, &buffers)?;
+        let midstates = files.and_then(|files| files.get(reader.manifest().content_id(), piece));
+        Ok::<_, ReadError>((buffer, midstates))
+    });
+    let (bytes, midstates) = match read.await {
+        Ok(Ok((buffer, midstates))) => (Bytes::from_owner(buffer), midstates.map(Box::new)),
         Ok(Err(error)) => {
             tracing::warn!(path = %admitted.store.path().display(), %piece, %error, "cannot serve");
             let nack =
@@ -222,7 +227,11 @@ async fn send_piece<'a>(
         Err(_panicked) => return Ok(None),
     };
     let len = bytes.len() as u32;
-    let header = PieceHeader::Data { encoding: Encoding::Identity, len };
+    let encoding = Encoding::Identity;
+    let header = match midstates {
+        Some(midstates) => PieceHeader::Proven { encoding, len, midstates },
+        None => PieceHeader::Data { encoding, len },
+    };
     handed_over(&turn, write_frame(send, &header)).await??;
     let _ = send.set_priority(-i32::try_from(order).unwrap_or(i32::MAX));
     if !write_body(send, bytes, &turn, counted).await? {

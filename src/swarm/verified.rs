@@ -7,7 +7,7 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use super::hashing::{HashError, each_piece};
+use super::hashing::{HashError, Hashed, each_piece};
 use super::stamp::Stamp;
 use crate::manifest::{Manifest, PieceHashes};
 use crate::piece::PieceIndex;
@@ -82,7 +82,7 @@ pub fn verify_file(
     // Fits: no more than the layout has.
     let count = layout.pieces().take_while(is_there).count() as u32;
     let whole = AtomicBool::new(stamp.size == layout.size());
-    let check = |piece, bytes: &[u8], hashes| {
+    let check = |piece, bytes: &[u8], Hashed { hashes, .. }: Hashed| {
         let state = state_of(manifest, piece, bytes, hashes);
         if state != PieceState::Right {
             whole.store(false, Ordering::Relaxed);

@@ -51,6 +51,7 @@ const PURE: &[&str] = &[
     "tracker/seats.rs",
     "tracker/gossip.rs",
     "tracker/sync_message.rs",
+    "swarm/midstates.rs",
     "swarm/message.rs",
     "swarm/event.rs",
     "swarm/picker.rs",

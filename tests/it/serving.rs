@@ -130,6 +130,7 @@ async fn fetch(peer: &mtq::transport::connection::Connection, piece: u32) -> Res
         match soon("a header", read_frame(&mut recv, 64)).await.expect("a header") {
             PieceHeader::Queued => {}
             PieceHeader::Nack(nack) => return Err(nack),
+            PieceHeader::Proven { .. } => panic!("the hello did not say that it takes midstates"),
             PieceHeader::Data { len, .. } => {
                 let body = soon("the body", recv.read_to_end(P + 1)).await.expect("a body");
                 assert_eq!(body.len(), len as usize);

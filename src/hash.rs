@@ -294,17 +294,24 @@ pub fn advance_pairs<const N: usize>(pairs: &mut [[Sha1State; 2]; N], bytes: [&[
         (blocks, []) => blocks,
         _ => panic!("a state is one after whole blocks"),
     });
-    if sha1_lanes() > 1 {
-        let mut states: Vec<_> = pairs.iter().flatten().map(|state| state.0).collect();
-        let slices: Vec<_> = blocks.iter().flat_map(|blocks| [*blocks; 2]).collect();
-        sha1_multi::compress_each(&mut states, &slices);
-        for (old, new) in pairs.iter_mut().flatten().zip(states) {
-            *old = Sha1State(new);
-        }
-    } else {
-        for ([first, second], blocks) in pairs.iter_mut().zip(blocks) {
-            sha1_multi::compress([&mut first.0, &mut second.0], blocks);
-        }
+    match sha1_lanes() > 1 {
+        true => advance_at_once(pairs, blocks),
+        false => advance_in_turn(pairs, blocks),
+    }
+}
+
+fn advance_at_once<const N: usize>(pairs: &mut [[Sha1State; 2]; N], blocks: [&[[u8; BLOCK]]; N]) {
+    let mut states: Vec<_> = pairs.iter().flatten().map(|state| state.0).collect();
+    let slices: Vec<_> = blocks.iter().flat_map(|blocks| [*blocks; 2]).collect();
+    sha1_multi::compress_each(&mut states, &slices);
+    for (old, new) in pairs.iter_mut().flatten().zip(states) {
+        *old = Sha1State(new);
+    }
+}
+
+fn advance_in_turn<const N: usize>(pairs: &mut [[Sha1State; 2]; N], blocks: [&[[u8; BLOCK]]; N]) {
+    for ([first, second], blocks) in pairs.iter_mut().zip(blocks) {
+        sha1_multi::compress([&mut first.0, &mut second.0], blocks);
     }
 }
 
@@ -406,8 +413,12 @@ mod tests {
     fn pairs_go_on_as_each_state_alone() {
         let bytes: Vec<u8> = (0..2_000u32).map(|i| (i ^ (i >> 3)) as u8).collect();
         let mut pairs = [[Sha1State([1; 5]), Sha1State([2; 5])]; 5];
+        let (mut at_once, mut in_turn) = (pairs, pairs);
         let parts: [&[u8]; 5] = std::array::from_fn(|at| &bytes[at * 11..][..640]);
         advance_pairs(&mut pairs, parts);
+        advance_at_once(&mut at_once, parts.map(|part| part.as_chunks().0));
+        advance_in_turn(&mut in_turn, parts.map(|part| part.as_chunks().0));
+        assert_eq!((at_once, in_turn), (pairs, pairs));
         for (pair, part) in pairs.into_iter().zip(parts) {
             for (state, first) in pair.into_iter().zip([1, 2]) {
                 let mut alone = Sha1Hasher::at(Sha1State([first; 5]), 64);

@@ -271,6 +271,30 @@ mod tests {
     }
 
     #[test]
+    fn what_came_with_midstates_waits_for_nobody_and_is_not_needed_again() {
+        let proven = |index| {
+            let midstates = Some(Box::new(Midstates([0; Midstates::LEN])));
+            Parcel { midstates, ..parcel(index) }
+        };
+        let mut intake = intake(3, [0, 1]);
+        intake.add(proven(7));
+        assert_eq!(next(&mut intake), Some(0));
+        assert_eq!(next(&mut intake), Some(7), "while the other is hashed in order");
+        intake.verified(piece(7), Written::Proven(Some(piece(0))));
+        intake.stored(piece(7), None);
+        assert_eq!(next(&mut intake), None, "this one needs order");
+        intake.verified(piece(0), Written::Hashed(Some(piece(1))));
+        intake.stored(piece(0), None);
+        intake.add(proven(2));
+        assert_eq!(next(&mut intake), Some(1));
+        intake.verified(piece(1), Written::Hashed(Some(piece(2))));
+        assert_eq!(next(&mut intake), Some(2));
+        assert_eq!(intake.in_order, None);
+        intake.verified(piece(2), Written::Proven(Some(piece(3))));
+        assert_eq!(intake.ahead.next(), Some(piece(3)));
+    }
+
+    #[test]
     fn nothing_is_written_to_a_disk_that_failed_and_nothing_is_lost() {
         let mut intake = intake(2, [0, 1]);
         let Some(Task::Write(first)) = intake.next(|_| false) else { panic!("it waits") };

@@ -156,3 +156,80 @@ fn logged(path: &Path, result: io::Result<()>) {
         tracing::debug!(path = %path.display(), %error, "SHA-1 midstates");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::limits::PIECE_LEN;
+    use crate::piece::PieceLayout;
+
+    const CONTENT: ContentId = ContentId([7; 32]);
+
+    fn piece(index: u32) -> PieceIndex {
+        PieceLayout::new(100 * u64::from(PIECE_LEN)).expect("fits").piece(index).expect("exists")
+    }
+
+    fn of(byte: u8) -> Midstates {
+        Midstates([byte; Midstates::LEN])
+    }
+
+    #[test]
+    fn what_was_put_is_there_until_it_is_forgotten() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let files = MidstateFiles::new(dir.path().join("a/b"));
+        assert_eq!(files.get(CONTENT, piece(0)), None);
+        files.forget(CONTENT, &[piece(0)]);
+        for index in [5, 2, 9] {
+            files.put(CONTENT, piece(index), &of(index as u8));
+        }
+        // The same after a restart.
+        let files = MidstateFiles::new(dir.path().join("a/b"));
+        files.forget(CONTENT, &[piece(9), piece(30)]);
+        for index in 0..12 {
+            let expected = [2, 5].contains(&index).then(|| of(index as u8));
+            assert_eq!(files.get(CONTENT, piece(index)), expected, "{index}");
+        }
+        files.remove(CONTENT);
+        files.remove(CONTENT);
+        assert_eq!(files.get(CONTENT, piece(5)), None);
+        assert_eq!(fs::read_dir(dir.path().join("a/b")).expect("read").count(), 0);
+    }
+
+    #[test]
+    fn what_is_damaged_or_cut_short_is_not_there() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let files = MidstateFiles::new(dir.path().to_owned());
+        files.put(CONTENT, piece(0), &of(1));
+        files.put(CONTENT, piece(1), &of(2));
+        let path = dir.path().join(CONTENT.to_string());
+        let mut bytes = fs::read(&path).expect("read");
+        bytes[100] ^= 1;
+        bytes.pop();
+        fs::write(&path, bytes).expect("written");
+        assert_eq!((files.get(CONTENT, piece(0)), files.get(CONTENT, piece(1))), (None, None));
+    }
+
+    #[test]
+    fn what_is_not_kept_goes_also_after_a_crash() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let files = MidstateFiles::new(dir.path().to_owned());
+        let (kept, dropped) = (files.begin().expect("made"), files.begin().expect("made"));
+        kept.put(piece(3), &of(3));
+        kept.keep(CONTENT);
+        drop(dropped);
+        assert_eq!(files.get(CONTENT, piece(3)), Some(of(3)));
+        std::mem::forget(files.begin());
+        assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 2);
+        MidstateFiles::new(dir.path().to_owned());
+        assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 1);
+    }
+
+    #[test]
+    fn without_a_directory_there_are_none() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        fs::write(dir.path().join("file"), b"in its place").expect("written");
+        let files = MidstateFiles::new(dir.path().join("file"));
+        files.put(CONTENT, piece(0), &of(1));
+        assert_eq!((files.get(CONTENT, piece(0)), files.begin().is_none()), (None, true));
+    }
+}

@@ -14,6 +14,7 @@ mod durable;
 mod evil;
 mod revoked;
 mod rot;
+mod midstates;
 mod serving;
 mod roster;
 mod flood;

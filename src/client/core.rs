@@ -30,10 +30,10 @@ use crate::name::{GroupName, UserName};
 use crate::peer_id::PeerId;
 use crate::roster::RosterBook;
 use crate::swarm::hub::Hub;
-use crate::swarm::midstate_files::MidstateFiles;
 use crate::swarm::rates::RateLimits;
 use crate::swarm::registry::Registry;
 use crate::swarm::session::SwarmKey;
+use crate::swarm::sidecars::Sidecars;
 use crate::swarm::trust::Trust;
 use crate::tracker::message::{Reply, Request};
 use crate::tracker_link::TrackerInfo;
@@ -135,8 +135,8 @@ impl Core {
         if ignored {
             tracing::warn!("what was kept of the trackers is of another network; it is left aside");
         }
-        let midstates = MidstateFiles::new(config.data_dir.join(data_dir::MIDSTATES));
-        let registry = Registry::new(Trust::default(), config.limits).with_midstates(midstates);
+        let sidecars = Sidecars::new(config.data_dir.join(data_dir::SIDECARS));
+        let registry = Registry::new(Trust::default(), config.limits).with_sidecars(sidecars);
         let registry = Arc::new(registry);
         registry.set_trackers(book.peer_ids(), book.retired());
         let hub = Hub::start(endpoint.clone(), registry.clone());

@@ -12,8 +12,8 @@ use crate::tracker_link::TrackerInfo;
 /// Whose lock is that of the directory; the number of its process stands in it.
 const LOCK_FILE: &str = "lock";
 
-/// Where the SHA-1 midstates are of what is shared.
-pub const MIDSTATES: &str = "midstates";
+/// Where the sidecar files are of what is shared.
+pub const SIDECARS: &str = "sidecars";
 
 /// Makes the directory if needed, for its owner only, and locks it as long as the file lives.
 ///

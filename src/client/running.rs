@@ -23,8 +23,8 @@ use crate::manifest::Manifest;
 use crate::swarm::download::{Download, DownloadError, Report};
 use crate::swarm::hashing;
 use crate::swarm::meter::Meter;
-use crate::swarm::midstate_files::MidstateFiles;
 use crate::swarm::session::{Swarm, SwarmKey};
+use crate::swarm::sidecars::Sidecars;
 use crate::swarm::stamp::Stamp;
 use crate::swarm::storage::{PieceStore, StorageError, part_path};
 
@@ -207,16 +207,16 @@ impl Core {
         let begun = clock::monotonic();
         loop {
             let (manifest, to, note) = (manifest.clone(), to.clone(), note.clone());
-            let files = self.registry.midstates().clone();
+            let sidecars = self.registry.sidecars().clone();
             let path = part_path(&to.directory, manifest.content_id());
             let place = path.clone();
             let opened = tokio::task::spawn_blocking(move || {
                 let is_there = path.symlink_metadata().is_ok();
                 let whole = match (is_there, anew) {
                     (true, false) => None,
-                    (true, true) => find_whole(&manifest, &to, 0, (&files, &note)),
+                    (true, true) => find_whole(&manifest, &to, 0, (&sidecars, &note)),
                     // Perhaps it got its name, and the machine stopped before that was kept.
-                    (false, _) => find_whole(&manifest, &to, NUMBERED, (&files, &note)),
+                    (false, _) => find_whole(&manifest, &to, NUMBERED, (&sidecars, &note)),
                 };
                 if let Some(store) = whole {
                     return Ok(Found::Whole(Arc::new(store)));
@@ -591,7 +591,7 @@ pub(super) fn find_whole(
     manifest: &Arc<Manifest>,
     to: &Destination,
     numbered: u32,
-    (files, note): (&MidstateFiles, &Note),
+    (sidecars, note): (&Sidecars, &Note),
 ) -> Option<PieceStore> {
     let names = (1..=numbered).map(|number| to.name.numbered(number));
     for name in std::iter::once(to.name.as_str().to_owned()).chain(names) {
@@ -601,7 +601,7 @@ pub(super) fn find_whole(
         if !metadata.is_file() || metadata.len() != manifest.layout().size() {
             continue;
         }
-        let new = files.begin();
+        let new = sidecars.begin();
         match hashing::hash_and_mark(&path, new.as_ref(), &|done| note.done(done)) {
             Ok((found, stamp)) if found.content_id() == manifest.content_id() => {
                 new.into_iter().for_each(|new| new.keep(manifest.content_id()));

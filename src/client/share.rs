@@ -22,8 +22,8 @@ use crate::manifest::{ContentId, Manifest};
 use crate::metainfo::Metainfo;
 use crate::name::{FileName, GroupName, Selector, UserName};
 use crate::swarm::hashing;
-use crate::swarm::midstate_files::NewMidstates;
 use crate::swarm::session::{Swarm, SwarmKey};
+use crate::swarm::sidecars::NewSidecar;
 use crate::swarm::stamp::Stamp;
 use crate::swarm::storage::PieceStore;
 use crate::tracker::message::{Reply, Request};
@@ -51,7 +51,7 @@ struct Hashed {
     meta: Metainfo,
     path: PathBuf,
     stamp: Stamp,
-    midstates: Option<NewMidstates>,
+    sidecar: Option<NewSidecar>,
 }
 
 impl Agent {
@@ -141,17 +141,17 @@ impl Agent {
             done_bytes: 0,
             size,
         });
-        let (manifest, stamp, midstates) = self.hash(&path, look.note()).await?;
+        let (manifest, stamp, sidecar) = self.hash(&path, look.note()).await?;
         drop(look);
         let trackers = self.core.line.places().into_iter().map(|(_, link)| link).collect();
-        Ok(Hashed { meta: Metainfo { trackers, group, name, manifest }, path, stamp, midstates })
+        Ok(Hashed { meta: Metainfo { trackers, group, name, manifest }, path, stamp, sidecar })
     }
 
     /// Lists a file that was hashed, and serves it.
     async fn publish(
         &self,
         id: GroupId,
-        Hashed { meta, path, stamp, midstates }: Hashed,
+        Hashed { meta, path, stamp, sidecar }: Hashed,
         to: MetafileTo,
     ) -> Result<Shared, AgentError> {
         let metafile = to.path(&path, &meta.name);
@@ -185,8 +185,8 @@ impl Agent {
             shared: true,
         };
         self.serve(key, serving)?;
-        if let Some(midstates) = midstates {
-            blocking(move || midstates.keep(key.content)).await;
+        if let Some(sidecar) = sidecar {
+            blocking(move || sidecar.keep(key.content)).await;
         }
         if let Some(not_kept) = self.not_kept().await {
             warning =
@@ -211,11 +211,11 @@ impl Agent {
         &self,
         path: &Path,
         note: Note,
-    ) -> Result<(Manifest, Stamp, Option<NewMidstates>), AgentError> {
+    ) -> Result<(Manifest, Stamp, Option<NewSidecar>), AgentError> {
         let (owned, stop) = (path.to_owned(), self.core.stop.clone());
-        let files = self.core.registry.midstates().clone();
+        let sidecars = self.core.registry.sidecars().clone();
         let hashed = blocking(move || {
-            let (goes_on, new) = (|done| note.done(done) && !stop.is_cancelled(), files.begin());
+            let (goes_on, new) = (|done| note.done(done) && !stop.is_cancelled(), sidecars.begin());
             let (manifest, stamp) = hashing::hash_and_mark(&owned, new.as_ref(), &goes_on)?;
             Ok((manifest, stamp, new))
         });
@@ -304,8 +304,8 @@ impl Agent {
             self.core.notify(Notice::Stopped { group, name });
         }
         if is_last {
-            let midstates = self.core.registry.midstates().clone();
-            blocking(move || midstates.remove(key.content)).await;
+            let sidecars = self.core.registry.sidecars().clone();
+            blocking(move || sidecars.remove(key.content)).await;
         }
         // Where it cannot be written, a notice says so.
         let _ = self.core.keeper.written().await;

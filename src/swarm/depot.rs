@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use super::buffers::Buffers;
 pub use super::intake::Parcel;
 use super::intake::{Intake, Task};
-use super::midstate_files::MidstateFiles;
 use super::running_sha1::FalsePiece;
+use super::sidecars::{PieceRecord, Sidecars};
 use super::storage::{PieceStore, Recovered, StorageError, WriteError, Written};
 use crate::clock;
 use crate::limits::PIECE_LEN;
@@ -100,8 +100,8 @@ struct Works {
     intake: Mutex<Intake>,
     /// Where the bytes of pieces are brought together.
     buffers: Buffers,
-    /// Where the midstates are kept that were proven.
-    midstates: MidstateFiles,
+    /// Where is kept what was proven of them.
+    sidecars: Sidecars,
     done: mpsc::Sender<Done>,
     runtime: Handle,
 }
@@ -180,11 +180,13 @@ impl Works {
         });
         let done = match result {
             Ok(written) => {
-                if let (Written::Proven(_), Some(midstates)) = (written, midstates) {
-                    let content = self.store.manifest().content_id();
-                    self.midstates.put(content, piece, &midstates);
-                }
                 let mut chunks = std::mem::take(&mut parcel.chunks);
+                if let Written::Proven(_) = written
+                    && let Some((midstates, bytes)) = midstates.zip(chunks.joined())
+                {
+                    let content = self.store.manifest().content_id();
+                    self.sidecars.put(content, piece, &PieceRecord::of(*midstates, bytes));
+                }
                 let unseen = (written == Written::Apart).then(|| {
                     chunks.gather(&self.buffers);
                     chunks
@@ -233,14 +235,14 @@ impl Depot {
         store: Arc<PieceStore>,
         directory: PathBuf,
         name: FileName,
-        (buffers, midstates): (Buffers, MidstateFiles),
+        (buffers, sidecars): (Buffers, Sidecars),
         stop: CancellationToken,
     ) -> Self {
         let cores = thread::available_parallelism().map_or(1, usize::from);
         let intake = Mutex::new(Intake::new(store.next_to_hash(), cores));
         let (sender, done) = mpsc::channel(OUTCOMES);
         let runtime = Handle::current();
-        let works = Works { store, intake, buffers, midstates, done: sender, runtime };
+        let works = Works { store, intake, buffers, sidecars, done: sender, runtime };
         Self {
             works: Arc::new(works),
             done,
@@ -310,7 +312,7 @@ impl Depot {
         self.works.run(move |works| {
             let goes_on = || !stop.is_cancelled();
             let finished = works.store.finish(&directory, &name, &goes_on);
-            works.midstates.forget(works.store.manifest().content_id(), &works.store.astray());
+            works.sidecars.forget(works.store.manifest().content_id(), &works.store.astray());
             works.tell(Done::Finished(finished));
         });
     }

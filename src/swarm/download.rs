@@ -121,7 +121,7 @@ impl Download {
         let scheduler = Scheduler::new(layout, &have, outcasts, self.seed);
         let now = clock::monotonic();
         let (directory, name) = (self.directory.clone(), self.name.clone());
-        let shared = (self.registry.buffers().clone(), self.registry.midstates().clone());
+        let shared = (self.registry.buffers().clone(), self.registry.sidecars().clone());
         let depot = Depot::new(self.store.clone(), directory, name, shared, self.stop.clone());
         let untold = Untold::new(self.registry.clone(), self.swarms.clone());
         let mut driver = Driver {

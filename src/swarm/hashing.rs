@@ -15,8 +15,8 @@ use std::sync::{Mutex, PoisonError};
 use std::thread;
 
 use super::disk::Disk;
-use super::midstate_files::NewMidstates;
 use super::midstates::{Midstates, PART_LEN, PARTS};
+use super::sidecars::{NewSidecar, PieceRecord};
 pub use super::stamp::Stamp;
 use crate::bitfield::Bitfield;
 use crate::hash::{self, Sha1Hash, Sha1Hasher, Sha1State};
@@ -60,13 +60,13 @@ pub fn hash_file(
     hash_and_mark(path, None, progress)
 }
 
-/// The same, and puts the midstates of the pieces where they may be kept.
+/// The same, and fills what may become its sidecar.
 ///
 /// # Errors
 /// [`HashError`].
 pub fn hash_and_mark(
     path: &Path,
-    midstates_to: Option<&NewMidstates>,
+    sidecar: Option<&NewSidecar>,
     progress: &dyn Fn(u64) -> bool,
 ) -> Result<(Manifest, Stamp), HashError> {
     // Looked at before it is opened: opening a pipe would wait for its writer.
@@ -77,9 +77,9 @@ pub fn hash_and_mark(
     let metadata = file.metadata()?;
     let stamp = Stamp::of(&metadata);
     let layout = PieceLayout::new(metadata.len())?;
-    let hash = |piece: PieceIndex, _: &[u8], Hashed { hashes, midstates }: Hashed| {
-        if let Some((to, midstates)) = midstates_to.zip(midstates) {
-            to.put(piece, &midstates);
+    let hash = |piece: PieceIndex, bytes: &[u8], Hashed { hashes, midstates }: Hashed| {
+        if let Some((sidecar, midstates)) = sidecar.zip(midstates) {
+            sidecar.put(piece, &PieceRecord::of(midstates, bytes));
         }
         hashes
     };
@@ -352,17 +352,16 @@ pub fn sha1_of(mut file: &File, go_on: &dyn Fn() -> bool) -> io::Result<Sha1Hash
     }
 }
 
-/// Reads a piece of a whole file; whether the file is still what it was, and the piece right.
+/// Reads bytes of a whole file; whether the file is still what it was, and they are right.
 ///
 /// # Errors
 /// As the system says.
 pub fn read_whole(
     disk: &dyn Disk,
-    manifest: &Manifest,
-    path: &Path,
-    stamp: Stamp,
-    piece: PieceIndex,
+    (path, stamp): (&Path, Stamp),
+    offset: u64,
     bytes: &mut [u8],
+    is_right: &dyn Fn(&[u8]) -> bool,
 ) -> io::Result<bool> {
     // Opened for each piece: thousands of shares hold no descriptors, and a file put in place of
     // ours is noticed.
@@ -370,23 +369,23 @@ pub fn read_whole(
     if file.stamp()? != stamp {
         return Ok(false);
     }
-    file.read_exact_at(bytes, manifest.layout().offset(piece))?;
-    Ok(manifest.is_piece(piece, bytes) && file.stamp()? == stamp)
+    file.read_exact_at(bytes, offset)?;
+    Ok(is_right(bytes) && file.stamp()? == stamp)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::manifest::testing::manifest_of;
-    use crate::swarm::midstate_files::MidstateFiles;
     use crate::swarm::midstates::midstates_of;
+    use crate::swarm::sidecars::Sidecars;
     use std::sync::atomic::{AtomicU64, Ordering};
 
     #[test]
     fn agrees_with_hashing_in_memory_and_reports_every_byte() {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("file");
-        let files = MidstateFiles::new(dir.path().join("midstates"));
+        let files = Sidecars::new(dir.path().join("midstates"));
         let p = PIECE_LEN as usize;
         for len in [0, 1, p - 1, p, p + 1, 9 * p + 77, 40 * p] {
             let content: Vec<u8> = (0..len).map(|i| (i ^ (i >> 11)) as u8).collect();
@@ -401,8 +400,9 @@ mod tests {
             new.keep(manifest.content_id());
             assert_eq!(manifest, manifest_of(&content), "{len}");
             let midstates = midstates_of(&content);
-            for piece in manifest.layout().pieces() {
-                let expected = midstates.get(piece.get() as usize).copied();
+            for (piece, bytes) in manifest.layout().pieces().zip(content.chunks(p)) {
+                let midstates = midstates.get(piece.get() as usize).copied();
+                let expected = midstates.map(|midstates| PieceRecord::of(midstates, bytes));
                 assert_eq!(files.get(manifest.content_id(), piece), expected, "{piece} of {len}");
             }
             assert_eq!(last.into_inner(), len as u64);

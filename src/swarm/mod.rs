@@ -21,7 +21,7 @@ pub mod record;
 pub mod buffers;
 pub mod chunks;
 pub mod disk;
-pub mod midstate_files;
+pub mod sidecars;
 pub mod hashing;
 pub mod verified;
 pub mod running_sha1;

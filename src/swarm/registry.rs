@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::budget::Budget;
 use super::buffers::Buffers;
-use super::midstate_files::MidstateFiles;
 use super::rates::{RateLimits, Rates};
 use super::serving::Serving;
 use super::session::{News, Session, Swarm, SwarmKey};
+use super::sidecars::Sidecars;
 use super::trust::Trust;
 use super::upload_counts::{UploadCounts, Uploads};
 use crate::clock::{self, UnixMillis};
@@ -67,7 +67,7 @@ pub struct Registry {
     serving: Serving,
     budget: Budget,
     buffers: Buffers,
-    midstates: MidstateFiles,
+    sidecars: Sidecars,
 }
 
 impl Registry {
@@ -80,18 +80,18 @@ impl Registry {
             rates,
             budget: Budget::new(DOWNLOAD_BYTES),
             buffers: Buffers::default(),
-            midstates: MidstateFiles::default(),
+            sidecars: Sidecars::default(),
         }
     }
 
-    /// The same, which keeps midstates in these files.
-    pub fn with_midstates(self, midstates: MidstateFiles) -> Self {
-        Self { midstates, ..self }
+    /// The same, which keeps these sidecars.
+    pub fn with_sidecars(self, sidecars: Sidecars) -> Self {
+        Self { sidecars, ..self }
     }
 
-    /// Where midstates of what is shared are kept.
-    pub fn midstates(&self) -> &MidstateFiles {
-        &self.midstates
+    /// What is kept beside what is shared.
+    pub fn sidecars(&self) -> &Sidecars {
+        &self.sidecars
     }
 
     /// The rate limits and what they let through; [`Registry::set_limits`] changes them.

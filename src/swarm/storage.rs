@@ -29,6 +29,7 @@ use super::stamp::Stamp;
 use super::storage_error::is_gone;
 pub use super::storage_error::{ReadError, StorageError, WriteError};
 use crate::bitfield::Bitfield;
+use crate::hash;
 use crate::manifest::Manifest;
 use crate::piece::PieceIndex;
 
@@ -332,15 +333,21 @@ impl PieceStore {
 
     /// The bytes of `piece`, which are right.
     ///
-    /// Their BLAKE3 is checked each time, although a whole file is also held against its stamp: a
+    /// They are looked at each time, although a whole file is also held against its stamp: a
     /// write in the same tick of the filesystem's clock, or through a mapping, changes bytes under
-    /// an unchanged stamp, and disks rot. It takes 100 microseconds a piece, a sixth of sending it;
-    /// a peer that was sent bad bytes would ban our user for a day.
+    /// an unchanged stamp, and disks rot; a peer that was sent bad bytes would ban our user for a day. Where
+    /// the `crc` is known that they had when their BLAKE3 was right, that is enough to see; else,
+    /// and where it is another, their BLAKE3 is taken.
     ///
     /// # Errors
     /// [`ReadError`]; a whole file that is no longer what it was is never served again, and a bad
     /// piece of a part file is one of [`Self::take_lost`].
-    pub fn read_piece(&self, piece: PieceIndex, buffers: &Buffers) -> Result<Buffer, ReadError> {
+    pub fn read_piece(
+        &self,
+        piece: PieceIndex,
+        crc: Option<u64>,
+        buffers: &Buffers,
+    ) -> Result<Buffer, ReadError> {
         let (have, place) = {
             let state = self.lock();
             (state.have.contains(piece), state.place.clone())
@@ -348,12 +355,15 @@ impl PieceStore {
         if !have {
             return Err(ReadError::Missing);
         }
-        let mut bytes = buffers.take(self.manifest.layout().len(piece));
+        let layout = self.manifest.layout();
+        let mut bytes = buffers.take(layout.len(piece));
+        let is_right =
+            |bytes: &[u8]| crc == Some(hash::crc64(bytes)) || self.manifest.is_piece(piece, bytes);
         match place {
             Place::Part(filling) => {
-                match filling.part().read(&self.manifest, piece, bytes.as_mut()) {
-                    Ok(true) => Ok(bytes),
-                    Ok(false) => {
+                match filling.part().read_bytes(layout, piece, bytes.as_mut()) {
+                    Ok(true) if is_right(bytes.as_ref()) => Ok(bytes),
+                    Ok(_) => {
                         self.lose(&filling, piece);
                         Err(ReadError::Missing)
                     }
@@ -366,14 +376,8 @@ impl PieceStore {
             Place::Released(_) => Err(ReadError::Missing),
             Place::Changed { .. } => Err(ReadError::Changed),
             Place::Whole { path, stamp } => {
-                match hashing::read_whole(
-                    &*self.disk,
-                    &self.manifest,
-                    &path,
-                    stamp,
-                    piece,
-                    bytes.as_mut(),
-                ) {
+                let (place, offset) = ((&*path, stamp), layout.offset(piece));
+                match hashing::read_whole(&*self.disk, place, offset, bytes.as_mut(), &is_right) {
                     Ok(true) => Ok(bytes),
                     Ok(false) => Err(self.mark_changed(path)),
                     Err(error)

@@ -55,7 +55,7 @@ pub(super) fn write(store: &PieceStore, index: u32) -> Result<(), StorageError> 
 }
 
 pub(super) fn read(store: &PieceStore, piece: PieceIndex) -> Result<Vec<u8>, ReadError> {
-    store.read_piece(piece, &Buffers::default()).map(|buffer| buffer.as_ref().to_vec())
+    store.read_piece(piece, None, &Buffers::default()).map(|buffer| buffer.as_ref().to_vec())
 }
 
 /// A part file in which these pieces are.

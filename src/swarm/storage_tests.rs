@@ -7,6 +7,7 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::buffers::Buffers;
 use super::hashing;
 use super::midstates::midstates_of;
 use super::running_sha1::FalsePiece;
@@ -14,6 +15,7 @@ use super::storage::{
     PART_DIR, PieceStore, ReadError, Recovered, StorageError, WriteError, Written,
 };
 use super::storage_faults::read;
+use crate::hash;
 use crate::limits::PIECE_LEN;
 use crate::manifest::Manifest;
 use crate::manifest::testing::manifest_of;
@@ -156,7 +158,7 @@ fn a_false_file_hash_leaves_nothing_behind() {
     let dir = tempfile::tempdir().expect("temp dir");
     let bytes = content();
     let honest = manifest_of(&bytes);
-    let false_sha1 = crate::hash::sha1(b"something else");
+    let false_sha1 = hash::sha1(b"something else");
     let lie = Manifest::new(honest.layout(), false_sha1, honest.pieces().to_vec());
     let store = PieceStore::part(Arc::new(lie.expect("made")), dir.path(), &|_| true);
     let store = store.expect("opened");
@@ -171,7 +173,7 @@ fn a_false_piece_sha1_blames_the_manifest_whenever_the_piece_comes() {
     let bytes = content();
     let honest = manifest_of(&bytes);
     let mut pieces = honest.pieces().to_vec();
-    pieces[1].sha1 = crate::hash::sha1(b"something else");
+    pieces[1].sha1 = hash::sha1(b"something else");
     let lie = Manifest::new(honest.layout(), honest.head().sha1(), pieces).expect("made");
     let lie = Arc::new(lie);
     let [zero, one, two] = [0, 1, 2].map(|index| lie.layout().piece(index).expect("exists"));
@@ -255,6 +257,26 @@ fn indices(store: &PieceStore) -> Vec<u32> {
 }
 
 #[test]
+fn a_crc_that_fits_is_enough_and_one_that_does_not_decides_nothing() {
+    let dir = tempfile::tempdir().expect("temp dir");
+    let (store, bytes) = part(dir.path());
+    fill(&store, &bytes);
+    let piece = store.manifest().layout().piece(1).expect("exists");
+    let crc = hash::crc64(&bytes[P..2 * P]);
+    let read = |crc| {
+        let buffer = store.read_piece(piece, crc, &Buffers::default());
+        buffer.map(|buffer| buffer.as_ref().to_vec())
+    };
+    for crc in [Some(crc), Some(crc ^ 1), None] {
+        assert!(read(crc).expect("right") == bytes[P..2 * P]);
+    }
+    let file = File::options().write(true).open(store.path()).expect("opens");
+    file.write_all_at(b"rotten", P as u64 + 77).expect("written");
+    assert!(matches!(read(Some(crc)), Err(ReadError::Missing)));
+    assert_eq!(store.take_lost(), [piece]);
+}
+
+#[test]
 fn with_midstates_no_order_is_needed_and_nothing_read_again() {
     let dir = tempfile::tempdir().expect("temp dir");
     let (store, bytes) = part(dir.path());
@@ -311,9 +333,9 @@ fn midstates_do_not_hide_a_false_manifest() {
     let honest = manifest_of(&bytes);
     let all = midstates_of(&bytes);
     let mut pieces = honest.pieces().to_vec();
-    pieces[1].sha1 = crate::hash::sha1(b"something else");
+    pieces[1].sha1 = hash::sha1(b"something else");
     let false_piece = Manifest::new(honest.layout(), honest.head().sha1(), pieces);
-    let other = crate::hash::sha1(b"something else");
+    let other = hash::sha1(b"something else");
     let false_file = Manifest::new(honest.layout(), other, honest.pieces().to_vec());
     for lie in [false_piece, false_file] {
         let dir = tempfile::tempdir().expect("temp dir");

@@ -207,14 +207,14 @@ async fn send_piece<'a>(
     };
     let (reader, piece) = (admitted.store.clone(), admitted.piece);
     let buffers = registry.buffers().clone();
-    let files = session.takes_midstates.then(|| registry.midstates().clone());
+    let sidecars = registry.sidecars().clone();
     let read = tokio::task::spawn_blocking(move || {
-        let buffer = reader.read_piece(piece, &buffers)?;
-        let midstates = files.and_then(|files| files.get(reader.manifest().content_id(), piece));
-        Ok::<_, ReadError>((buffer, midstates))
+        let known = sidecars.get(reader.manifest().content_id(), piece);
+        let buffer = reader.read_piece(piece, known.map(|known| known.crc), &buffers)?;
+        Ok::<_, ReadError>((buffer, known.map(|known| Box::new(known.midstates))))
     });
     let (bytes, midstates) = match read.await {
-        Ok(Ok((buffer, midstates))) => (Bytes::from_owner(buffer), midstates.map(Box::new)),
+        Ok(Ok((buffer, midstates))) => (Bytes::from_owner(buffer), midstates),
         Ok(Err(error)) => {
             tracing::warn!(path = %admitted.store.path().display(), %piece, %error, "cannot serve");
             let nack =
@@ -228,7 +228,7 @@ async fn send_piece<'a>(
     };
     let len = bytes.len() as u32;
     let encoding = Encoding::Identity;
-    let header = match midstates {
+    let header = match midstates.filter(|_| session.takes_midstates) {
         Some(midstates) => PieceHeader::Proven { encoding, len, midstates },
         None => PieceHeader::Data { encoding, len },
     };

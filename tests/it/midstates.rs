@@ -9,8 +9,8 @@ use mtq::hash::{Sha1Hasher, Sha1State};
 use mtq::id::GroupId;
 use mtq::manifest::{ContentId, Manifest};
 use mtq::swarm::message::{Control, Encoding, PieceHeader, PieceRequest};
-use mtq::swarm::midstate_files::MidstateFiles;
 use mtq::swarm::midstates::{Midstates, PART_LEN};
+use mtq::swarm::sidecars::{PieceRecord, Sidecars};
 use mtq::tracker::message::Request;
 use mtq::transport::endpoint::Endpoint;
 use mtq::transport::frame::{read_frame, write_frame};
@@ -22,9 +22,9 @@ use crate::world::{DEADLINE, content};
 
 const P: usize = 524_288;
 
-/// The midstates that an agent keeps of a content.
+/// The sidecar that an agent keeps of a content.
 fn kept(net: &Net, who: &str, content: ContentId) -> Option<Vec<u8>> {
-    let directory = net.path(&format!("{who}.data")).join("midstates");
+    let directory = net.path(&format!("{who}.data")).join("sidecars");
     fs::read(directory.join(content.to_string())).ok()
 }
 
@@ -69,7 +69,7 @@ async fn without_them_a_file_comes_all_the_same() {
     let net = Net::new();
     let bytes = content(6 * P + 5, 2);
     let (alice, manifest) = net.seeder(&bytes).await;
-    fs::remove_dir_all(net.path("alice.data").join("midstates")).expect("removed");
+    fs::remove_dir_all(net.path("alice.data").join("sidecars")).expect("removed");
     let bob = member(&net, "bob", &alice).await;
     download(&net, "bob", &bob, &bytes).await;
     assert_eq!(kept(&net, "bob", manifest.content_id()), None);
@@ -140,10 +140,11 @@ async fn lies_in_them_harm_nobody_and_are_not_passed_on() {
     let evil = serve(endpoint, shown, manifest.clone(), bytes.clone(), said);
     let evil = JoinSet::from_iter([evil]);
     download(&net, "bob", &bob, &bytes).await;
-    let files = MidstateFiles::new(net.path("bob.data").join("midstates"));
+    let files = Sidecars::new(net.path("bob.data").join("sidecars"));
     for piece in manifest.layout().pieces() {
         let place = piece.get() as usize;
-        let expected = [0, 3].contains(&place).then_some(truth[place]);
+        let bytes = &bytes[place * P..(place + 1) * P];
+        let expected = [0, 3].contains(&place).then(|| PieceRecord::of(truth[place], bytes));
         assert_eq!(files.get(content, piece), expected, "{piece}");
     }
     drop(evil);

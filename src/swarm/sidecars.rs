@@ -1,7 +1,7 @@
-//! The midstates of what is shared here, on the disk: a file for each content, a record for each piece.
+//! What is kept beside the contents that are shared here: a file for each, with a record for each of its pieces.
 //!
-//! They save peers work and are worth nothing else: whatever fails with them is as if there were none, and
-//! a record that was not written, or only in part, is found out by its check.
+//! Sidecars save work, peers' and ours, and are worth nothing else: whatever fails with them is as if there
+//! were none, and a record that was not written, or only in part, is found out by its check.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
@@ -14,35 +14,45 @@ use crate::hash;
 use crate::manifest::ContentId;
 use crate::piece::PieceIndex;
 
-/// Bytes of the check that follows the midstates of a piece.
+/// Bytes of the CRC of a piece, and of the check of its record.
+const CRC_LEN: usize = 8;
 const CHECK_LEN: usize = 8;
 
-const RECORD_LEN: usize = Midstates::LEN + CHECK_LEN;
+const RECORD_LEN: usize = Midstates::LEN + CRC_LEN + CHECK_LEN;
 
 /// What a file is called until its content is known.
 const NEW: &str = "new-";
 
+/// What is kept of a piece, which has the full length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PieceRecord {
+    /// The states of its SHA-1s on the way.
+    pub midstates: Midstates,
+    /// The [CRC](hash::crc64) of its bytes when they were hashed.
+    pub crc: u64,
+}
+
 /// Where they are kept, if anywhere.
 #[derive(Clone, Debug, Default)]
-pub struct MidstateFiles {
+pub struct Sidecars {
     directory: Option<PathBuf>,
 }
 
-/// Those of a file that is being hashed; gone again unless it [gets](Self::keep) its place.
+/// That of a file that is being hashed; gone again unless it [gets](Self::keep) its place.
 #[derive(Debug)]
-pub struct NewMidstates {
+pub struct NewSidecar {
     file: File,
     path: PathBuf,
     directory: PathBuf,
 }
 
-impl MidstateFiles {
+impl Sidecars {
     /// Those in `directory`, which is made for its owner only. What was begun there and not ended is
     /// deleted: nobody else may be at work in it.
     pub fn new(directory: PathBuf) -> Self {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         if let Err(error) = made {
-            tracing::warn!(path = %directory.display(), %error, "keeps no SHA-1 midstates");
+            tracing::warn!(path = %directory.display(), %error, "keeps no sidecars");
             return Self::default();
         }
         for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
@@ -53,24 +63,22 @@ impl MidstateFiles {
         Self { directory: Some(directory) }
     }
 
-    /// The midstates of a piece, if they are kept.
-    pub fn get(&self, content: ContentId, piece: PieceIndex) -> Option<Midstates> {
+    /// What is kept of a piece, if anything.
+    pub fn get(&self, content: ContentId, piece: PieceIndex) -> Option<PieceRecord> {
         let file = File::open(self.path(content)?).ok()?;
         let mut bytes = [0; RECORD_LEN];
         file.read_exact_at(&mut bytes, offset(piece)).ok()?;
-        let (midstates, check) = bytes.split_first_chunk()?;
-        let midstates = Midstates(*midstates);
-        (check == check_of(&midstates)).then_some(midstates)
+        PieceRecord::decode(&bytes)
     }
 
-    /// Keeps the midstates of a piece, which are so.
-    pub fn put(&self, content: ContentId, piece: PieceIndex, midstates: &Midstates) {
+    /// Keeps what is so of a piece.
+    pub fn put(&self, content: ContentId, piece: PieceIndex, record: &PieceRecord) {
         let Some(path) = self.path(content) else { return };
         let file = File::options().write(true).create(true).truncate(false).open(&path);
-        logged(&path, file.and_then(|file| write(&file, piece, midstates)));
+        logged(&path, file.and_then(|file| write(&file, piece, record)));
     }
 
-    /// Forgets those of some pieces, which are not so after all.
+    /// Forgets what was kept of some pieces, which is not so after all.
     pub fn forget(&self, content: ContentId, pieces: &[PieceIndex]) {
         let Some(path) = self.path(content).filter(|_| !pieces.is_empty()) else { return };
         let nothing = [0; RECORD_LEN];
@@ -82,7 +90,7 @@ impl MidstateFiles {
         );
     }
 
-    /// Forgets those of a content.
+    /// Forgets that of a content.
     pub fn remove(&self, content: ContentId) {
         let Some(path) = self.path(content) else { return };
         match fs::remove_file(&path) {
@@ -91,16 +99,16 @@ impl MidstateFiles {
         }
     }
 
-    /// A place for those of a file that is about to be hashed.
-    pub fn begin(&self) -> Option<NewMidstates> {
+    /// One for a file that is about to be hashed.
+    pub fn begin(&self) -> Option<NewSidecar> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
         let directory = self.directory.clone()?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = directory.join(format!("{NEW}{}-{number}", process::id()));
         match File::create_new(&path) {
-            Ok(file) => Some(NewMidstates { file, path, directory }),
+            Ok(file) => Some(NewSidecar { file, path, directory }),
             Err(error) => {
-                tracing::debug!(path = %path.display(), %error, "no SHA-1 midstates");
+                tracing::debug!(path = %path.display(), %error, "no sidecar");
                 None
             }
         }
@@ -111,20 +119,20 @@ impl MidstateFiles {
     }
 }
 
-impl NewMidstates {
-    /// Keeps the midstates of a piece.
-    pub fn put(&self, piece: PieceIndex, midstates: &Midstates) {
-        logged(&self.path, write(&self.file, piece, midstates));
+impl NewSidecar {
+    /// Keeps what is so of a piece.
+    pub fn put(&self, piece: PieceIndex, record: &PieceRecord) {
+        logged(&self.path, write(&self.file, piece, record));
     }
 
-    /// They are those of this content.
+    /// It is that of this content.
     pub fn keep(self, content: ContentId) {
-        // Where this fails they go, with this.
+        // Where this fails it goes, with this.
         logged(&self.path, fs::rename(&self.path, place(&self.directory, content)));
     }
 }
 
-impl Drop for NewMidstates {
+impl Drop for NewSidecar {
     fn drop(&mut self) {
         // Once renamed there is nothing to delete.
         let _ = fs::remove_file(&self.path);
@@ -139,21 +147,36 @@ fn offset(piece: PieceIndex) -> u64 {
     u64::from(piece.get()) * RECORD_LEN as u64
 }
 
-fn check_of(midstates: &Midstates) -> [u8; CHECK_LEN] {
-    let hash = hash::blake3(midstates.as_bytes()).0;
-    std::array::from_fn(|at| hash[at])
+impl PieceRecord {
+    /// Of these bytes, and the midstates that they have.
+    pub fn of(midstates: Midstates, bytes: &[u8]) -> Self {
+        Self { midstates, crc: hash::crc64(bytes) }
+    }
+
+    fn encode(&self) -> [u8; RECORD_LEN] {
+        let mut bytes = [0; RECORD_LEN];
+        let (body, check) = bytes.split_at_mut(RECORD_LEN - CHECK_LEN);
+        body[..Midstates::LEN].copy_from_slice(self.midstates.as_bytes());
+        body[Midstates::LEN..].copy_from_slice(&self.crc.to_be_bytes());
+        check.copy_from_slice(&hash::blake3(body).as_bytes()[..CHECK_LEN]);
+        bytes
+    }
+
+    fn decode(bytes: &[u8; RECORD_LEN]) -> Option<Self> {
+        let (midstates, rest) = bytes.split_first_chunk()?;
+        let (crc, _) = rest.split_first_chunk()?;
+        let (midstates, crc) = (Midstates(*midstates), u64::from_be_bytes(*crc));
+        Some(Self { midstates, crc }).filter(|record| record.encode() == *bytes)
+    }
 }
 
-fn write(file: &File, piece: PieceIndex, midstates: &Midstates) -> io::Result<()> {
-    let mut bytes = [0; RECORD_LEN];
-    bytes[..Midstates::LEN].copy_from_slice(midstates.as_bytes());
-    bytes[Midstates::LEN..].copy_from_slice(&check_of(midstates));
-    file.write_all_at(&bytes, offset(piece))
+fn write(file: &File, piece: PieceIndex, record: &PieceRecord) -> io::Result<()> {
+    file.write_all_at(&record.encode(), offset(piece))
 }
 
 fn logged(path: &Path, result: io::Result<()>) {
     if let Err(error) = result {
-        tracing::debug!(path = %path.display(), %error, "SHA-1 midstates");
+        tracing::debug!(path = %path.display(), %error, "sidecar");
     }
 }
 
@@ -169,21 +192,21 @@ mod tests {
         PieceLayout::new(100 * u64::from(PIECE_LEN)).expect("fits").piece(index).expect("exists")
     }
 
-    fn of(byte: u8) -> Midstates {
-        Midstates([byte; Midstates::LEN])
+    fn of(byte: u8) -> PieceRecord {
+        PieceRecord::of(Midstates([byte; Midstates::LEN]), &[byte])
     }
 
     #[test]
     fn what_was_put_is_there_until_it_is_forgotten() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let files = MidstateFiles::new(dir.path().join("a/b"));
+        let files = Sidecars::new(dir.path().join("a/b"));
         assert_eq!(files.get(CONTENT, piece(0)), None);
         files.forget(CONTENT, &[piece(0)]);
         for index in [5, 2, 9] {
             files.put(CONTENT, piece(index), &of(index as u8));
         }
         // The same after a restart.
-        let files = MidstateFiles::new(dir.path().join("a/b"));
+        let files = Sidecars::new(dir.path().join("a/b"));
         files.forget(CONTENT, &[piece(9), piece(30)]);
         for index in 0..12 {
             let expected = [2, 5].contains(&index).then(|| of(index as u8));
@@ -198,7 +221,7 @@ mod tests {
     #[test]
     fn what_is_damaged_or_cut_short_is_not_there() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let files = MidstateFiles::new(dir.path().to_owned());
+        let files = Sidecars::new(dir.path().to_owned());
         files.put(CONTENT, piece(0), &of(1));
         files.put(CONTENT, piece(1), &of(2));
         let path = dir.path().join(CONTENT.to_string());
@@ -212,7 +235,7 @@ mod tests {
     #[test]
     fn what_is_not_kept_goes_also_after_a_crash() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let files = MidstateFiles::new(dir.path().to_owned());
+        let files = Sidecars::new(dir.path().to_owned());
         let (kept, dropped) = (files.begin().expect("made"), files.begin().expect("made"));
         kept.put(piece(3), &of(3));
         kept.keep(CONTENT);
@@ -220,7 +243,7 @@ mod tests {
         assert_eq!(files.get(CONTENT, piece(3)), Some(of(3)));
         std::mem::forget(files.begin());
         assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 2);
-        MidstateFiles::new(dir.path().to_owned());
+        Sidecars::new(dir.path().to_owned());
         assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 1);
     }
 
@@ -228,7 +251,7 @@ mod tests {
     fn without_a_directory_there_are_none() {
         let dir = tempfile::tempdir().expect("temp dir");
         fs::write(dir.path().join("file"), b"in its place").expect("written");
-        let files = MidstateFiles::new(dir.path().join("file"));
+        let files = Sidecars::new(dir.path().join("file"));
         files.put(CONTENT, piece(0), &of(1));
         assert_eq!((files.get(CONTENT, piece(0)), files.begin().is_none()), (None, true));
     }

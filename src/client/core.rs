@@ -122,6 +122,7 @@ impl Core {
         };
         let mut shelf = Shelf::open(&config.data_dir).map_err(library_error)?;
         let library = Library::new(shelf.last_number().map_err(library_error)?);
+        let contents = shelf.contents().map_err(library_error)?;
         let keeper = Keeper::new(shelf);
         let held = match &user {
             Some(user) => keeper.kept(user).map_err(library_error)?,
@@ -136,6 +137,7 @@ impl Core {
             tracing::warn!("what was kept of the trackers is of another network; it is left aside");
         }
         let sidecars = Sidecars::new(config.data_dir.join(data_dir::SIDECARS));
+        sidecars.retain(&contents);
         let registry = Registry::new(Trust::default(), config.limits).with_sidecars(sidecars);
         let registry = Arc::new(registry);
         registry.set_trackers(book.peer_ids(), book.retired());
@@ -494,6 +496,14 @@ impl Core {
     pub(super) async fn keep_login(&self, user: &UserName) -> Result<(), AgentError> {
         let (data_dir, user) = (self.data_dir.clone(), user.clone());
         blocking(move || data_dir::keep_user(&data_dir, &user)).await
+    }
+
+    /// Forgets what is kept beside a content, unless it is here still. What that leaves, the next start finds.
+    pub(super) async fn drop_sidecar(&self, content: ContentId) {
+        if self.library().iter().all(|(key, _)| key.content != content) {
+            let sidecars = self.registry.sidecars().clone();
+            blocking(move || sidecars.remove(content)).await;
+        }
     }
 
     /// Leaves the swarms of a group, and its ticket.

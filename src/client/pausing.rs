@@ -187,6 +187,7 @@ impl Agent {
             }
             false => self.core.drop_part(key.content, &entry).await,
         };
+        self.core.drop_sidecar(key.content).await;
         self.core.withdraw_soon(key);
         self.core.notify(Notice::Cancelled { group: entry.group, name: entry.name });
         let _ = self.core.keeper.written().await;

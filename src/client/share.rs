@@ -291,11 +291,11 @@ impl Agent {
     /// Takes an entry out of the library, also over restarts: peers are told that we go, and what
     /// they are asked for, or ask for, is theirs again at once.
     async fn drop_entry(&self, key: SwarmKey) {
-        let (entry, is_last) = {
+        let entry = {
             let mut library = self.core.library();
             let entry = library.remove(key);
             self.core.save_of(&library, &[key]);
-            (entry, library.iter().all(|(other, _)| other.content != key.content))
+            entry
         };
         self.core.registry.remove_swarm(key, ErrorCode::GoingAway);
         self.core.changed.notify_waiters();
@@ -303,10 +303,7 @@ impl Agent {
             self.core.until_let_go(Vec::from_iter(transfer)).await;
             self.core.notify(Notice::Stopped { group, name });
         }
-        if is_last {
-            let sidecars = self.core.registry.sidecars().clone();
-            blocking(move || sidecars.remove(key.content)).await;
-        }
+        self.core.drop_sidecar(key.content).await;
         // Where it cannot be written, a notice says so.
         let _ = self.core.keeper.written().await;
     }

@@ -224,6 +224,18 @@ impl Shelf {
         guarded(|| kept(database, user))
     }
 
+    /// The contents that there are records of, whoever's.
+    ///
+    /// # Errors
+    /// [`ShelfError`].
+    pub fn contents(&mut self) -> Result<BTreeSet<ContentId>, ShelfError> {
+        let Some(database) = self.database(Absent::Leave)? else { return Ok(BTreeSet::new()) };
+        guarded(|| {
+            let heads = database.begin_read()?.open_table(HEADS)?;
+            heads.iter()?.map(|row| Ok(ContentId(row?.0.value()))).collect()
+        })
+    }
+
     /// Every record of a content, whoever's it is.
     ///
     /// # Errors

@@ -173,19 +173,20 @@ impl Works {
         if midstates.is_some() {
             parcel.chunks.gather(&self.buffers);
         }
-        let bytes = (&parcel.chunks, midstates.as_deref());
-        let result = self.store.write_piece(piece, bytes, |written| {
+        let (chunks, mut proven) = (&parcel.chunks, None);
+        let result = self.store.write_piece(piece, (chunks, midstates.as_deref()), |written| {
+            if matches!(written, Written::Proven(_)) {
+                let parts = midstates.as_deref().zip(chunks.joined());
+                proven = parts.map(|(midstates, bytes)| PieceRecord::of(*midstates, bytes));
+            }
             self.intake().verified(piece, written);
             self.begin();
         });
         let done = match result {
             Ok(written) => {
                 let mut chunks = std::mem::take(&mut parcel.chunks);
-                if let Written::Proven(_) = written
-                    && let Some((midstates, bytes)) = midstates.zip(chunks.joined())
-                {
-                    let content = self.store.manifest().content_id();
-                    self.sidecars.put(content, piece, &PieceRecord::of(*midstates, bytes));
+                if let Some(record) = proven {
+                    self.sidecars.put(self.store.manifest().content_id(), piece, &record);
                 }
                 let unseen = (written == Written::Apart).then(|| {
                     chunks.gather(&self.buffers);
@@ -312,7 +313,9 @@ impl Depot {
         self.works.run(move |works| {
             let goes_on = || !stop.is_cancelled();
             let finished = works.store.finish(&directory, &name, &goes_on);
-            works.sidecars.forget(works.store.manifest().content_id(), &works.store.astray());
+            // Of the rest nobody knows whether it is so.
+            let (manifest, followed) = (works.store.manifest(), works.store.followed());
+            works.sidecars.keep_only(manifest.content_id(), manifest.layout(), &followed);
             works.tell(Done::Finished(finished));
         });
     }

@@ -385,7 +385,7 @@ mod tests {
     fn agrees_with_hashing_in_memory_and_reports_every_byte() {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("file");
-        let files = Sidecars::new(dir.path().join("midstates"));
+        let sidecars = Sidecars::new(dir.path().join("sidecars"));
         let p = PIECE_LEN as usize;
         for len in [0, 1, p - 1, p, p + 1, 9 * p + 77, 40 * p] {
             let content: Vec<u8> = (0..len).map(|i| (i ^ (i >> 11)) as u8).collect();
@@ -395,7 +395,7 @@ mod tests {
                 last.store(done, Ordering::Relaxed);
                 true
             };
-            let new = files.begin().expect("made");
+            let new = sidecars.begin().expect("made");
             let (manifest, _) = hash_and_mark(&path, Some(&new), &note).expect("hashed");
             new.keep(manifest.content_id());
             assert_eq!(manifest, manifest_of(&content), "{len}");
@@ -403,7 +403,11 @@ mod tests {
             for (piece, bytes) in manifest.layout().pieces().zip(content.chunks(p)) {
                 let midstates = midstates.get(piece.get() as usize).copied();
                 let expected = midstates.map(|midstates| PieceRecord::of(midstates, bytes));
-                assert_eq!(files.get(manifest.content_id(), piece), expected, "{piece} of {len}");
+                assert_eq!(
+                    sidecars.get(manifest.content_id(), piece),
+                    expected,
+                    "{piece} of {len}"
+                );
             }
             assert_eq!(last.into_inner(), len as u64);
             let file = File::open(&path).expect("opens");

@@ -1,8 +1,9 @@
 //! Pieces on their way into the store: which is verified next, and what goes on beside it.
 //!
-//! The SHA-1 of the whole file sees every piece in order. The piece that it needs is hashed for both in
+//! The SHA-1 of the whole file sees the pieces in order. The piece that it needs is hashed for both in
 //! one go; one that is verified apart is gone through a second time. So the pieces wait for their turn,
-//! and while one is written the next is hashed; only of many do others help from the far end.
+//! and while one is written the next is hashed; only of many do others help from the far end. Only what came
+//! with midstates, as most pieces do, waits for nobody.
 
 use super::ahead::Ahead;
 use super::chunks::Chunks;
@@ -139,7 +140,7 @@ impl Intake {
     /// A piece is right, and is being written.
     pub fn verified(&mut self, piece: PieceIndex, written: Written) {
         self.judged(piece);
-        if let Written::Hashed(next) | Written::Proven(next) = written {
+        if let Written::Hashed(next) | Written::Proven(Some(next)) = written {
             self.ahead.seen(next);
         }
     }
@@ -280,7 +281,7 @@ mod tests {
         intake.add(proven(7));
         assert_eq!(next(&mut intake), Some(0));
         assert_eq!(next(&mut intake), Some(7), "while the other is hashed in order");
-        intake.verified(piece(7), Written::Proven(Some(piece(0))));
+        intake.verified(piece(7), Written::Proven(Some(Some(piece(0)))));
         intake.stored(piece(7), None);
         assert_eq!(next(&mut intake), None, "this one needs order");
         intake.verified(piece(0), Written::Hashed(Some(piece(1))));
@@ -290,7 +291,7 @@ mod tests {
         intake.verified(piece(1), Written::Hashed(Some(piece(2))));
         assert_eq!(next(&mut intake), Some(2));
         assert_eq!(intake.in_order, None);
-        intake.verified(piece(2), Written::Proven(Some(piece(3))));
+        intake.verified(piece(2), Written::Proven(Some(Some(piece(3)))));
         assert_eq!(intake.ahead.next(), Some(piece(3)));
     }
 

@@ -72,6 +72,8 @@ mod storage_faults;
 #[cfg(test)]
 mod storage_tests;
 #[cfg(test)]
+mod midstates_tests;
+#[cfg(test)]
 mod recovery_tests;
 #[cfg(test)]
 mod sim_tests;

@@ -9,6 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::midstates::Link;
+use crate::bitfield::Bitfield;
 use crate::hash::{self, Sha1Hash, Sha1Hasher};
 use crate::limits::PIECE_LEN;
 use crate::piece::{PieceIndex, PieceLayout};
@@ -26,6 +27,17 @@ pub enum Source {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FalsePiece(pub PieceIndex);
 
+/// What comes of a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Linked {
+    /// The piece need not be gone over, as far as is known.
+    Taken,
+    /// It was seen before.
+    Seen,
+    /// It does not begin where the SHA-1 is now: the piece has to be gone over.
+    Astray,
+}
+
 /// A SHA-1 that has seen the first pieces of a file, which had the SHA-1s they should have.
 #[derive(Clone)]
 pub struct RunningSha1 {
@@ -34,8 +46,8 @@ pub struct RunningSha1 {
     next: u32,
     /// What later pieces do to it, each from a state that it need not come to.
     links: BTreeMap<PieceIndex, Link>,
-    /// Those of which that was not so, as it came to them from another state.
-    astray: Vec<PieceIndex>,
+    /// The pieces that it went on over by their links.
+    followed: Bitfield,
     reread_bytes: u64,
 }
 
@@ -43,7 +55,8 @@ impl RunningSha1 {
     /// One that has seen nothing.
     pub fn new(layout: PieceLayout) -> Self {
         let (hasher, links) = (Sha1Hasher::default(), BTreeMap::new());
-        Self { layout, hasher, next: 0, links, astray: Vec::new(), reread_bytes: 0 }
+        let followed = Bitfield::none(layout);
+        Self { layout, hasher, next: 0, links, followed, reread_bytes: 0 }
     }
 
     /// The piece it needs; `None` when it has seen all.
@@ -94,10 +107,15 @@ impl RunningSha1 {
     }
 
     /// What a piece does to it, which had the SHA-1 it should have.
-    pub fn link(&mut self, piece: PieceIndex, link: Link) {
-        if piece.get() >= self.next {
-            self.links.insert(piece, link);
-            self.follow();
+    pub fn link(&mut self, piece: PieceIndex, link: Link) -> Linked {
+        if piece.get() < self.next {
+            return Linked::Seen;
+        }
+        self.links.insert(piece, link);
+        self.follow();
+        match piece.get() < self.next || self.links.contains_key(&piece) {
+            true => Linked::Taken,
+            false => Linked::Astray,
         }
     }
 
@@ -108,9 +126,9 @@ impl RunningSha1 {
         rest.filter(move |piece| !linked.contains(piece))
     }
 
-    /// The pieces whose links did not begin where it came to them.
-    pub fn astray(&self) -> &[PieceIndex] {
-        &self.astray
+    /// The pieces that it went on over by their links: what was said of these is so.
+    pub fn followed(&self) -> &Bitfield {
+        &self.followed
     }
 
     /// Goes on over pieces of which it is known what they do to it. One of which something else was said
@@ -120,9 +138,9 @@ impl RunningSha1 {
             && let Some(link) = self.links.remove(&piece)
         {
             if Some(link.before) != self.hasher.state() {
-                self.astray.push(piece);
                 break;
             }
+            self.followed.insert(piece);
             self.next += 1;
             self.hasher = Sha1Hasher::at(link.after, self.seen_bytes());
         }
@@ -170,16 +188,18 @@ mod tests {
         let with = |at: usize| ((pieces[at], hash::sha1(bytes(at))), once(bytes(at)));
         let needs = |sha1: &RunningSha1| sha1.unseen().map(PieceIndex::get).collect::<Vec<_>>();
         let mut sha1 = RunningSha1::new(layout);
-        sha1.link(pieces[1], link(1));
-        sha1.link(pieces[4], link(4));
+        assert_eq!(sha1.link(pieces[1], link(1)), Linked::Taken);
+        assert_eq!(sha1.link(pieces[4], link(4)), Linked::Taken);
         assert_eq!((sha1.next(), needs(&sha1)), (Some(pieces[0]), vec![0, 2, 3, 5]));
         sha1.link(pieces[0], link(0));
         assert_eq!(sha1.next(), Some(pieces[2]));
+        let elsewhere = Link { before: Sha1State::FIRST, ..link(2) };
+        assert_eq!(sha1.link(pieces[2], elsewhere), Linked::Astray);
         // It leads from where the file never comes.
         sha1.link(pieces[3], Link { before: Sha1State::FIRST, ..link(3) });
         sha1.link(pieces[2], link(2));
         assert_eq!((sha1.next(), needs(&sha1)), (Some(pieces[3]), vec![3, 5]));
-        assert_eq!(sha1.astray(), [pieces[3]]);
+        assert_eq!(sha1.followed().iter().collect::<Vec<_>>(), pieces[..3]);
         let (piece, parts) = with(3);
         assert_eq!(sha1.feed(piece, parts, Source::Disk), Ok(true));
         assert_eq!(sha1.next(), Some(pieces[5]));
@@ -187,7 +207,7 @@ mod tests {
         assert_eq!(sha1.feed(piece, parts, Source::Memory), Ok(true));
         assert_eq!(sha1.value(), Some(hash::sha1(&content)));
         assert_eq!(sha1.reread_bytes(), p as u64);
-        sha1.link(pieces[1], link(1));
+        assert_eq!(sha1.link(pieces[1], link(1)), Linked::Seen);
         assert_eq!(needs(&sha1), Vec::<u32>::new());
     }
 

@@ -3,6 +3,7 @@
 //! Sidecars save work, peers' and ours, and are worth nothing else: whatever fails with them is as if there
 //! were none, and a record that was not written, or only in part, is found out by its check.
 
+use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
 use std::path::{Path, PathBuf};
@@ -10,9 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::{io, process};
 
 use super::midstates::Midstates;
+use crate::bitfield::Bitfield;
 use crate::hash;
 use crate::manifest::ContentId;
-use crate::piece::PieceIndex;
+use crate::piece::{PieceIndex, PieceLayout};
 
 /// Bytes of the CRC of a piece, and of the check of its record.
 const CRC_LEN: usize = 8;
@@ -47,18 +49,12 @@ pub struct NewSidecar {
 }
 
 impl Sidecars {
-    /// Those in `directory`, which is made for its owner only. What was begun there and not ended is
-    /// deleted: nobody else may be at work in it.
+    /// Those in `directory`, which is made for its owner only.
     pub fn new(directory: PathBuf) -> Self {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(&directory);
         if let Err(error) = made {
             tracing::warn!(path = %directory.display(), %error, "keeps no sidecars");
             return Self::default();
-        }
-        for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
-            if entry.file_name().to_string_lossy().starts_with(NEW) {
-                logged(&entry.path(), fs::remove_file(entry.path()));
-            }
         }
         Self { directory: Some(directory) }
     }
@@ -68,7 +64,7 @@ impl Sidecars {
         let file = File::open(self.path(content)?).ok()?;
         let mut bytes = [0; RECORD_LEN];
         file.read_exact_at(&mut bytes, offset(piece)).ok()?;
-        PieceRecord::decode(&bytes)
+        PieceRecord::decode(piece, &bytes)
     }
 
     /// Keeps what is so of a piece.
@@ -78,16 +74,26 @@ impl Sidecars {
         logged(&path, file.and_then(|file| write(&file, piece, record)));
     }
 
-    /// Forgets what was kept of some pieces, which is not so after all.
-    pub fn forget(&self, content: ContentId, pieces: &[PieceIndex]) {
-        let Some(path) = self.path(content).filter(|_| !pieces.is_empty()) else { return };
-        let nothing = [0; RECORD_LEN];
-        logged(
-            &path,
-            File::options().write(true).open(&path).and_then(|file| {
-                pieces.iter().try_for_each(|piece| file.write_all_at(&nothing, offset(*piece)))
-            }),
-        );
+    /// Forgets what was kept of all pieces but these.
+    pub fn keep_only(&self, content: ContentId, layout: PieceLayout, kept: &Bitfield) {
+        let Some(path) = self.path(content) else { return };
+        let Ok(file) = File::options().read(true).write(true).open(&path) else { return };
+        let records = file.metadata().map_or(0, |metadata| metadata.len());
+        let others = layout.pieces().filter(|piece| !kept.contains(*piece));
+        for piece in others.take_while(|piece| offset(*piece) < records) {
+            logged(&path, file.write_all_at(&[0; RECORD_LEN], offset(piece)));
+        }
+    }
+
+    /// Forgets all contents but these, and what was begun and not ended: nobody may be at work.
+    pub fn retain(&self, needed: &BTreeSet<ContentId>) {
+        let directory = self.directory.iter().filter_map(|directory| fs::read_dir(directory).ok());
+        for entry in directory.flatten().flatten() {
+            let content = entry.file_name().to_string_lossy().parse();
+            if !content.is_ok_and(|content| needed.contains(&content)) {
+                logged(&entry.path(), fs::remove_file(entry.path()));
+            }
+        }
     }
 
     /// Forgets that of a content.
@@ -153,25 +159,27 @@ impl PieceRecord {
         Self { midstates, crc: hash::crc64(bytes) }
     }
 
-    fn encode(&self) -> [u8; RECORD_LEN] {
+    /// Its bytes; the check is over its place too.
+    fn encode(&self, piece: PieceIndex) -> [u8; RECORD_LEN] {
         let mut bytes = [0; RECORD_LEN];
         let (body, check) = bytes.split_at_mut(RECORD_LEN - CHECK_LEN);
         body[..Midstates::LEN].copy_from_slice(self.midstates.as_bytes());
         body[Midstates::LEN..].copy_from_slice(&self.crc.to_be_bytes());
-        check.copy_from_slice(&hash::blake3(body).as_bytes()[..CHECK_LEN]);
+        let checked = [&piece.get().to_be_bytes(), &*body].concat();
+        check.copy_from_slice(&hash::blake3(&checked).as_bytes()[..CHECK_LEN]);
         bytes
     }
 
-    fn decode(bytes: &[u8; RECORD_LEN]) -> Option<Self> {
+    fn decode(piece: PieceIndex, bytes: &[u8; RECORD_LEN]) -> Option<Self> {
         let (midstates, rest) = bytes.split_first_chunk()?;
         let (crc, _) = rest.split_first_chunk()?;
         let (midstates, crc) = (Midstates(*midstates), u64::from_be_bytes(*crc));
-        Some(Self { midstates, crc }).filter(|record| record.encode() == *bytes)
+        Some(Self { midstates, crc }).filter(|record| record.encode(piece) == *bytes)
     }
 }
 
 fn write(file: &File, piece: PieceIndex, record: &PieceRecord) -> io::Result<()> {
-    file.write_all_at(&record.encode(), offset(piece))
+    file.write_all_at(&record.encode(piece), offset(piece))
 }
 
 fn logged(path: &Path, result: io::Result<()>) {
@@ -188,8 +196,12 @@ mod tests {
 
     const CONTENT: ContentId = ContentId([7; 32]);
 
+    fn layout() -> PieceLayout {
+        PieceLayout::new(100 * u64::from(PIECE_LEN)).expect("fits")
+    }
+
     fn piece(index: u32) -> PieceIndex {
-        PieceLayout::new(100 * u64::from(PIECE_LEN)).expect("fits").piece(index).expect("exists")
+        layout().piece(index).expect("exists")
     }
 
     fn of(byte: u8) -> PieceRecord {
@@ -199,60 +211,76 @@ mod tests {
     #[test]
     fn what_was_put_is_there_until_it_is_forgotten() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let files = Sidecars::new(dir.path().join("a/b"));
-        assert_eq!(files.get(CONTENT, piece(0)), None);
-        files.forget(CONTENT, &[piece(0)]);
+        let sidecars = Sidecars::new(dir.path().join("a/b"));
+        let mut kept = Bitfield::none(layout());
+        assert_eq!(sidecars.get(CONTENT, piece(0)), None);
+        sidecars.keep_only(CONTENT, layout(), &kept);
         for index in [5, 2, 9] {
-            files.put(CONTENT, piece(index), &of(index as u8));
+            sidecars.put(CONTENT, piece(index), &of(index as u8));
         }
         // The same after a restart.
-        let files = Sidecars::new(dir.path().join("a/b"));
-        files.forget(CONTENT, &[piece(9), piece(30)]);
+        let sidecars = Sidecars::new(dir.path().join("a/b"));
+        for index in [2, 5, 30] {
+            kept.insert(piece(index));
+        }
+        sidecars.keep_only(CONTENT, layout(), &kept);
         for index in 0..12 {
             let expected = [2, 5].contains(&index).then(|| of(index as u8));
-            assert_eq!(files.get(CONTENT, piece(index)), expected, "{index}");
+            assert_eq!(sidecars.get(CONTENT, piece(index)), expected, "{index}");
         }
-        files.remove(CONTENT);
-        files.remove(CONTENT);
-        assert_eq!(files.get(CONTENT, piece(5)), None);
+        sidecars.remove(CONTENT);
+        sidecars.remove(CONTENT);
+        assert_eq!(sidecars.get(CONTENT, piece(5)), None);
         assert_eq!(fs::read_dir(dir.path().join("a/b")).expect("read").count(), 0);
     }
 
     #[test]
     fn what_is_damaged_or_cut_short_is_not_there() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let files = Sidecars::new(dir.path().to_owned());
-        files.put(CONTENT, piece(0), &of(1));
-        files.put(CONTENT, piece(1), &of(2));
+        let sidecars = Sidecars::new(dir.path().to_owned());
+        sidecars.put(CONTENT, piece(0), &of(1));
+        sidecars.put(CONTENT, piece(1), &of(2));
         let path = dir.path().join(CONTENT.to_string());
         let mut bytes = fs::read(&path).expect("read");
         bytes[100] ^= 1;
         bytes.pop();
-        fs::write(&path, bytes).expect("written");
-        assert_eq!((files.get(CONTENT, piece(0)), files.get(CONTENT, piece(1))), (None, None));
+        fs::write(&path, &bytes).expect("written");
+        assert_eq!(
+            (sidecars.get(CONTENT, piece(0)), sidecars.get(CONTENT, piece(1))),
+            (None, None)
+        );
+        // Nor is what stands in another's place.
+        sidecars.put(CONTENT, piece(0), &of(1));
+        let bytes = fs::read(&path).expect("read");
+        fs::write(&path, bytes[..RECORD_LEN].repeat(2)).expect("written");
+        let read = (sidecars.get(CONTENT, piece(0)), sidecars.get(CONTENT, piece(1)));
+        assert_eq!(read, (Some(of(1)), None));
     }
 
     #[test]
     fn what_is_not_kept_goes_also_after_a_crash() {
         let dir = tempfile::tempdir().expect("temp dir");
-        let files = Sidecars::new(dir.path().to_owned());
-        let (kept, dropped) = (files.begin().expect("made"), files.begin().expect("made"));
+        let sidecars = Sidecars::new(dir.path().to_owned());
+        let (kept, dropped) = (sidecars.begin().expect("made"), sidecars.begin().expect("made"));
         kept.put(piece(3), &of(3));
         kept.keep(CONTENT);
         drop(dropped);
-        assert_eq!(files.get(CONTENT, piece(3)), Some(of(3)));
-        std::mem::forget(files.begin());
-        assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 2);
-        Sidecars::new(dir.path().to_owned());
+        assert_eq!(sidecars.get(CONTENT, piece(3)), Some(of(3)));
+        std::mem::forget(sidecars.begin());
+        let other = ContentId([8; 32]);
+        sidecars.put(other, piece(0), &of(1));
+        assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 3);
+        sidecars.retain(&BTreeSet::from([CONTENT]));
         assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 1);
+        assert_eq!(sidecars.get(CONTENT, piece(3)), Some(of(3)));
     }
 
     #[test]
     fn without_a_directory_there_are_none() {
         let dir = tempfile::tempdir().expect("temp dir");
         fs::write(dir.path().join("file"), b"in its place").expect("written");
-        let files = Sidecars::new(dir.path().join("file"));
-        files.put(CONTENT, piece(0), &of(1));
-        assert_eq!((files.get(CONTENT, piece(0)), files.begin().is_none()), (None, true));
+        let sidecars = Sidecars::new(dir.path().join("file"));
+        sidecars.put(CONTENT, piece(0), &of(1));
+        assert_eq!((sidecars.get(CONTENT, piece(0)), sidecars.begin().is_none()), (None, true));
     }
 }

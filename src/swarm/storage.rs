@@ -21,10 +21,10 @@ use super::disk::{Disk, RealDisk};
 pub use super::filling::Recovered;
 use super::filling::{Filling, Replacement, verify};
 use super::hashing;
-use super::midstates::Midstates;
+use super::midstates::{Link, Midstates};
 use super::part::{Left, Part};
 pub use super::part::{MAX_NUMBERED, PART_DIR, part_path, remove_part};
-use super::running_sha1::{FalsePiece, RunningSha1, Source};
+use super::running_sha1::{FalsePiece, Linked, RunningSha1, Source};
 use super::stamp::Stamp;
 use super::storage_error::is_gone;
 pub use super::storage_error::{ReadError, StorageError, WriteError};
@@ -57,9 +57,10 @@ pub(super) enum Place {
 pub enum Written {
     /// The whole file's SHA-1 has seen it, and needs this one next; nothing when it has seen all.
     Hashed(Option<PieceIndex>),
-    /// Its midstates are so, and it is not needed again. The whole file's SHA-1 needs this one next.
-    Proven(Option<PieceIndex>),
-    /// It has not.
+    /// Its midstates are so, and it is not needed again. Where nobody was at it, the whole file's SHA-1
+    /// needs this one next.
+    Proven(Option<Option<PieceIndex>>),
+    /// The whole file's SHA-1 has not seen it.
     Apart,
 }
 
@@ -80,7 +81,7 @@ pub(super) struct State {
 
 /// One content on this machine.
 ///
-/// Locks are taken in this order, each held shortly but for the first two: gate, SHA-1, claims,
+/// Locks are taken in this order, each held shortly but for the first two: gate, SHA-1, links, claims,
 /// state. Only the state's is ever taken to answer a peer whose piece is right.
 #[derive(Debug)]
 pub struct PieceStore {
@@ -89,6 +90,8 @@ pub struct PieceStore {
     /// Shared by those who write pieces; alone by who closes, names or replaces the part file.
     gate: RwLock<()>,
     sha1: Mutex<RunningSha1>,
+    /// What the SHA-1 is to be told by who has it next.
+    links: Mutex<Vec<(PieceIndex, Link)>>,
     state: Mutex<State>,
 }
 
@@ -145,7 +148,8 @@ impl PieceStore {
             unreadable: BTreeSet::new(),
             unsynced_name: None,
         });
-        Self { manifest, disk, gate: RwLock::new(()), sha1, state }
+        let (gate, links) = (RwLock::new(()), Mutex::default());
+        Self { manifest, disk, gate, sha1, links, state }
     }
 
     /// What the content is.
@@ -223,9 +227,9 @@ impl PieceStore {
         self.lock_sha1().reread_bytes()
     }
 
-    /// Pieces whose midstates were proven and are not those of the file.
-    pub fn astray(&self) -> Vec<PieceIndex> {
-        self.lock_sha1().astray().to_vec()
+    /// The pieces whose midstates are known to be those of the file.
+    pub fn followed(&self) -> Bitfield {
+        self.lock_sha1().followed().clone()
     }
 
     /// The piece that the whole file's SHA-1 needs next; nothing when it has seen all.
@@ -253,14 +257,10 @@ impl PieceStore {
                 if link.is_none() {
                     tracing::debug!(%piece, "came with midstates that are not so");
                 }
-                link.map_or(Written::Apart, |link| {
-                    let mut sha1 = self.lock_sha1();
-                    sha1.link(piece, link);
-                    Written::Proven(sha1.next())
-                })
+                link.map_or(Written::Apart, |link| self.link(piece, link))
             }
             None => {
-                let mut sha1 = self.sha1.try_lock().ok().filter(|sha1| sha1.next() == Some(piece));
+                let mut sha1 = self.try_lock_sha1().filter(|sha1| sha1.next() == Some(piece));
                 verify(&self.manifest, piece, chunks, sha1.as_deref_mut())?;
                 sha1.map_or(Written::Apart, |sha1| Written::Hashed(sha1.next()))
             }
@@ -302,6 +302,11 @@ impl PieceStore {
         let buffers = Buffers::default();
         for _ in 0..CATCH_UP {
             let Some(next) = sha1.next().filter(|next| self.has(*next)) else { break };
+            // What is here may have been linked meanwhile, before it was.
+            self.tell_links(&mut sha1);
+            if sha1.next() != Some(next) {
+                continue;
+            }
             // What cannot be read, or went bad, is for the end to find.
             let Ok(Some(buffer)) = filling.read(next, &buffers) else { break };
             if !self.feed_back(&mut sha1, next, buffer.as_ref())? {
@@ -562,7 +567,34 @@ impl PieceStore {
     }
 
     pub(super) fn lock_sha1(&self) -> MutexGuard<'_, RunningSha1> {
-        self.sha1.lock().unwrap_or_else(PoisonError::into_inner)
+        self.up_to_date(self.sha1.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn try_lock_sha1(&self) -> Option<MutexGuard<'_, RunningSha1>> {
+        self.sha1.try_lock().ok().map(|sha1| self.up_to_date(sha1))
+    }
+
+    fn up_to_date<'a>(&self, mut sha1: MutexGuard<'a, RunningSha1>) -> MutexGuard<'a, RunningSha1> {
+        self.tell_links(&mut sha1);
+        sha1
+    }
+
+    fn tell_links(&self, sha1: &mut RunningSha1) {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.drain(..).for_each(|(piece, link)| _ = sha1.link(piece, link));
+    }
+
+    /// Tells the SHA-1 what a piece does to it, now or when whoever is at it is done: that may take long.
+    fn link(&self, piece: PieceIndex, link: Link) -> Written {
+        let Some(mut sha1) = self.try_lock_sha1() else {
+            self.links.lock().unwrap_or_else(PoisonError::into_inner).push((piece, link));
+            return Written::Proven(None);
+        };
+        match sha1.link(piece, link) {
+            Linked::Taken => Written::Proven(Some(sha1.next())),
+            Linked::Seen => Written::Hashed(sha1.next()),
+            Linked::Astray => Written::Apart,
+        }
     }
 
     fn share_gate(&self) -> RwLockReadGuard<'_, ()> {

@@ -7,13 +7,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::buffers::Buffers;
 use super::hashing;
-use super::midstates::midstates_of;
 use super::running_sha1::FalsePiece;
-use super::storage::{
-    PART_DIR, PieceStore, ReadError, Recovered, StorageError, WriteError, Written,
-};
+use super::storage::{PART_DIR, PieceStore, ReadError, Recovered, StorageError, WriteError};
 use super::storage_faults::read;
 use crate::hash;
 use crate::limits::PIECE_LEN;
@@ -22,23 +18,23 @@ use crate::manifest::testing::manifest_of;
 use crate::name::FileName;
 use crate::piece::PieceIndex;
 
-const P: usize = PIECE_LEN as usize;
+pub(super) const P: usize = PIECE_LEN as usize;
 
-fn content() -> Vec<u8> {
+pub(super) fn content() -> Vec<u8> {
     (0..2 * P + 9).map(|i| (i ^ (i >> 9) ^ (i / P * 37)) as u8).collect()
 }
 
-fn name(text: &str) -> FileName {
+pub(super) fn name(text: &str) -> FileName {
     text.parse().expect("name")
 }
 
-fn part(dir: &Path) -> (PieceStore, Vec<u8>) {
+pub(super) fn part(dir: &Path) -> (PieceStore, Vec<u8>) {
     let bytes = content();
     let manifest = Arc::new(manifest_of(&bytes));
     (PieceStore::part(manifest, dir, &|_| true).expect("opened"), bytes)
 }
 
-fn fill(store: &PieceStore, bytes: &[u8]) {
+pub(super) fn fill(store: &PieceStore, bytes: &[u8]) {
     for (piece, chunk) in store.manifest().layout().pieces().zip(bytes.chunks(P)) {
         store.write_piece(piece, (&chunk.into(), None), drop).expect("written");
     }
@@ -234,7 +230,7 @@ fn an_empty_file_needs_no_piece() {
 }
 
 /// Opens the part file again, and says how many bytes were looked at.
-fn open_again(manifest: &Arc<Manifest>, dir: &Path) -> (PieceStore, u64) {
+pub(super) fn open_again(manifest: &Arc<Manifest>, dir: &Path) -> (PieceStore, u64) {
     let looked_at = AtomicU64::new(0);
     let note = |done| {
         looked_at.store(done, Ordering::Relaxed);
@@ -244,7 +240,7 @@ fn open_again(manifest: &Arc<Manifest>, dir: &Path) -> (PieceStore, u64) {
     (store, looked_at.into_inner())
 }
 
-fn write(store: &PieceStore, bytes: &[u8], index: u32) -> Result<(), WriteError> {
+pub(super) fn write(store: &PieceStore, bytes: &[u8], index: u32) -> Result<(), WriteError> {
     let piece = store.manifest().layout().piece(index).expect("exists");
     let start = index as usize * P;
     store
@@ -254,101 +250,6 @@ fn write(store: &PieceStore, bytes: &[u8], index: u32) -> Result<(), WriteError>
 
 fn indices(store: &PieceStore) -> Vec<u32> {
     store.bitfield().iter().map(PieceIndex::get).collect()
-}
-
-#[test]
-fn a_crc_that_fits_is_enough_and_one_that_does_not_decides_nothing() {
-    let dir = tempfile::tempdir().expect("temp dir");
-    let (store, bytes) = part(dir.path());
-    fill(&store, &bytes);
-    let piece = store.manifest().layout().piece(1).expect("exists");
-    let crc = hash::crc64(&bytes[P..2 * P]);
-    let read = |crc| {
-        let buffer = store.read_piece(piece, crc, &Buffers::default());
-        buffer.map(|buffer| buffer.as_ref().to_vec())
-    };
-    for crc in [Some(crc), Some(crc ^ 1), None] {
-        assert!(read(crc).expect("right") == bytes[P..2 * P]);
-    }
-    let file = File::options().write(true).open(store.path()).expect("opens");
-    file.write_all_at(b"rotten", P as u64 + 77).expect("written");
-    assert!(matches!(read(Some(crc)), Err(ReadError::Missing)));
-    assert_eq!(store.take_lost(), [piece]);
-}
-
-#[test]
-fn with_midstates_no_order_is_needed_and_nothing_read_again() {
-    let dir = tempfile::tempdir().expect("temp dir");
-    let (store, bytes) = part(dir.path());
-    let all = midstates_of(&bytes);
-    let of = |index: usize| store.manifest().layout().piece(index as u32).expect("exists");
-    let write_proven = |index: usize, midstates| {
-        let chunks = (&bytes[index * P..(index + 1) * P]).into();
-        store.write_piece(of(index), (&chunks, Some(midstates)), drop).expect("right")
-    };
-    assert_eq!(write_proven(1, &all[1]), Written::Proven(Some(of(0))));
-    assert_eq!(write_proven(0, &all[0]), Written::Proven(Some(of(2))));
-    write(&store, &bytes, 2).expect("written");
-    let path = store.finish(dir.path(), &name("a"), &|| true).expect("finished");
-    assert!(fs::read(path).expect("there") == bytes);
-    assert_eq!((store.reread_bytes(), store.astray()), (0, Vec::new()));
-}
-
-#[test]
-fn false_midstates_cost_time_and_nothing_else() {
-    let bytes = content();
-    let all = midstates_of(&bytes);
-    // States that are a file's before the piece, if another one came before it.
-    let mut other = vec![7; P];
-    other.extend_from_slice(&bytes[P..2 * P]);
-    let astray = midstates_of(&other)[1];
-    let mut wrong = all[1];
-    wrong.0[99] ^= 1;
-    for (midstates, is_astray) in [(astray, true), (wrong, false), (all[0], false)] {
-        for order in [[0, 1, 2], [1, 0, 2], [2, 1, 0]] {
-            let dir = tempfile::tempdir().expect("temp dir");
-            let (store, _) = part(dir.path());
-            let one = store.manifest().layout().piece(1).expect("exists");
-            for index in order {
-                if index != 1 {
-                    write(&store, &bytes, index).expect("written");
-                    continue;
-                }
-                let chunks = (&bytes[P..2 * P]).into();
-                let written = store.write_piece(one, (&chunks, Some(&midstates)), drop);
-                let is_proven = matches!(written.expect("the bytes are right"), Written::Proven(_));
-                assert_eq!(is_proven, is_astray);
-            }
-            let path = store.finish(dir.path(), &name("a"), &|| true).expect("finished");
-            assert!(fs::read(path).expect("there") == bytes);
-            assert!(store.reread_bytes() >= P as u64, "{order:?}");
-            assert_eq!(store.astray(), Vec::from_iter(is_astray.then_some(one)), "{order:?}");
-        }
-    }
-}
-
-#[test]
-fn midstates_do_not_hide_a_false_manifest() {
-    let bytes = content();
-    let honest = manifest_of(&bytes);
-    let all = midstates_of(&bytes);
-    let mut pieces = honest.pieces().to_vec();
-    pieces[1].sha1 = hash::sha1(b"something else");
-    let false_piece = Manifest::new(honest.layout(), honest.head().sha1(), pieces);
-    let other = hash::sha1(b"something else");
-    let false_file = Manifest::new(honest.layout(), other, honest.pieces().to_vec());
-    for lie in [false_piece, false_file] {
-        let dir = tempfile::tempdir().expect("temp dir");
-        let lie = Arc::new(lie.expect("made"));
-        let store = PieceStore::part(lie.clone(), dir.path(), &|_| true).expect("opened");
-        for (piece, chunk) in lie.layout().pieces().zip(bytes.chunks(P)) {
-            let midstates = all.get(piece.get() as usize);
-            store.write_piece(piece, (&chunk.into(), midstates), drop).expect("as far as is known");
-        }
-        let error = store.finish(dir.path(), &name("a"), &|| true).expect_err("a lie");
-        assert!(error.is_false_manifest(), "{error}");
-        assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 0);
-    }
 }
 
 #[test]

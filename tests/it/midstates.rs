@@ -80,14 +80,14 @@ async fn without_them_a_file_comes_all_the_same() {
 fn midstates_from(first: Sha1State, bytes: &[u8]) -> Vec<Midstates> {
     let mut file = Sha1Hasher::at(first, 0);
     let of_piece = |piece: &[u8]| {
-        let (mut own, mut owns, mut files) = (Sha1Hasher::default(), Vec::new(), Vec::new());
+        let (mut own, mut owns, mut states) = (Sha1Hasher::default(), Vec::new(), Vec::new());
         for part in piece.chunks(PART_LEN) {
-            files.extend(file.state());
+            states.extend(file.state());
             owns.extend(own.state());
             own.update(part);
             file.update(part);
         }
-        Midstates::new(&owns[1..], &files).expect("as many as there should be")
+        Midstates::new(&owns[1..], &states).expect("as many as there should be")
     };
     bytes.chunks_exact(P).map(of_piece).collect()
 }
@@ -119,7 +119,7 @@ async fn serve(
 }
 
 #[tokio::test]
-async fn lies_in_them_harm_nobody_and_are_not_passed_on() {
+async fn lies_in_them_harm_nobody_and_are_not_kept() {
     let net = Net::new();
     let bytes = content(5 * P, 3);
     let (alice, manifest) = net.seeder(&bytes).await;
@@ -140,12 +140,12 @@ async fn lies_in_them_harm_nobody_and_are_not_passed_on() {
     let evil = serve(endpoint, shown, manifest.clone(), bytes.clone(), said);
     let evil = JoinSet::from_iter([evil]);
     download(&net, "bob", &bob, &bytes).await;
-    let files = Sidecars::new(net.path("bob.data").join("sidecars"));
+    let sidecars = Sidecars::new(net.path("bob.data").join("sidecars"));
     for piece in manifest.layout().pieces() {
         let place = piece.get() as usize;
         let bytes = &bytes[place * P..(place + 1) * P];
         let expected = [0, 3].contains(&place).then(|| PieceRecord::of(truth[place], bytes));
-        assert_eq!(files.get(content, piece), expected, "{piece}");
+        assert_eq!(sidecars.get(content, piece), expected, "{piece}");
     }
     drop(evil);
     net.end([bob]).await;

@@ -313,9 +313,11 @@ impl Depot {
         self.works.run(move |works| {
             let goes_on = || !stop.is_cancelled();
             let finished = works.store.finish(&directory, &name, &goes_on);
-            // Of the rest nobody knows whether it is so.
-            let (manifest, followed) = (works.store.manifest(), works.store.followed());
-            works.sidecars.keep_only(manifest.content_id(), manifest.layout(), &followed);
+            if finished.is_ok() {
+                // Of the rest nobody knows whether it is so.
+                let (manifest, followed) = (works.store.manifest(), works.store.followed());
+                works.sidecars.keep_only(manifest.content_id(), manifest.layout(), &followed);
+            }
             works.tell(Done::Finished(finished));
         });
     }

@@ -133,8 +133,10 @@ impl NewSidecar {
 
     /// It is that of this content.
     pub fn keep(self, content: ContentId) {
-        // Where this fails it goes, with this.
-        logged(&self.path, fs::rename(&self.path, place(&self.directory, content)));
+        // Where this fails it goes, with this; so it does when there was no piece of the full length.
+        if self.file.metadata().is_ok_and(|metadata| metadata.len() > 0) {
+            logged(&self.path, fs::rename(&self.path, place(&self.directory, content)));
+        }
     }
 }
 
@@ -261,6 +263,7 @@ mod tests {
     fn what_is_not_kept_goes_also_after_a_crash() {
         let dir = tempfile::tempdir().expect("temp dir");
         let sidecars = Sidecars::new(dir.path().to_owned());
+        sidecars.begin().expect("made").keep(ContentId([9; 32]));
         let (kept, dropped) = (sidecars.begin().expect("made"), sidecars.begin().expect("made"));
         kept.put(piece(3), &of(3));
         kept.keep(CONTENT);

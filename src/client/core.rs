@@ -288,9 +288,7 @@ impl Core {
         let Some(group) = self.groups().name_of(id) else { return Ok(()) };
         for batch in contents.chunks(limits::MAX_ANNOUNCE_BATCH) {
             let (group, contents) = (group.clone(), batch.to_vec());
-            let said = batch.iter().map(|(content, complete)| (*content, Some(*complete)));
-            let said = said.collect();
-            self.everywhere(Request::Announce { group, contents }, (id, said)).await?;
+            self.everywhere(id, Request::Announce { group, contents }).await?;
         }
         self.announced.notify_one();
         Ok(())
@@ -299,22 +297,22 @@ impl Core {
     /// Takes an announcement back.
     pub(super) async fn withdraw(self: &Arc<Self>, key: SwarmKey) -> Result<(), AgentError> {
         let Some(group) = self.groups().name_of(key.group) else { return Ok(()) };
-        let said = (key.group, vec![(key.content, None)]);
-        self.everywhere(Request::Withdraw { group, contents: vec![key.content] }, said).await
+        let contents = vec![key.content];
+        self.everywhere(key.group, Request::Withdraw { group, contents }).await
     }
 
     /// Asks the tracker in use, and tells the others, what is held of a group.
     async fn everywhere(
         self: &Arc<Self>,
+        group: GroupId,
         request: Request,
-        (group, said): (GroupId, Vec<(ContentId, Option<bool>)>),
     ) -> Result<(), AgentError> {
         let in_use = self.line.in_use();
         for number in self.line.logged_in().into_iter().filter(|n| Some(*n) != in_use) {
-            let (core, request, said) = (self.clone(), request.clone(), said.clone());
+            let (core, request) = (self.clone(), request.clone());
             self.tasks.spawn(async move {
                 match core.line.ask_on(number, &request).await {
-                    Ok(_) => core.say_what_changed(group, &said),
+                    Ok(_) => core.say_what_changed(group, &request),
                     Err(error) => {
                         tracing::debug!(number, %error, "another tracker does not know yet");
                     }
@@ -322,21 +320,30 @@ impl Core {
             });
         }
         let reply = self.line.call(&request).await?;
-        self.say_what_changed(group, &said);
+        self.say_what_changed(group, &request);
         match reply {
             Reply::Done => Ok(()),
             _ => Err(AgentError::BadAnswer),
         }
     }
 
-    /// Has said again what is held otherwise than was just said. Requests overtake each other: who says how
+    /// Has said again what is held otherwise than was just announced or withdrawn. Requests overtake each other: who says how
     /// it was may be heard after who says how it is.
-    pub(super) fn say_what_changed(&self, group: GroupId, said: &[(ContentId, Option<bool>)]) {
-        for (content, said) in said {
-            let key = SwarmKey { group, content: *content };
-            if self.held(key) != *said {
+    pub(super) fn say_what_changed(&self, group: GroupId, request: &Request) {
+        let say = |content, said| {
+            let key = SwarmKey { group, content };
+            if self.held(key) != said {
                 self.crier.put(key, Cry::HELD);
             }
+        };
+        match request {
+            Request::Announce { contents, .. } => {
+                contents.iter().for_each(|(content, complete)| say(*content, Some(*complete)));
+            }
+            Request::Withdraw { contents, .. } => {
+                contents.iter().for_each(|content| say(*content, None));
+            }
+            _ => {}
         }
     }
 

@@ -302,13 +302,9 @@ impl Core {
                 if contents.is_empty() {
                     continue;
                 }
-                let said: Vec<_> = contents
-                    .iter()
-                    .map(|(content, complete)| (*content, Some(*complete)))
-                    .collect();
                 let request = Request::Announce { group: group.clone(), contents };
                 match self.line.ask_on(number, &request).await {
-                    Ok(_) => self.say_what_changed(id, &said),
+                    Ok(_) => self.say_what_changed(id, &request),
                     Err(AgentError::Refused(Refusal::NotAMember(_) | Refusal::NoSuchGroup(_)))
                         if self.line.in_use() == Some(number) =>
                     {

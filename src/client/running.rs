@@ -601,7 +601,7 @@ pub(super) fn find_whole(
         if !metadata.is_file() || metadata.len() != manifest.layout().size() {
             continue;
         }
-        let new = sidecars.begin();
+        let new = sidecars.begin(metadata.len());
         match hashing::hash_and_mark(&path, new.as_ref(), &|done| note.done(done)) {
             Ok((found, stamp)) if found.content_id() == manifest.content_id() => {
                 new.into_iter().for_each(|new| new.keep(manifest.content_id()));

@@ -141,7 +141,7 @@ impl Agent {
             done_bytes: 0,
             size,
         });
-        let (manifest, stamp, sidecar) = self.hash(&path, look.note()).await?;
+        let (manifest, stamp, sidecar) = self.hash(&path, size, look.note()).await?;
         drop(look);
         let trackers = self.core.line.places().into_iter().map(|(_, link)| link).collect();
         Ok(Hashed { meta: Metainfo { trackers, group, name, manifest }, path, stamp, sidecar })
@@ -210,12 +210,14 @@ impl Agent {
     async fn hash(
         &self,
         path: &Path,
+        size: u64,
         note: Note,
     ) -> Result<(Manifest, Stamp, Option<NewSidecar>), AgentError> {
         let (owned, stop) = (path.to_owned(), self.core.stop.clone());
         let sidecars = self.core.registry.sidecars().clone();
         let hashed = blocking(move || {
-            let (goes_on, new) = (|done| note.done(done) && !stop.is_cancelled(), sidecars.begin());
+            let goes_on = |done| note.done(done) && !stop.is_cancelled();
+            let new = sidecars.begin(size);
             let (manifest, stamp) = hashing::hash_and_mark(&owned, new.as_ref(), &goes_on)?;
             Ok((manifest, stamp, new))
         });

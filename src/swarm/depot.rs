@@ -169,14 +169,14 @@ impl Works {
 
     fn write(self: &Arc<Self>, mut parcel: Parcel) {
         let piece = parcel.piece;
-        let midstates = parcel.midstates.take();
-        if midstates.is_some() {
+        if parcel.midstates.is_some() {
             parcel.chunks.gather(&self.buffers);
         }
-        let (chunks, mut proven) = (&parcel.chunks, None);
-        let result = self.store.write_piece(piece, (chunks, midstates.as_deref()), |written| {
+        let (chunks, midstates) = (&parcel.chunks, parcel.midstates.as_deref());
+        let mut proven = None;
+        let result = self.store.write_piece(piece, (chunks, midstates), |written| {
             if matches!(written, Written::Proven(_)) {
-                let parts = midstates.as_deref().zip(chunks.joined());
+                let parts = midstates.zip(chunks.joined());
                 proven = parts.map(|(midstates, bytes)| PieceRecord::of(*midstates, bytes));
             }
             self.intake().verified(piece, written);
@@ -204,7 +204,6 @@ impl Works {
                 Done::False(FalsePiece(piece))
             }
             Err(WriteError::Storage(error)) => {
-                parcel.midstates = midstates;
                 parcel.chunks.gather(&self.buffers);
                 self.intake().failed(parcel);
                 Done::NotWritten(error)

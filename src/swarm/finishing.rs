@@ -155,8 +155,10 @@ impl PieceStore {
             let reader = buffers.clone();
             scope.spawn(move || read_each(filling, rest, &reader, &ahead));
             let look_at = |sha1: &mut RunningSha1, read: Read| {
-                let is_right = go_on().then(|| self.take_back(filling, sha1, read));
-                is_right.unwrap_or_else(|| Err(StorageError::io(path, 0)(stopped())))
+                if !go_on() {
+                    return Err(StorageError::io(path, 0)(io::Error::other("stopped")));
+                }
+                self.take_back(filling, sha1, read)
             };
             for read in read.into_iter().map(Some).chain(once(None)) {
                 // After a bad piece the rest is still looked at, to find all that are.
@@ -219,8 +221,4 @@ fn read_each(
             return;
         }
     }
-}
-
-fn stopped() -> io::Error {
-    io::Error::other("stopped")
 }

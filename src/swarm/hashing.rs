@@ -395,9 +395,9 @@ mod tests {
                 last.store(done, Ordering::Relaxed);
                 true
             };
-            let new = sidecars.begin().expect("made");
-            let (manifest, _) = hash_and_mark(&path, Some(&new), &note).expect("hashed");
-            new.keep(manifest.content_id());
+            let new = sidecars.begin(len as u64);
+            let (manifest, _) = hash_and_mark(&path, new.as_ref(), &note).expect("hashed");
+            new.into_iter().for_each(|new| new.keep(manifest.content_id()));
             assert_eq!(manifest, manifest_of(&content), "{len}");
             let midstates = midstates_of(&content);
             for (piece, bytes) in manifest.layout().pieces().zip(content.chunks(p)) {

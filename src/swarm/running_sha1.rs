@@ -6,7 +6,7 @@
 //! A piece that came with [midstates](super::midstates) is not needed again: what it does to the SHA-1 is known.
 //! It does no IO: who feeds it reads, and says from where the bytes came.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use super::midstates::Link;
 use crate::bitfield::Bitfield;
@@ -120,10 +120,9 @@ impl RunningSha1 {
     }
 
     /// The pieces that it has not seen, but for those of which it is known what they do to it.
-    pub fn unseen(&self) -> impl Iterator<Item = PieceIndex> + use<> {
-        let linked: BTreeSet<_> = self.links.keys().copied().collect();
+    pub fn unseen(&self) -> impl Iterator<Item = PieceIndex> {
         let rest = self.layout.pieces().skip(self.next as usize);
-        rest.filter(move |piece| !linked.contains(piece))
+        rest.filter(|piece| !self.links.contains_key(piece))
     }
 
     /// The pieces that it went on over by their links: what was said of these is so.

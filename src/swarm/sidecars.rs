@@ -13,6 +13,7 @@ use std::{io, process};
 use super::midstates::Midstates;
 use crate::bitfield::Bitfield;
 use crate::hash;
+use crate::limits::PIECE_LEN;
 use crate::manifest::ContentId;
 use crate::piece::{PieceIndex, PieceLayout};
 
@@ -105,10 +106,11 @@ impl Sidecars {
         }
     }
 
-    /// One for a file that is about to be hashed.
-    pub fn begin(&self) -> Option<NewSidecar> {
+    /// One for a file of so many bytes that is about to be hashed; a short one has no piece to keep
+    /// anything of.
+    pub fn begin(&self, size: u64) -> Option<NewSidecar> {
         static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let directory = self.directory.clone()?;
+        let directory = self.directory.clone().filter(|_| size >= u64::from(PIECE_LEN))?;
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let path = directory.join(format!("{NEW}{}-{number}", process::id()));
         match File::create_new(&path) {
@@ -133,10 +135,8 @@ impl NewSidecar {
 
     /// It is that of this content.
     pub fn keep(self, content: ContentId) {
-        // Where this fails it goes, with this; so it does when there was no piece of the full length.
-        if self.file.metadata().is_ok_and(|metadata| metadata.len() > 0) {
-            logged(&self.path, fs::rename(&self.path, place(&self.directory, content)));
-        }
+        // Where this fails it goes, with this.
+        logged(&self.path, fs::rename(&self.path, place(&self.directory, content)));
     }
 }
 
@@ -193,7 +193,6 @@ fn logged(path: &Path, result: io::Result<()>) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::limits::PIECE_LEN;
     use crate::piece::PieceLayout;
 
     const CONTENT: ContentId = ContentId([7; 32]);
@@ -263,13 +262,14 @@ mod tests {
     fn what_is_not_kept_goes_also_after_a_crash() {
         let dir = tempfile::tempdir().expect("temp dir");
         let sidecars = Sidecars::new(dir.path().to_owned());
-        sidecars.begin().expect("made").keep(ContentId([9; 32]));
-        let (kept, dropped) = (sidecars.begin().expect("made"), sidecars.begin().expect("made"));
+        let begin = || sidecars.begin(PIECE_LEN.into());
+        assert!(sidecars.begin(u64::from(PIECE_LEN) - 1).is_none());
+        let (kept, dropped) = (begin().expect("made"), begin().expect("made"));
         kept.put(piece(3), &of(3));
         kept.keep(CONTENT);
         drop(dropped);
         assert_eq!(sidecars.get(CONTENT, piece(3)), Some(of(3)));
-        std::mem::forget(sidecars.begin());
+        std::mem::forget(begin());
         let other = ContentId([8; 32]);
         sidecars.put(other, piece(0), &of(1));
         assert_eq!(fs::read_dir(dir.path()).expect("read").count(), 3);
@@ -284,6 +284,9 @@ mod tests {
         fs::write(dir.path().join("file"), b"in its place").expect("written");
         let sidecars = Sidecars::new(dir.path().join("file"));
         sidecars.put(CONTENT, piece(0), &of(1));
-        assert_eq!((sidecars.get(CONTENT, piece(0)), sidecars.begin().is_none()), (None, true));
+        assert_eq!(
+            (sidecars.get(CONTENT, piece(0)), sidecars.begin(PIECE_LEN.into()).is_none()),
+            (None, true)
+        );
     }
 }

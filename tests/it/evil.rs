@@ -8,10 +8,10 @@ use std::time::Duration;
 use mtq::client::agent::{Agent, AgentConfig};
 use mtq::clock;
 use mtq::error_code::ErrorCode;
-use mtq::id::{GroupId, MembershipId};
+use mtq::id::MembershipId;
 use mtq::manifest::{ContentId, Manifest};
 use mtq::name::Selector;
-use mtq::swarm::message::{Control, Encoding, Nack, PieceHeader, PieceRequest};
+use mtq::swarm::message::{Control, Encoding, Nack, PieceHeader};
 use mtq::ticket::{Holder, Ticket};
 use mtq::tracker::greeting::Hello;
 use mtq::tracker::message::{Password, Reply, Request};
@@ -21,12 +21,12 @@ use mtq::tracker::stub::CallError;
 use mtq::tracker_link::{TrackerInfo, TrackerLink};
 use mtq::transport::connection::ConnectionError;
 use mtq::transport::endpoint::Endpoint;
-use mtq::transport::frame::{frame_bytes, read_frame, write_frame};
+use mtq::transport::frame::{frame_bytes, write_frame};
 use mtq::transport::identity::Identity;
 use mtq::transport::tls::Alpn;
 
 use crate::net::{Net, group, loopback, password, request_id, soon, user};
-use crate::raw_peer::{RawPeer, peer_of, ticket};
+use crate::raw_peer::{RawPeer, peer_of, serve_pieces, ticket};
 use crate::world::{DEADLINE, content};
 
 const P: usize = 524_288;
@@ -166,9 +166,7 @@ async fn a_peer_that_breaks_the_protocol_is_cut_off_and_others_are_served() {
     assert_eq!(peer.close_code().await, Some(ErrorCode::Protocol));
 
     // Meanwhile everybody else is served.
-    let bob = net.agent("bob").await;
-    bob.join_group(group()).await.expect("asked");
-    alice.accept_request(group(), user("bob")).await.expect("accepted");
+    let bob = net.member("bob", &alice).await;
     let dest = net.path("dest");
     fs::create_dir(&dest).expect("made");
     let file: Selector = "file.bin".parse().expect("a selector");
@@ -208,7 +206,8 @@ async fn a_publisher_whose_manifest_lies_is_named_and_nothing_is_left() {
     line.call(&Request::Announce { group: group(), contents }).await.expect("announced");
     let shown = ticket(&line).await;
     let served = Arc::new(lie);
-    let evil = evil_seeder_honest_bytes(endpoint, shown, served, bytes);
+    let header = |_| PieceHeader::Data { encoding: Encoding::Identity, len: P as u32 };
+    let evil = serve_pieces(endpoint, shown, served, bytes, header);
     let evil = tokio::task::JoinSet::from_iter([evil]);
 
     let dest = net.path("dest");
@@ -225,30 +224,6 @@ async fn a_publisher_whose_manifest_lies_is_named_and_nothing_is_left() {
     alice.get(group(), file, &dest).await.expect("begun again");
     drop(evil);
     net.end([alice]).await;
-}
-
-/// Serves exactly what the manifest's pieces say.
-async fn evil_seeder_honest_bytes(
-    endpoint: Endpoint,
-    (group, ticket): (GroupId, Vec<u8>),
-    manifest: Arc<Manifest>,
-    bytes: Vec<u8>,
-) {
-    let Some(incoming) = endpoint.accept(10, || {}).await else { return };
-    let Some(connection) = incoming.finish().await else { return };
-    let mut peer = RawPeer::greet(connection).await;
-    peer.say(&Control::Ticket { ticket }).await;
-    peer.say(&Control::Open { swarm: 0, group, content: manifest.content_id() }).await;
-    let all = mtq::bitfield::Bitfield::all(manifest.layout());
-    peer.say(&Control::Bitfield { swarm: 0, bits: all.as_bytes().to_vec() }).await;
-    while let Ok((mut send, mut recv)) = peer.connection.accept_bi().await {
-        let Ok(request) = read_frame::<PieceRequest>(&mut recv, 64).await else { continue };
-        let start = request.piece as usize * P;
-        let header = PieceHeader::Data { encoding: Encoding::Identity, len: P as u32 };
-        let _ = write_frame(&mut send, &header).await;
-        let _ = send.write_all(&bytes[start..start + P]).await;
-        let _ = send.finish();
-    }
 }
 
 #[tokio::test]

@@ -1,10 +1,12 @@
 //! A peer at the level of frames, which says what it likes.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
+use mtq::bitfield::Bitfield;
 use mtq::error_code::ErrorCode;
 use mtq::id::GroupId;
-use mtq::manifest::ContentId;
+use mtq::manifest::{ContentId, Manifest};
 use mtq::peer_id::PeerId;
 use mtq::swarm::message::{Control, PeerHello, PieceHeader, PieceRequest};
 use mtq::tracker::message::{Reply, Request};
@@ -15,6 +17,7 @@ use mtq::transport::frame::{FrameError, read_frame, write_frame};
 use mtq::transport::tls::Alpn;
 
 use crate::net::{group, soon};
+use crate::swarm::P;
 
 pub async fn ticket(line: &TrackerConnection) -> (GroupId, Vec<u8>) {
     match line.call(&Request::Ticket { group: group() }).await.expect("a ticket") {
@@ -83,5 +86,29 @@ impl RawPeer {
             }
             other => panic!("{other}"),
         }
+    }
+}
+
+/// Takes one connection and serves the pieces of a file of whole pieces, each after what `header` says.
+pub async fn serve_pieces(
+    endpoint: Endpoint,
+    (group, ticket): (GroupId, Vec<u8>),
+    manifest: Arc<Manifest>,
+    bytes: Vec<u8>,
+    header: impl Fn(usize) -> PieceHeader,
+) {
+    let Some(incoming) = endpoint.accept(10, || {}).await else { return };
+    let Some(connection) = incoming.finish().await else { return };
+    let mut peer = RawPeer::greet(connection).await;
+    peer.say(&Control::Ticket { ticket }).await;
+    peer.say(&Control::Open { swarm: 0, group, content: manifest.content_id() }).await;
+    let all = Bitfield::all(manifest.layout());
+    peer.say(&Control::Bitfield { swarm: 0, bits: all.as_bytes().to_vec() }).await;
+    while let Ok((mut send, mut recv)) = peer.connection.accept_bi().await {
+        let Ok(request) = read_frame::<PieceRequest>(&mut recv, 64).await else { continue };
+        let place = request.piece as usize;
+        let _ = write_frame(&mut send, &header(place)).await;
+        let _ = send.write_all(&bytes[place * P..(place + 1) * P]).await;
+        let _ = send.finish();
     }
 }

@@ -10,7 +10,7 @@ use mtq::name::Selector;
 use mtq::swarm::message::{Control, Nack, PieceHeader};
 use mtq::tracker::message::{Reply, Request};
 
-use crate::net::{Net, group, soon, user};
+use crate::net::{Net, group, soon};
 use crate::raw_peer::{RawPeer, ticket};
 use crate::world::{DEADLINE, content};
 
@@ -36,9 +36,7 @@ async fn what_rots_is_refused_with_what_is_left_and_fetched_again() {
     let content = manifest.content_id();
     let (endpoint, line, _pushes) = net.insider("mallory", &alice).await;
     let shown = ticket(&line).await;
-    let bob = net.agent("bob").await;
-    bob.join_group(group()).await.expect("asked");
-    alice.accept_request(group(), user("bob")).await.expect("accepted");
+    let bob = net.member("bob", &alice).await;
     let dest = net.path("dest");
     fs::create_dir(&dest).expect("made");
     // Slow enough to stay under way until it is let go.

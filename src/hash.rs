@@ -268,18 +268,18 @@ pub fn sha1_of_each(all: &[&[u8]], step: usize) -> Vec<(Sha1Hash, Vec<Sha1State>
     assert!(step.is_multiple_of(BLOCK), "a state is one after whole blocks");
     let blocks = all.first().map_or(0, |first| first.len() / BLOCK);
     let alike: Vec<_> = (0..all.len()).filter(|at| all[*at].len() / BLOCK == blocks).collect();
-    let mut states = vec![Sha1State::FIRST.0; alike.len()];
+    let mut states = vec![[Sha1State::FIRST.0]; alike.len()];
     let mut marks = vec![Vec::new(); all.len()];
     for begin in (0..blocks).step_by(step / BLOCK) {
         let end = blocks.min(begin + step / BLOCK);
         let slices: Vec<_> = alike.iter().map(|at| &all[*at].as_chunks().0[begin..end]).collect();
         sha1_multi::compress_each(&mut states, &slices);
         if (end * BLOCK).is_multiple_of(step) {
-            alike.iter().zip(&states).for_each(|(at, state)| marks[*at].push(Sha1State(*state)));
+            alike.iter().zip(&states).for_each(|(at, [state])| marks[*at].push(Sha1State(*state)));
         }
     }
     let mut hashers = vec![Sha1Hasher::default(); all.len()];
-    for (at, state) in alike.into_iter().zip(states) {
+    for (at, [state]) in alike.into_iter().zip(states) {
         hashers[at] = Sha1Hasher::at(Sha1State(state), (blocks * BLOCK) as u64);
     }
     let finished = hashers.into_iter().zip(all).map(|(mut hasher, bytes)| {
@@ -299,25 +299,9 @@ pub fn advance_pairs<const N: usize>(pairs: &mut [[Sha1State; 2]; N], bytes: [&[
         (blocks, []) => blocks,
         _ => panic!("a state is one after whole blocks"),
     });
-    match sha1_lanes() > 1 {
-        true => advance_at_once(pairs, blocks),
-        false => advance_in_turn(pairs, blocks),
-    }
-}
-
-fn advance_at_once<const N: usize>(pairs: &mut [[Sha1State; 2]; N], blocks: [&[[u8; BLOCK]]; N]) {
-    let mut states: Vec<_> = pairs.iter().flatten().map(|state| state.0).collect();
-    let slices: Vec<_> = blocks.iter().flat_map(|blocks| [*blocks; 2]).collect();
-    sha1_multi::compress_each(&mut states, &slices);
-    for (old, new) in pairs.iter_mut().flatten().zip(states) {
-        *old = Sha1State(new);
-    }
-}
-
-fn advance_in_turn<const N: usize>(pairs: &mut [[Sha1State; 2]; N], blocks: [&[[u8; BLOCK]]; N]) {
-    for ([first, second], blocks) in pairs.iter_mut().zip(blocks) {
-        sha1_multi::compress([&mut first.0, &mut second.0], blocks);
-    }
+    let mut states = pairs.map(|pair| pair.map(|state| state.0));
+    sha1_multi::compress_each(&mut states, &blocks);
+    *pairs = states.map(|pair| pair.map(Sha1State));
 }
 
 #[cfg(test)]
@@ -423,13 +407,9 @@ mod tests {
     #[test]
     fn pairs_go_on_as_each_state_alone() {
         let bytes: Vec<u8> = (0..2_000u32).map(|i| (i ^ (i >> 3)) as u8).collect();
-        let mut pairs = [[Sha1State([1; 5]), Sha1State([2; 5])]; 5];
-        let (mut at_once, mut in_turn) = (pairs, pairs);
-        let parts: [&[u8]; 5] = std::array::from_fn(|at| &bytes[at * 11..][..640]);
+        let mut pairs = [[Sha1State([1; 5]), Sha1State([2; 5])]; 16];
+        let parts: [&[u8]; 16] = std::array::from_fn(|at| &bytes[at * 11..][..640]);
         advance_pairs(&mut pairs, parts);
-        advance_at_once(&mut at_once, parts.map(|part| part.as_chunks().0));
-        advance_in_turn(&mut in_turn, parts.map(|part| part.as_chunks().0));
-        assert_eq!((at_once, in_turn), (pairs, pairs));
         for (pair, part) in pairs.into_iter().zip(parts) {
             for (state, first) in pair.into_iter().zip([1, 2]) {
                 let mut alone = Sha1Hasher::at(Sha1State([first; 5]), 64);

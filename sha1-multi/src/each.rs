@@ -1,25 +1,30 @@
 //! Up to sixteen states over blocks of their own, with AVX-512: every word of a state or of a block is a
-//! lane of a register, and a round is done for all of them at once.
+//! lane of a register, and a round is done for all of them at once. States that go over the same blocks share
+//! the message schedule.
 
 use std::arch::x86_64::*;
 use std::array;
 
 use super::LANES;
 
-/// Takes each state over the blocks in its place: as many for all, and no more than there are lanes.
+/// Takes the states in each place over the blocks in that place: as many for all, and no more places than there
+/// are lanes.
 #[target_feature(enable = "avx512f,avx512bw")]
-pub fn compress(states: &mut [[u32; 5]], blocks: &[&[[u8; 64]]]) {
+pub fn compress<const N: usize>(states: &mut [[[u32; 5]; N]], blocks: &[&[[u8; 64]]]) {
     let len = blocks.first().map_or(0, |first| first.len());
     // Lanes that are not needed do again what the first does.
     let lanes: [&[[u8; 64]]; LANES] =
         array::from_fn(|lane| *blocks.get(lane).unwrap_or(&blocks[0]));
-    let mut now = [_mm512_setzero_si512(); 5];
-    for (word, all) in now.iter_mut().enumerate() {
-        *all = gather(array::from_fn(|lane| states.get(lane).map_or(0, |state| state[word])));
+    let mut now = [[_mm512_setzero_si512(); 5]; N];
+    for (which, words) in now.iter_mut().enumerate() {
+        for (word, all) in words.iter_mut().enumerate() {
+            let of = |lane: usize| states.get(lane).map_or(0, |states| states[which][word]);
+            *all = gather(array::from_fn(of));
+        }
     }
     for block in 0..len {
         let mut w = words(&lanes, block);
-        let [mut a, mut b, mut c, mut d, mut e] = now;
+        let mut all = now;
         // Four kinds of rounds, twenty of each. What differs is the truth table of a function, and a constant.
         macro_rules! round {
             ($number:expr, $table:literal, $constant:expr) => {
@@ -29,12 +34,15 @@ pub fn compress(states: &mut [[u32; 5]], blocks: &[&[[u8; 64]]]) {
                     let all = _mm512_xor_si512(_mm512_ternarylogic_epi32::<0x96>(x, y, z), first);
                     w[$number % 16] = _mm512_rol_epi32::<1>(all);
                 }
-                // What needs the round before this one comes last.
                 let word = _mm512_add_epi32(w[$number % 16], _mm512_set1_epi32($constant));
-                let f = _mm512_ternarylogic_epi32::<$table>(b, c, d);
-                let sum = _mm512_add_epi32(_mm512_add_epi32(e, word), f);
-                let next = _mm512_add_epi32(_mm512_rol_epi32::<5>(a), sum);
-                (e, d, c, b, a) = (d, c, _mm512_rol_epi32::<30>(b), a, next);
+                for state in &mut all {
+                    // What needs the round before this one comes last.
+                    let [a, b, c, d, e] = *state;
+                    let f = _mm512_ternarylogic_epi32::<$table>(b, c, d);
+                    let sum = _mm512_add_epi32(_mm512_add_epi32(e, word), f);
+                    let next = _mm512_add_epi32(_mm512_rol_epi32::<5>(a), sum);
+                    *state = [next, a, _mm512_rol_epi32::<30>(b), c, d];
+                }
             };
         }
         macro_rules! rounds {
@@ -49,13 +57,17 @@ pub fn compress(states: &mut [[u32; 5]], blocks: &[&[[u8; 64]]]) {
         rounds!(20, 0x96, 0x6ed9_eba1);
         rounds!(40, 0xe8, 0x8f1b_bcdc_u32.cast_signed());
         rounds!(60, 0x96, 0xca62_c1d6_u32.cast_signed());
-        for (all, more) in now.iter_mut().zip([a, b, c, d, e]) {
-            *all = _mm512_add_epi32(*all, more);
+        for (words, more) in now.iter_mut().zip(all) {
+            for (all, more) in words.iter_mut().zip(more) {
+                *all = _mm512_add_epi32(*all, more);
+            }
         }
     }
-    for (word, all) in now.into_iter().enumerate() {
-        for (state, value) in states.iter_mut().zip(scatter(all)) {
-            state[word] = value;
+    for (which, words) in now.into_iter().enumerate() {
+        for (word, all) in words.into_iter().enumerate() {
+            for (states, value) in states.iter_mut().zip(scatter(all)) {
+                states[which][word] = value;
+            }
         }
     }
 }

@@ -148,10 +148,10 @@ mod tests {
         assert_eq!(hex(frame_bytes(&PieceHeader::Queued)), "0100000001");
         // NACK; CHANGED.
         assert_eq!(hex(frame_bytes(&PieceHeader::Nack(Nack::Changed))), "020000000201");
-        // Length 305; PROVEN; identity; 524,288 as a varint; 300 bytes.
+        // Length 625; PROVEN; identity; 524,288 as a varint; 620 bytes.
         let midstates = Box::new(Midstates([7; Midstates::LEN]));
         let proven = PieceHeader::Proven { encoding: Encoding::Identity, len: 524_288, midstates };
-        let expected = format!("310100000300808020{}", "07".repeat(300));
+        let expected = format!("710200000300808020{}", "07".repeat(620));
         assert_eq!(hex(frame_bytes(&proven)), expected);
         round_trip(&proven);
         // HAVE; swarm 1; two pieces.

@@ -10,7 +10,7 @@ use crate::hash::{self, Sha1Hash, Sha1Hasher, Sha1State, fixed_bytes};
 use crate::limits::PIECE_LEN;
 
 /// Parts of a piece.
-pub const PARTS: usize = 8;
+pub const PARTS: usize = 16;
 
 /// Bytes of a part.
 pub const PART_LEN: usize = PIECE_LEN as usize / PARTS;

@@ -123,6 +123,8 @@ pub struct Depot {
     failed_to_finish: bool,
     /// Not tried before this: pieces were missing at the last attempt.
     finish_at: Instant,
+    /// Pieces that were taken, and of which nothing was heard yet.
+    unheard: usize,
 }
 
 impl Works {
@@ -256,6 +258,7 @@ impl Depot {
             finishing: false,
             failed_to_finish: false,
             finish_at: clock::monotonic(),
+            unheard: 0,
         }
     }
 
@@ -266,6 +269,7 @@ impl Depot {
             // What waits keeps no datagrams: of memory in such bits much is lost.
             parcel.chunks.gather(&self.works.buffers);
         }
+        self.unheard += 1;
         self.works.intake().add(parcel);
         self.works.begin();
     }
@@ -365,15 +369,39 @@ impl Depot {
         }
     }
 
+    /// What came of a piece that was taken before the download was stopped; nothing once it is known of all, or
+    /// they cannot be written.
+    pub async fn rest(&mut self) -> Option<Outcome> {
+        while self.unheard > 0 && self.is_well() {
+            let done = self.done.recv().await?;
+            match self.came_of(done).ok()? {
+                Outcome::Nothing => {}
+                outcome => return Some(outcome),
+            }
+        }
+        None
+    }
+
+    /// The end: nothing else is begun. The pieces that were taken and are not written.
+    pub fn end(&mut self) -> Vec<Parcel> {
+        // What else waits goes when the lock is free again.
+        let (pending, _ahead) = self.works.intake().end();
+        pending
+    }
+
     fn came_of(&mut self, done: Done) -> Result<Outcome, DownloadError> {
         match done {
             Done::Stored(parcel) => {
+                self.unheard -= 1;
                 let layout = self.works.store.manifest().layout();
                 self.dirty += u64::from(layout.len(parcel.piece));
                 Ok(Outcome::Stored(parcel))
             }
             Done::Hashed => Ok(Outcome::Nothing),
-            Done::Wrong(parcel, what) => Ok(Outcome::Wrong(parcel, what)),
+            Done::Wrong(parcel, what) => {
+                self.unheard -= 1;
+                Ok(Outcome::Wrong(parcel, what))
+            }
             Done::False(piece) => Err(StorageError::from(piece).into()),
             Done::NotWritten(error) => self.fall_ill(error),
             Done::Broken => {
@@ -472,7 +500,6 @@ impl Depot {
 impl Drop for Depot {
     /// What is under way ends, be it late; nothing else begins, and nothing that waits is kept for it.
     fn drop(&mut self) {
-        // It goes when the lock is free again.
-        let _waiting = self.works.intake().end();
+        self.end();
     }
 }

@@ -143,7 +143,11 @@ impl Download {
             watch: Watch::default(),
             started: now,
         };
-        driver.run().await
+        let result = driver.run().await;
+        if matches!(result, Err(DownloadError::Stopped)) {
+            driver.stop().await;
+        }
+        result
     }
 }
 
@@ -180,6 +184,21 @@ impl Driver {
                 _ = limits.changed() => {}
                 () = tokio::time::sleep_until(wake) => self.on_time(),
             }
+        }
+    }
+
+    /// Nothing more is asked for, and what came whole is stored.
+    async fn stop(&mut self) {
+        for key in self.peers.keys().copied().collect::<Vec<_>>() {
+            self.forget(key);
+            self.step(Event::PeerLeft { peer: key });
+        }
+        while let Some(outcome) = self.depot.rest().await {
+            self.came_of(outcome);
+        }
+        for Parcel { from, piece, .. } in self.depot.end() {
+            let len = u64::from(self.layout.len(piece));
+            self.count_of(from, |source| source.wasted.broken += len);
         }
     }
 

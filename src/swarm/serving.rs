@@ -247,10 +247,11 @@ mod tests {
     use crate::limits::{PIECE_LEN, UPLOAD_SLOTS_PER_SESSION};
     use crate::manifest::ContentId;
     use crate::swarm::rates::RateLimits;
+    use crate::swarm::slots::Depth;
 
     fn body(user: &str, session: u64, content: u8) -> Body<SwarmKey> {
         let content = SwarmKey { group: GroupId([1; 16]), content: ContentId([content; 32]) };
-        Body { user: user.parse().expect("a name"), session, content, depth: 0 }
+        Body { user: user.parse().expect("a name"), session, content, depth: Depth::default() }
     }
 
     fn serving(up: Option<u64>) -> Serving {

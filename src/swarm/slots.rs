@@ -9,6 +9,8 @@
 //! On a long fat path more is on its way than one session may take of these. Bodies that the path of their
 //! connection holds besides are *far*: they have the [`FAR_SLOTS`], and count neither among those that fill
 //! our own link nor among the slots of their user; of the far ones too a user holds as many as are free.
+//! On a near path a few are enough: what is read and does not go out yet only drives the rest out of the
+//! processor's caches.
 //!
 //! Connections share a link, not users: so while several users are served, each is through one
 //! connection at a time and has at most half of what fills the link. And who holds slots and gives
@@ -40,23 +42,42 @@ pub struct Body<C> {
     pub session: u64,
     /// Of what.
     pub content: C,
-    /// Bodies that fill the path of the session; see [`far_depth`].
-    pub depth: usize,
+    /// What the path of the session holds.
+    pub depth: Depth,
 }
 
-/// Bodies that fill a path on which `window` bytes may be under way, half of it more so that it can grow: less
-/// what would only wait in its queues, as its smoothed and its shortest round trip tell. None on a near one, and
-/// none where it holds no more than half of what any session may take.
-pub fn far_depth(window: u64, (smoothed, shortest): (Duration, Duration)) -> usize {
-    // Such a path is full with what any session may take: 8 MiB in that time are 6.7 Gbit/s.
-    if shortest < SHORT {
-        return 0;
+/// How many bodies a session may have on their way, as far as its path goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Depth {
+    /// Of those that may fill our link.
+    pub near: usize,
+    /// In all, on a long path that holds more; none on another.
+    pub far: usize,
+}
+
+impl Default for Depth {
+    fn default() -> Self {
+        Self { near: UPLOAD_SLOTS_PER_SESSION, far: 0 }
     }
-    let (smoothed, shortest) = (smoothed.as_micros().max(1), shortest.as_micros());
-    let capacity = u128::from(window) * shortest.min(smoothed) / smoothed;
-    let bodies = (capacity + capacity / 2).div_ceil(u128::from(PIECE_LEN));
-    let bodies = usize::try_from(bodies).unwrap_or(usize::MAX);
-    if bodies > UPLOAD_SLOTS_PER_SESSION / 2 { bodies } else { 0 }
+}
+
+impl Depth {
+    /// Of a path on which `window` bytes may be under way: what fills it, half of it more so that it can grow,
+    /// less what would only wait in its queues, as its smoothed and its shortest round trip tell. A path
+    /// that holds no more than half of what any session may take is no long one.
+    pub fn of(window: u64, (smoothed, shortest): (Duration, Duration)) -> Self {
+        let (micros, least) = (smoothed.as_micros().max(1), shortest.as_micros());
+        let capacity = u128::from(window) * least.min(micros) / micros;
+        let bodies = (capacity + capacity / 2).div_ceil(u128::from(PIECE_LEN));
+        let bodies = usize::try_from(bodies).unwrap_or(usize::MAX);
+        let usual = Self::default();
+        // Such a path is full with what any session may take: 8 MiB in that time are 6.7 Gbit/s.
+        if shortest < SHORT {
+            return Self { near: bodies.clamp(UPLOADS_AT_ONCE_MIN, usual.near), ..usual };
+        }
+        let is_long = bodies > UPLOAD_SLOTS_PER_SESSION / 2;
+        Self { far: if is_long { bodies } else { 0 }, ..usual }
+    }
 }
 
 /// What there is room for.
@@ -121,8 +142,8 @@ struct Tally {
     slow: usize,
     far: usize,
     far_slow: usize,
-    /// Bodies that fill its path, as far as was known when the last one was asked for.
-    depth: usize,
+    /// What its path holds, as far as was known when the last one was asked for.
+    depth: Depth,
 }
 
 impl Tally {
@@ -145,7 +166,7 @@ impl Tally {
 
     /// The same for one that is far.
     fn may_more_far(self) -> bool {
-        self.busy() < self.depth && self.reads()
+        self.busy() < self.depth.far && self.reads()
     }
 
     fn reads(self) -> bool {
@@ -278,7 +299,8 @@ impl<C: Copy + Ord> Slots<C> {
     fn session_may(&self, user: &UserName, session: u64, room: Room) -> bool {
         let (held, tally) = self.held(user, session);
         let sum = |of: fn(Tally) -> usize| held.map_or(0, |held| held.sum(of));
-        if !tally.may_more() || !self.user_may(user) {
+        let fills = tally.filling() >= tally.depth.near;
+        if fills || !tally.may_more() || !self.user_may(user) {
             return false;
         }
         if room.limited {
@@ -461,7 +483,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn body(user: &str, session: u64, content: u8) -> Body<u8> {
-        Body { user: user.parse().expect("a name"), session, content, depth: 0 }
+        Body { user: user.parse().expect("a name"), session, content, depth: Depth::default() }
     }
 
     fn room(at_once: usize, contended: bool) -> Room {
@@ -561,21 +583,17 @@ mod tests {
     }
 
     /// A session whose path holds so many bodies takes what it gets; how many of these are far.
-    fn take_all_far(
-        slots: &mut Slots<u8>,
-        user: &str,
-        session: u64,
-        depth: usize,
-    ) -> (usize, usize) {
+    fn take_all_far(slots: &mut Slots<u8>, user: &str, session: u64, far: usize) -> (usize, usize) {
+        let depth = Depth { far, ..Depth::default() };
         let body = Body { depth, ..body(user, session, 0) };
         let all = room(UPLOAD_SLOTS, false);
         slots.wait(&body);
-        let (mut near, mut far) = (0, 0);
+        let mut taken = (0, 0);
         while let Some(stage) = slots.stage(&body, Stage::Writing, all) {
             slots.take(&body, stage);
-            if stage == Stage::Far { far += 1 } else { near += 1 }
+            if stage == Stage::Far { taken.1 += 1 } else { taken.0 += 1 }
         }
-        (near, far)
+        taken
     }
 
     #[test]
@@ -583,12 +601,12 @@ mod tests {
         let mut slots = Slots::default();
         // 1 Gbit/s at 200 ms holds 48 bodies, and half of that more.
         let ms = Duration::from_millis;
-        let holds = |bytes| far_depth(bytes, (ms(200), ms(200)));
+        let holds = |bytes| Depth::of(bytes, (ms(200), ms(200))).far;
         let depth = holds(25_000_000);
         assert_eq!((depth, holds(2_800_000), holds(2_600_000)), (72, 9, 0));
         // What waits in a queue fills nothing, and nothing that is near is long.
-        assert_eq!(far_depth(50_000_000, (ms(400), ms(200))), depth);
-        assert_eq!(far_depth(50_000_000, (ms(9), ms(9))), 0);
+        assert_eq!(Depth::of(50_000_000, (ms(400), ms(200))).far, depth);
+        assert_eq!(Depth::of(50_000_000, (ms(9), ms(9))), Depth::default());
         assert_eq!(take_all_far(&mut slots, "eve", 1, depth), (16, 56));
         assert_eq!((slots.filling(), slots.on_the_way(), slots.any_far()), (16, 72, false));
         // Whoever is near finds all that was there before.
@@ -600,9 +618,33 @@ mod tests {
     }
 
     #[test]
+    fn on_a_near_path_no_more_go_out_at_once_than_fill_it() {
+        let us = Duration::from_micros;
+        let near = |bytes, times| Depth::of(bytes, times).near;
+        // Loopback, whose window holds what waits for the other process; 10 Gbit/s at 1 ms, and at 5 ms.
+        assert_eq!(near(4_000_000, (us(2_000), us(100))), 3);
+        assert_eq!(near(36_000, (us(100), us(100))), 3);
+        assert_eq!(near(1_250_000, (us(1_000), us(1_000))), 4);
+        assert_eq!(near(6_250_000, (us(5_000), us(5_000))), 16);
+        let depth = Depth { near: 3, far: 0 };
+        let eve = Body { depth, ..body("eve", 1, 0) };
+        let mut slots = Slots::default();
+        let all = room(UPLOAD_SLOTS, false);
+        slots.wait(&eve);
+        let granted = (0..9).filter(|_| take(&mut slots, &eve, Stage::Writing, all)).count();
+        assert_eq!(granted, 3);
+        // Whoever holds them up, or has them under a limit of their own, keeps nobody waiting.
+        assert!(take(&mut slots, &eve, Stage::Limited, all));
+        assert!(!take(&mut slots, &eve, Stage::Writing, all));
+        slots.change(&eve, Stage::Writing, Stage::Slow);
+        assert!(take(&mut slots, &eve, Stage::Writing, all));
+    }
+
+    #[test]
     fn far_bodies_that_nobody_reads_take_nothing_from_those_who_are_near() {
         let mut slots = Slots::default();
-        let eve = Body { depth: 1_000, ..body("eve", 1, 0) };
+        let depth = Depth { far: 1_000, ..Depth::default() };
+        let eve = Body { depth, ..body("eve", 1, 0) };
         assert_eq!(take_all_far(&mut slots, "eve", 1, 1_000), (16, 64));
         for _ in 0..64 {
             slots.change(&eve, Stage::Far, Stage::FarSlow);
@@ -619,8 +661,9 @@ mod tests {
     #[test]
     fn far_bodies_keep_to_one_connection_of_a_user_and_to_rate_limits() {
         let mut slots = Slots::default();
-        let first = Body { depth: 40, ..body("eve", 1, 0) };
-        let second = Body { depth: 40, ..body("eve", 2, 0) };
+        let depth = Depth { far: 40, ..Depth::default() };
+        let first = Body { depth, ..body("eve", 1, 0) };
+        let second = Body { depth, ..body("eve", 2, 0) };
         let bob = body("bob", 3, 0);
         for body in [&first, &second, &bob] {
             slots.wait(body);
@@ -727,7 +770,7 @@ mod tests {
             for (user, session, content, stage, which) in ops {
                 let mut body = body(["a", "b", "c"][usize::from(user)], session, content);
                 let which = usize::from(which);
-                body.depth = which % 20;
+                body.depth = Depth { near: 1 + which % 16, far: which % 20 };
                 let room =
                     Room { at_once: 8, limited: which % 2 == 0, contended: slots.is_contended() };
                 if which % 3 == 0 && !held.is_empty() {

@@ -16,7 +16,7 @@ use super::message::{Encoding, Nack, PieceHeader, PieceRequest};
 use super::registry::Registry;
 use super::serving::Turn;
 use super::session::{Session, SwarmKey};
-use super::slots::{Body, far_depth};
+use super::slots::{Body, Depth};
 use super::storage::{PieceStore, ReadError};
 use crate::error_code::ErrorCode;
 use crate::limits::{MAX_REQUEST_LEN, PIECE_DEADLINE, REQUEST_FRAME_DEADLINE, SLOW_WRITE};
@@ -25,6 +25,9 @@ use crate::piece::PieceIndex;
 use crate::transport::code::quic_code;
 use crate::transport::connection::{CONTROL_PRIORITY, RecvStream, SendStream};
 use crate::transport::frame::{FrameError, read_frame_within, write_frame};
+
+/// A request that waits no longer for its turn is not told that it waits: nobody would do anything about it.
+const SHORT_WAIT: Duration = Duration::from_millis(20);
 
 /// Serves the request on a fresh stream; `order` is its place among this session's requests.
 ///
@@ -251,7 +254,7 @@ async fn wait_for_turn<'a>(
     request: PieceRequest,
 ) -> Result<Result<Turn<'a>, Nack>, FrameError> {
     let path = session.connection.path();
-    let depth = far_depth(path.window, path.rtt);
+    let depth = Depth::of(path.window, path.rtt);
     let body = Body { user: user.clone(), session: session.number, content: *key, depth };
     let mut turn = match registry.serving().enter(body, piece.get(), *len) {
         Ok(turn) => turn,
@@ -272,11 +275,14 @@ async fn wait_for_turn<'a>(
     })
 }
 
-/// Says that the request waits, and waits; what was decided.
+/// Waits, and says so where that takes long; what was decided.
 async fn say_queued(
     send: &mut SendStream,
     turn: &mut Turn<'_>,
 ) -> Result<Result<(), Nack>, FrameError> {
+    if let Ok(decided) = tokio::time::timeout(SHORT_WAIT, turn.wait()).await {
+        return Ok(decided);
+    }
     let mut said = pin!(write_frame(send, &PieceHeader::Queued));
     let decided = tokio::select! {
         biased;
@@ -366,7 +372,12 @@ mod tests {
 
     fn body() -> Body<SwarmKey> {
         let key = SwarmKey { group: GroupId([1; 16]), content: ContentId([2; 32]) };
-        Body { user: "bob".parse().expect("a name"), session: 1, content: key, depth: 0 }
+        Body {
+            user: "bob".parse().expect("a name"),
+            session: 1,
+            content: key,
+            depth: Depth::default(),
+        }
     }
 
     #[tokio::test]

@@ -370,10 +370,13 @@ impl Depot {
     }
 
     /// What came of a piece that was taken before the download was stopped; nothing once it is known of all, or
-    /// they cannot be written.
+    /// the rest cannot be written.
     pub async fn rest(&mut self) -> Option<Outcome> {
-        while self.unheard > 0 && self.is_well() {
-            let done = self.done.recv().await?;
+        while self.unheard > 0 {
+            let done = match self.is_well() {
+                true => self.done.recv().await?,
+                false => self.done.try_recv().ok()?,
+            };
             match self.came_of(done).ok()? {
                 Outcome::Nothing => {}
                 outcome => return Some(outcome),

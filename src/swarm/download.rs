@@ -38,6 +38,9 @@ use crate::name::{FileName, UserName};
 use crate::peer_id::PeerId;
 use crate::piece::{PieceIndex, PieceLayout};
 
+/// So long a download that is stopped may take to store what came.
+const STORING: Duration = Duration::from_secs(1);
+
 /// A download without any source asks for peers again after this.
 const ASK_AGAIN_ALONE: Duration = Duration::from_secs(5);
 
@@ -187,15 +190,25 @@ impl Driver {
         }
     }
 
-    /// Nothing more is asked for, and what came whole is stored.
+    /// Nothing more is asked for, and what came whole is stored, unless the disk is too slow for that.
     async fn stop(&mut self) {
+        // Nobody may wait for this to hear more.
+        self.download.news.close();
+        self.step(Event::Pause);
+        while let Some(done) = self.fetches.try_join_next() {
+            if let Ok((peer, piece, number, fetched)) = done {
+                self.fetched(peer, piece, number, fetched);
+            }
+        }
         for key in self.peers.keys().copied().collect::<Vec<_>>() {
             self.forget(key);
-            self.step(Event::PeerLeft { peer: key });
         }
-        while let Some(outcome) = self.depot.rest().await {
-            self.came_of(outcome);
-        }
+        let stored = async {
+            while let Some(outcome) = self.depot.rest().await {
+                self.came_of(outcome);
+            }
+        };
+        let _ = tokio::time::timeout(STORING, stored).await;
         for Parcel { from, piece, .. } in self.depot.end() {
             let len = u64::from(self.layout.len(piece));
             self.count_of(from, |source| source.wasted.broken += len);

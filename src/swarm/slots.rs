@@ -64,18 +64,19 @@ impl Default for Depth {
 impl Depth {
     /// Of a path on which `window` bytes may be under way: what fills it, half of it more so that it can grow,
     /// less what would only wait in its queues, as its smoothed and its shortest round trip tell. A path
-    /// that holds no more than half of what any session may take is no long one.
-    pub fn of(window: u64, (smoothed, shortest): (Duration, Duration)) -> Self {
+    /// that holds no more than half of what any session may take is no long one; a disk that `is_slow` is
+    /// kept as busy as that.
+    pub fn of(window: u64, (smoothed, shortest): (Duration, Duration), is_slow: bool) -> Self {
         let (micros, least) = (smoothed.as_micros().max(1), shortest.as_micros());
         let capacity = u128::from(window) * least.min(micros) / micros;
         let bodies = (capacity + capacity / 2).div_ceil(u128::from(PIECE_LEN));
         let bodies = usize::try_from(bodies).unwrap_or(usize::MAX);
         let usual = Self::default();
         // Such a path is full with what any session may take: 8 MiB in that time are 6.7 Gbit/s.
-        if shortest < SHORT {
+        if shortest < SHORT && !is_slow {
             return Self { near: bodies.clamp(UPLOADS_AT_ONCE_MIN, usual.near), ..usual };
         }
-        let is_long = bodies > UPLOAD_SLOTS_PER_SESSION / 2;
+        let is_long = shortest >= SHORT && bodies > UPLOAD_SLOTS_PER_SESSION / 2;
         Self { far: if is_long { bodies } else { 0 }, ..usual }
     }
 }
@@ -601,12 +602,12 @@ mod tests {
         let mut slots = Slots::default();
         // 1 Gbit/s at 200 ms holds 48 bodies, and half of that more.
         let ms = Duration::from_millis;
-        let holds = |bytes| Depth::of(bytes, (ms(200), ms(200))).far;
+        let holds = |bytes| Depth::of(bytes, (ms(200), ms(200)), false).far;
         let depth = holds(25_000_000);
         assert_eq!((depth, holds(2_800_000), holds(2_600_000)), (72, 9, 0));
         // What waits in a queue fills nothing, and nothing that is near is long.
-        assert_eq!(Depth::of(50_000_000, (ms(400), ms(200))).far, depth);
-        assert_eq!(Depth::of(50_000_000, (ms(9), ms(9))), Depth::default());
+        assert_eq!(Depth::of(50_000_000, (ms(400), ms(200)), true).far, depth);
+        assert_eq!(Depth::of(50_000_000, (ms(9), ms(9)), false), Depth::default());
         assert_eq!(take_all_far(&mut slots, "eve", 1, depth), (16, 56));
         assert_eq!((slots.filling(), slots.on_the_way(), slots.any_far()), (16, 72, false));
         // Whoever is near finds all that was there before.
@@ -620,12 +621,13 @@ mod tests {
     #[test]
     fn on_a_near_path_no_more_go_out_at_once_than_fill_it() {
         let us = Duration::from_micros;
-        let near = |bytes, times| Depth::of(bytes, times).near;
+        let near = |bytes, times| Depth::of(bytes, times, false).near;
         // Loopback, whose window holds what waits for the other process; 10 Gbit/s at 1 ms, and at 5 ms.
         assert_eq!(near(4_000_000, (us(2_000), us(100))), 3);
         assert_eq!(near(36_000, (us(100), us(100))), 3);
         assert_eq!(near(1_250_000, (us(1_000), us(1_000))), 4);
         assert_eq!(near(6_250_000, (us(5_000), us(5_000))), 16);
+        assert_eq!(Depth::of(36_000, (us(100), us(100)), true), Depth::default());
         let depth = Depth { near: 3, far: 0 };
         let eve = Body { depth, ..body("eve", 1, 0) };
         let mut slots = Slots::default();

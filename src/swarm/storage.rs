@@ -12,7 +12,9 @@ use std::collections::BTreeSet;
 use std::io;
 use std::iter::once;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Duration;
 
 use super::buffers::{Buffer, Buffers};
 use super::chunks::Chunks;
@@ -29,6 +31,7 @@ use super::stamp::Stamp;
 use super::storage_error::is_gone;
 pub use super::storage_error::{ReadError, StorageError, WriteError};
 use crate::bitfield::Bitfield;
+use crate::clock;
 use crate::hash;
 use crate::manifest::Manifest;
 use crate::piece::PieceIndex;
@@ -36,6 +39,9 @@ use crate::piece::PieceIndex;
 /// Pieces that are read back at once for the whole file's SHA-1: about a millisecond's work. More
 /// than one, so that the SHA-1 gains on the pieces that wait for it.
 const CATCH_UP: usize = 4;
+
+/// A piece that was not in memory takes so long to be read, where the disk is not a quick one.
+const SLOW_READ: Duration = Duration::from_millis(5);
 
 /// Where the bytes of one content are.
 #[derive(Clone, Debug)]
@@ -93,6 +99,8 @@ pub struct PieceStore {
     /// What the SHA-1 is to be told by who has it next.
     links: Mutex<Vec<(PieceIndex, Link)>>,
     state: Mutex<State>,
+    /// Whether the last piece that was read for a peer took long.
+    is_slow: AtomicBool,
 }
 
 impl PieceStore {
@@ -149,7 +157,7 @@ impl PieceStore {
             unsynced_name: None,
         });
         let (gate, links) = (RwLock::new(()), Mutex::default());
-        Self { manifest, disk, gate, sha1, links, state }
+        Self { manifest, disk, gate, sha1, links, state, is_slow: AtomicBool::new(false) }
     }
 
     /// What the content is.
@@ -336,6 +344,11 @@ impl PieceStore {
         }
     }
 
+    /// Whether reading takes long: more should be begun at once then.
+    pub fn is_slow(&self) -> bool {
+        self.is_slow.load(Ordering::Relaxed)
+    }
+
     /// The bytes of `piece`, which are right.
     ///
     /// They are looked at each time, although a whole file is also held against its stamp: a
@@ -362,8 +375,11 @@ impl PieceStore {
         }
         let layout = self.manifest.layout();
         let mut bytes = buffers.take(layout.len(piece));
-        let is_right =
-            |bytes: &[u8]| crc == Some(hash::crc64(bytes)) || self.manifest.is_piece(piece, bytes);
+        let began = clock::monotonic();
+        let is_right = |bytes: &[u8]| {
+            self.is_slow.store(began.elapsed() >= SLOW_READ, Ordering::Relaxed);
+            crc == Some(hash::crc64(bytes)) || self.manifest.is_piece(piece, bytes)
+        };
         match place {
             Place::Part(filling) => {
                 match filling.part().read_bytes(layout, piece, bytes.as_mut()) {

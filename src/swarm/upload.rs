@@ -250,11 +250,11 @@ async fn wait_for_turn<'a>(
     session: &Session,
     send: &mut SendStream,
     registry: &'a Registry,
-    Admitted { key, user, piece, len, .. }: &Admitted,
+    Admitted { store, key, user, piece, len }: &Admitted,
     request: PieceRequest,
 ) -> Result<Result<Turn<'a>, Nack>, FrameError> {
     let path = session.connection.path();
-    let depth = Depth::of(path.window, path.rtt);
+    let depth = Depth::of(path.window, path.rtt, store.is_slow());
     let body = Body { user: user.clone(), session: session.number, content: *key, depth };
     let mut turn = match registry.serving().enter(body, piece.get(), *len) {
         Ok(turn) => turn,

@@ -2,8 +2,8 @@
 //!
 //! SHA-1 waits for itself: each round needs the one before it. Where the processor has instructions
 //! for it (x86), two states go on over the same blocks in about 1.3 times the time of one, and up to
-//! sixteen, or sixteen pairs, over blocks of their own in about the time of six. Elsewhere they take turns, and the crate `sha1`
-//! does the work. Nothing is padded.
+//! sixteen, or sixteen pairs, over blocks of their own in about the time of six. Elsewhere they take turns,
+//! and the crate `sha1` does the work. Nothing is padded.
 //!
 //! A crate of its own because this is the one place that needs `unsafe`: to say that the processor
 //! has the instructions, after asking it.

@@ -327,8 +327,8 @@ impl Core {
         }
     }
 
-    /// Has said again what is held otherwise than was just announced or withdrawn. Requests overtake each other: who says how
-    /// it was may be heard after who says how it is.
+    /// Has said again what is held otherwise than was just announced or withdrawn. Requests overtake each
+    /// other: who says how it was may be heard after who says how it is.
     pub(super) fn say_what_changed(&self, group: GroupId, request: &Request) {
         let say = |content, said| {
             let key = SwarmKey { group, content };

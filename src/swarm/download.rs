@@ -12,7 +12,7 @@ use std::sync::atomic::AtomicU32;
 use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
-use tokio::task::JoinSet;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::budget::Seat;
@@ -171,11 +171,7 @@ impl Driver {
                         return Ok(path);
                     }
                 }
-                Some(done) = self.fetches.join_next() => {
-                    if let Ok((peer, piece, number, fetched)) = done {
-                        self.fetched(peer, piece, number, fetched);
-                    }
-                }
+                Some(done) = self.fetches.join_next() => self.fetched(done),
                 Some((peer, piece, received)) = self.progress.1.recv() => {
                     self.step(Event::Progress { peer, piece, received });
                 }
@@ -196,9 +192,7 @@ impl Driver {
         self.download.news.close();
         self.step(Event::Pause);
         while let Some(done) = self.fetches.try_join_next() {
-            if let Ok((peer, piece, number, fetched)) = done {
-                self.fetched(peer, piece, number, fetched);
-            }
+            self.fetched(done);
         }
         for key in self.peers.keys().copied().collect::<Vec<_>>() {
             self.forget(key);
@@ -330,7 +324,9 @@ impl Driver {
         self.download.registry.rates().give_back_down(swarm, ended.left, now);
     }
 
-    fn fetched(&mut self, key: PeerKey, piece: PieceIndex, number: u64, fetched: Fetched) {
+    fn fetched(&mut self, done: Result<(PeerKey, PieceIndex, u64, Fetched), JoinError>) {
+        // It was stopped.
+        let Ok((key, piece, number, fetched)) = done else { return };
         // A peer that is gone, or a request that was stopped: it was counted then.
         let Some(peer) = self.peers.get_mut(&key) else { return };
         let Some(ended) = peer.ended(piece, number) else { return };

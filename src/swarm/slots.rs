@@ -73,10 +73,11 @@ impl Depth {
         let bodies = usize::try_from(bodies).unwrap_or(usize::MAX);
         let usual = Self::default();
         // Such a path is full with what any session may take: 8 MiB in that time are 6.7 Gbit/s.
-        if shortest < SHORT && !is_slow {
-            return Self { near: bodies.clamp(UPLOADS_AT_ONCE_MIN, usual.near), ..usual };
+        if shortest < SHORT {
+            let least = if is_slow { usual.near } else { UPLOADS_AT_ONCE_MIN };
+            return Self { near: bodies.clamp(least, usual.near), ..usual };
         }
-        let is_long = shortest >= SHORT && bodies > UPLOAD_SLOTS_PER_SESSION / 2;
+        let is_long = bodies > UPLOAD_SLOTS_PER_SESSION / 2;
         Self { far: if is_long { bodies } else { 0 }, ..usual }
     }
 }

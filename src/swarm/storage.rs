@@ -377,6 +377,7 @@ impl PieceStore {
         let mut bytes = buffers.take(layout.len(piece));
         let began = clock::monotonic();
         let is_right = |bytes: &[u8]| {
+            // By now they were read.
             self.is_slow.store(began.elapsed() >= SLOW_READ, Ordering::Relaxed);
             crc == Some(hash::crc64(bytes)) || self.manifest.is_piece(piece, bytes)
         };

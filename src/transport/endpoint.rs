@@ -12,6 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::code::{self, quic_code};
 use super::config;
 use super::connection::{self, Connection};
+use super::gather::Gatherer;
 use super::gso::Splitter;
 use super::identity::Identity;
 use super::tls::{self, Alpn};
@@ -141,7 +142,7 @@ impl Endpoint {
         let quic = quinn::Endpoint::new_with_abstract_socket(
             endpoint_config,
             Some(server_config),
-            Arc::new(Splitter::new(socket)),
+            Arc::new(Gatherer::new(Arc::new(Splitter::new(socket)))),
             Arc::new(runtime),
         )
         .map_err(socket_error)?;

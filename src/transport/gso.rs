@@ -132,120 +132,13 @@ impl AsyncUdpSocket for Splitter {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::transport::narrow::{Narrow, address, bytes, chunks, is_blocked, transmit};
     use proptest::prelude::*;
-    use quinn::udp::EcnCodepoint;
-
-    /// A socket that takes as many sends as there is room for.
-    #[derive(Debug)]
-    struct Narrow {
-        room: Mutex<usize>,
-        sends: Mutex<Vec<Send>>,
-    }
-
-    /// What was handed down.
-    #[derive(Clone, Debug, PartialEq, Eq)]
-    struct Send {
-        destination: SocketAddr,
-        contents: Vec<u8>,
-        segment_size: Option<usize>,
-        ecn: Option<EcnCodepoint>,
-    }
-
-    impl Send {
-        fn datagrams(&self) -> impl Iterator<Item = Vec<u8>> + '_ {
-            let size = self.segment_size.unwrap_or(self.contents.len());
-            self.contents.chunks(size).map(<[u8]>::to_vec)
-        }
-    }
-
-    impl AsyncUdpSocket for Narrow {
-        fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-            unreachable!("nobody waits here")
-        }
-
-        fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-            let mut room = self.room.lock().expect("a lock");
-            *room = room.checked_sub(1).ok_or(io::ErrorKind::WouldBlock)?;
-            self.sends.lock().expect("a lock").push(Send {
-                destination: transmit.destination,
-                contents: transmit.contents.to_vec(),
-                segment_size: transmit.segment_size,
-                ecn: transmit.ecn,
-            });
-            Ok(())
-        }
-
-        fn poll_recv(
-            &self,
-            _: &mut Context<'_>,
-            _: &mut [IoSliceMut<'_>],
-            _: &mut [RecvMeta],
-        ) -> Poll<io::Result<usize>> {
-            Poll::Pending
-        }
-
-        fn local_addr(&self) -> io::Result<SocketAddr> {
-            Ok(address(1))
-        }
-
-        fn max_transmit_segments(&self) -> usize {
-            17
-        }
-    }
-
-    fn address(port: u16) -> SocketAddr {
-        SocketAddr::from(([127, 0, 0, 1], port))
-    }
 
     /// A socket with room for so many sends, and what is below it.
     fn socket(room: usize) -> (Splitter, Arc<Narrow>) {
-        let narrow = Arc::new(Narrow { room: Mutex::new(room), sends: Mutex::default() });
+        let narrow = Narrow::with_room(room);
         (Splitter::new(narrow.clone()), narrow)
-    }
-
-    impl Narrow {
-        fn make_room(&self, sends: usize) {
-            *self.room.lock().expect("a lock") = sends;
-        }
-
-        fn sends(&self) -> Vec<Send> {
-            self.sends.lock().expect("a lock").clone()
-        }
-
-        /// All datagrams that went to `port`, each as long as the system takes.
-        fn datagrams(&self, port: u16) -> Vec<Vec<u8>> {
-            let sends = self.sends().into_iter().filter(|send| send.destination == address(port));
-            sends
-                .flat_map(|send| {
-                    assert!(send.contents.len() <= 65_507, "{}", send.contents.len());
-                    send.datagrams().collect::<Vec<_>>()
-                })
-                .collect()
-        }
-    }
-
-    /// Bytes that differ everywhere, and from those of other seeds.
-    fn bytes(len: usize, seed: u64) -> Vec<u8> {
-        let mut rng = fastrand::Rng::with_seed(seed);
-        (0..len).map(|_| rng.u8(..)).collect()
-    }
-
-    fn transmit(contents: &[u8], size: usize, port: u16) -> Transmit<'_> {
-        Transmit {
-            destination: address(port),
-            ecn: Some(EcnCodepoint::Ect0),
-            contents,
-            segment_size: (contents.len() > size).then_some(size),
-            src_ip: None,
-        }
-    }
-
-    fn chunks(contents: &[u8], size: usize) -> Vec<Vec<u8>> {
-        contents.chunks(size).map(<[u8]>::to_vec).collect()
-    }
-
-    fn is_blocked(result: &io::Result<()>) -> bool {
-        result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     #[test]
@@ -261,7 +154,7 @@ mod tests {
                     let sends = below.sends();
                     let least = count.div_ceil(MAX_SEND_LEN / size);
                     assert!(sends.len() <= least, "{count} of {size}: {}", sends.len());
-                    assert!(sends.iter().all(|send| send.ecn == Some(EcnCodepoint::Ect0)));
+                    assert!(sends.iter().all(|send| send.ecn.is_some()));
                 }
             }
         }
@@ -278,7 +171,7 @@ mod tests {
             assert_eq!(send.segment_size, (len > size).then_some(size));
             assert!(splitter.partly().is_empty());
         }
-        assert_eq!(socket(0).0.max_transmit_segments(), 17);
+        assert_eq!(socket(0).0.max_transmit_segments(), Narrow::MAX_SEGMENTS);
     }
 
     #[test]
@@ -351,7 +244,7 @@ mod tests {
         assert_eq!(splitter.partly().len(), MAX_PARTLY_SENT);
         // Without its note it goes out from its beginning: twice, but whole.
         below.make_room(usize::MAX);
-        below.sends.lock().expect("a lock").clear();
+        below.forget();
         splitter.try_send(&transmit(&oldest, 8952, 2)).expect("sent");
         assert!(below.datagrams(2) == chunks(&oldest, 8952));
     }

@@ -8,5 +8,8 @@ pub mod code;
 pub mod frame;
 pub mod hello;
 pub mod connection;
+mod gather;
 mod gso;
+#[cfg(test)]
+mod narrow;
 pub mod endpoint;

@@ -1,0 +1,464 @@
+//! A UDP socket that sends what follows itself closely in one go.
+//!
+//! Most of what a small datagram costs is the system call it goes out with. Linux takes 64 of them at
+//! once (GSO), quinn makes ten at most: of 1,452 bytes that is a quarter of what one send can carry.
+//! So a transmit of whole datagrams, behind which there is mostly another one, waits until as many have
+//! come as fit, or one that ends with a shorter datagram, which is the last there was to say. If
+//! none comes, it goes once everything has run that was ready to run: the task that receives is woken,
+//! lets the others go first, and sends what it then finds. So nothing waits for a timer, and no task is
+//! needed that somebody would have to end.
+//!
+//! What waits was accepted, as bytes in the socket's own buffer are. Datagrams to one address keep their
+//! order; those that cannot be joined pass as they are, and first what waits before them.
+
+use std::io::{self, IoSliceMut};
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
+use quinn::{AsyncUdpSocket, UdpPoller};
+
+use crate::limits::MAX_SEND_LEN;
+
+/// Datagrams that quinn makes at once (its `MAX_TRANSMIT_SEGMENTS`). Fewer are all there was to send.
+const AT_ONCE: usize = 10;
+
+/// Addresses that something may wait for at once, each with a buffer of `MAX_SEND_LEN`.
+const MAX_WAITING: usize = 4;
+
+/// The socket.
+#[derive(Debug)]
+pub(super) struct Gatherer {
+    inner: Arc<dyn AsyncUdpSocket>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug)]
+struct State {
+    /// The oldest first, one an address.
+    waiting: Vec<Waiting>,
+    /// Buffers to be used again.
+    spare: Vec<Vec<u8>>,
+    /// Of the task that receives, which sends what waits.
+    sender: Option<Waker>,
+    writable: Pin<Box<dyn UdpPoller>>,
+}
+
+/// Datagrams of one size.
+#[derive(Debug)]
+struct Waiting {
+    destination: SocketAddr,
+    src_ip: Option<IpAddr>,
+    ecn: Option<EcnCodepoint>,
+    size: usize,
+    contents: Vec<u8>,
+    /// The task that sends it has let the others go first.
+    is_seen: bool,
+}
+
+impl Waiting {
+    fn transmit(&self) -> Transmit<'_> {
+        Transmit {
+            destination: self.destination,
+            ecn: self.ecn,
+            contents: &self.contents,
+            segment_size: Some(self.size),
+            src_ip: self.src_ip,
+        }
+    }
+
+    /// Whether `transmit` can go behind it in the same send.
+    fn joins(&self, transmit: &Transmit<'_>, max_segments: usize) -> bool {
+        let is_of_size = match transmit.segment_size {
+            Some(size) => size == self.size,
+            None => transmit.contents.len() <= self.size,
+        };
+        is_of_size
+            && self.contents.len().is_multiple_of(self.size)
+            && (self.src_ip, self.ecn) == (transmit.src_ip, transmit.ecn)
+            && fits(self.contents.len() + transmit.contents.len(), self.size, max_segments)
+    }
+}
+
+/// Whether so many bytes are no more than one send takes.
+fn fits(len: usize, size: usize, max_segments: usize) -> bool {
+    len <= MAX_SEND_LEN && len.div_ceil(size) <= max_segments
+}
+
+/// The size of its datagrams, if it is as many as quinn makes: mostly more follow.
+fn size_of_full(transmit: &Transmit<'_>) -> Option<usize> {
+    let size = transmit.segment_size.filter(|size| *size > 0)?;
+    let len = transmit.contents.len();
+    (len.is_multiple_of(size) && len / size >= AT_ONCE).then_some(size)
+}
+
+impl Gatherer {
+    /// Hands everything to `inner`.
+    pub(super) fn new(inner: Arc<dyn AsyncUdpSocket>) -> Self {
+        let state = State {
+            waiting: Vec::with_capacity(MAX_WAITING),
+            spare: Vec::new(),
+            sender: None,
+            writable: inner.clone().create_io_poller(),
+        };
+        Self { inner, state: Mutex::new(state) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sends what waits at `at`.
+    fn send(&self, state: &mut State, at: usize) -> io::Result<()> {
+        match self.inner.try_send(&state.waiting[at].transmit()) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+            // As if it was lost on the way.
+            Err(error) => tracing::debug!(%error, "datagrams that waited were not sent"),
+            Ok(()) => {}
+        }
+        let mut contents = state.waiting.remove(at).contents;
+        contents.clear();
+        state.spare.push(contents);
+        Ok(())
+    }
+
+    /// Sends what waits, each once the others had their turn since it was first seen here.
+    fn poll_waiting(&self, context: &mut Context<'_>) {
+        let state = &mut *self.state();
+        if !state.sender.as_ref().is_some_and(|waker| waker.will_wake(context.waker())) {
+            state.sender = Some(context.waker().clone());
+        }
+        let mut at = 0;
+        while let Some(waiting) = state.waiting.get_mut(at) {
+            if !waiting.is_seen {
+                waiting.is_seen = true;
+                at += 1;
+            } else if self.send(state, at).is_err() {
+                let is_writable = state.writable.as_mut().poll_writable(context);
+                if !matches!(is_writable, Poll::Ready(Ok(()))) {
+                    return;
+                }
+            }
+        }
+        if at > 0 {
+            context.waker().wake_by_ref();
+        }
+    }
+}
+
+impl AsyncUdpSocket for Gatherer {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        self.inner.clone().create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let max_segments = self.inner.max_transmit_segments();
+        let full = size_of_full(transmit);
+        let state = &mut *self.state();
+        let to_it = |waiting: &Waiting| waiting.destination == transmit.destination;
+        if let Some(at) = state.waiting.iter().position(to_it) {
+            let waiting = &mut state.waiting[at];
+            if waiting.joins(transmit, max_segments) {
+                waiting.contents.extend_from_slice(transmit.contents);
+                let next = waiting.contents.len() + transmit.contents.len();
+                if full.is_none() || !fits(next, waiting.size, max_segments) {
+                    // If it cannot go now, it goes on waiting.
+                    let _ = self.send(state, at);
+                }
+                return Ok(());
+            }
+            self.send(state, at)?;
+        }
+        let (Some(size), Some(sender)) = (full, &state.sender) else {
+            return self.inner.try_send(transmit);
+        };
+        if !fits(2 * transmit.contents.len(), size, max_segments) {
+            return self.inner.try_send(transmit);
+        }
+        sender.wake_by_ref();
+        if state.waiting.len() == MAX_WAITING {
+            self.send(state, 0)?;
+        }
+        let mut contents = state.spare.pop().unwrap_or_default();
+        contents.extend_from_slice(transmit.contents);
+        let Transmit { destination, src_ip, ecn, .. } = *transmit;
+        state.waiting.push(Waiting { destination, src_ip, ecn, size, contents, is_seen: false });
+        Ok(())
+    }
+
+    fn poll_recv(
+        &self,
+        context: &mut Context<'_>,
+        buffers: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        self.poll_waiting(context);
+        self.inner.poll_recv(context, buffers, meta)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.inner.local_addr()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.inner.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.inner.max_receive_segments()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.inner.may_fragment()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::Wake;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::transport::narrow::{Narrow, address, bytes, chunks, is_blocked, transmit};
+
+    const SIZE: usize = 1452;
+
+    /// Counts how often the task was woken.
+    #[derive(Default)]
+    struct Task(AtomicUsize);
+
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    /// The socket, what is below it, and the task that receives.
+    struct Under {
+        gatherer: Gatherer,
+        below: Arc<Narrow>,
+        task: Arc<Task>,
+    }
+
+    impl Under {
+        /// With room for so many sends; the task has run once.
+        fn test(room: usize) -> Self {
+            let below = Narrow::with_room(room);
+            let gatherer = Gatherer::new(below.clone());
+            let under = Self { gatherer, below, task: Arc::default() };
+            under.run();
+            under
+        }
+
+        /// Runs the task once, whether or not it was woken.
+        fn run(&self) {
+            let waker = self.task.clone().into();
+            let is_pending =
+                self.gatherer.poll_recv(&mut Context::from_waker(&waker), &mut [], &mut []);
+            assert!(is_pending.is_pending());
+        }
+
+        /// Runs the task as often as it asks for.
+        fn run_while_woken(&self) {
+            while self.task.0.swap(0, Ordering::Relaxed) > 0 {
+                self.run();
+            }
+        }
+
+        fn send(&self, contents: &[u8], port: u16) {
+            self.gatherer.try_send(&transmit(contents, SIZE, port)).expect("taken");
+        }
+
+        /// Datagrams of each send.
+        fn sends(&self) -> Vec<usize> {
+            self.below.sends().iter().map(|send| send.datagrams().count()).collect()
+        }
+    }
+
+    #[test]
+    fn what_follows_closely_goes_out_in_one_send() {
+        let bytes = bytes(80 * SIZE, 1);
+        let under = Under::test(usize::MAX);
+        for ten in bytes.chunks(10 * SIZE) {
+            under.send(ten, 2);
+        }
+        // A fifth ten do not fit in 65,000 bytes.
+        assert_eq!(under.sends(), [40, 40]);
+        assert!(under.below.datagrams(2) == chunks(&bytes, SIZE));
+        assert!(under.below.sends().iter().all(|send| send.ecn.is_some()));
+        under.run_while_woken();
+        assert_eq!(under.sends(), [40, 40], "nothing is left");
+    }
+
+    #[test]
+    fn the_last_there_is_to_say_goes_at_once_with_what_waits() {
+        // Fewer than ten, ten of which one is short, one alone.
+        for len in [3 * SIZE, 9 * SIZE + 1, SIZE, 40] {
+            let contents = bytes(10 * SIZE + len, 1);
+            let under = Under::test(usize::MAX);
+            under.send(&contents[..10 * SIZE], 2);
+            assert!(under.sends().is_empty());
+            under.send(&contents[10 * SIZE..], 2);
+            assert_eq!(under.sends(), [10 + len.div_ceil(SIZE)]);
+            assert!(under.below.datagrams(2) == chunks(&contents, SIZE));
+        }
+    }
+
+    #[test]
+    fn what_nothing_follows_goes_once_the_others_had_their_turn() {
+        let contents = bytes(10 * SIZE, 1);
+        let under = Under::test(usize::MAX);
+        under.send(&contents, 2);
+        assert_eq!(under.task.0.swap(0, Ordering::Relaxed), 1, "woken");
+        under.run();
+        assert!(under.sends().is_empty(), "others go first");
+        assert_eq!(under.task.0.swap(0, Ordering::Relaxed), 1, "it comes back");
+        under.run();
+        assert_eq!(under.sends(), [10]);
+        assert_eq!(under.task.0.swap(0, Ordering::Relaxed), 0, "and sleeps");
+    }
+
+    #[test]
+    fn what_waits_is_not_held_up_by_what_comes_later() {
+        let contents = bytes(10 * SIZE, 1);
+        let under = Under::test(usize::MAX);
+        under.send(&contents, 2);
+        under.run();
+        under.send(&contents, 3);
+        under.run();
+        assert_eq!(under.below.datagrams(2).len(), 10);
+        assert_eq!(under.below.datagrams(3).len(), 0);
+        under.run_while_woken();
+        assert_eq!(under.below.datagrams(3).len(), 10);
+    }
+
+    #[test]
+    fn what_does_not_join_passes_behind_what_waits() {
+        let contents = bytes(20 * 9000, 1);
+        let (ten, rest) = contents.split_at(10 * SIZE);
+        let other = [
+            Transmit { ecn: None, ..transmit(&rest[..40], SIZE, 2) },
+            Transmit { src_ip: Some(address(9).ip()), ..transmit(&rest[..40], SIZE, 2) },
+            // A probe of the MTU.
+            Transmit { segment_size: None, ..transmit(&rest[..SIZE + 1], SIZE, 2) },
+            transmit(&rest[..10 * 8952], 8952, 2),
+            transmit(&rest[..1300 * 3], 1300, 2),
+        ];
+        for other in &other {
+            let under = Under::test(usize::MAX);
+            under.send(ten, 2);
+            under.gatherer.try_send(other).expect("taken");
+            let [first, second] = &under.below.sends()[..] else { panic!("two sends") };
+            assert!(first.contents == ten);
+            assert!(second.contents == other.contents);
+            assert_eq!(second.segment_size, other.segment_size);
+            assert_eq!(second.ecn, other.ecn);
+        }
+    }
+
+    #[test]
+    fn what_is_not_followed_or_too_large_passes_as_it_is() {
+        let contents = bytes(10 * 8952, 1);
+        let pass = [
+            transmit(&contents[..40], SIZE, 2),
+            transmit(&contents[..9 * SIZE], SIZE, 2),
+            transmit(&contents[..9 * SIZE + 1], SIZE, 2),
+            transmit(&contents, 8952, 2),
+            // Twice as many are more than one send takes.
+            transmit(&contents[..10 * 3251], 3251, 2),
+            transmit(&contents[..33 * 1000], 1000, 2),
+            // Never made, and no reason to fail.
+            Transmit { segment_size: Some(0), ..transmit(&contents[..40], SIZE, 2) },
+            Transmit { segment_size: Some(1), ..transmit(&[], SIZE, 2) },
+        ];
+        for transmit in &pass {
+            let under = Under::test(1);
+            under.gatherer.try_send(transmit).expect("sent");
+            let [send] = &under.below.sends()[..] else { panic!("one send") };
+            assert!(send.contents == transmit.contents);
+            assert_eq!(send.segment_size, transmit.segment_size);
+        }
+    }
+
+    #[test]
+    fn nothing_waits_when_nobody_would_send_it() {
+        let contents = bytes(10 * SIZE, 1);
+        let below = Narrow::with_room(1);
+        let gatherer = Gatherer::new(below.clone());
+        gatherer.try_send(&transmit(&contents, SIZE, 2)).expect("sent");
+        assert_eq!(below.datagrams(2).len(), 10);
+    }
+
+    #[test]
+    fn many_addresses_make_the_oldest_go() {
+        let contents = bytes(10 * SIZE, 1);
+        let under = Under::test(usize::MAX);
+        let ports = 2..u16::try_from(MAX_WAITING).expect("few") + 3;
+        for port in ports.clone() {
+            under.send(&contents, port);
+        }
+        assert_eq!(under.below.datagrams(2).len(), 10);
+        assert_eq!(under.sends(), [10], "the others wait");
+        under.run_while_woken();
+        assert_eq!(under.sends(), [10; MAX_WAITING + 1]);
+        assert!(ports.clone().all(|port| under.below.datagrams(port).len() == 10));
+        let state = under.gatherer.state();
+        assert_eq!(state.spare.len(), MAX_WAITING, "buffers are used again");
+    }
+
+    #[test]
+    fn a_full_socket_takes_what_waits_once_it_has_room() {
+        let contents = bytes(40 * SIZE, 1);
+        let under = Under::test(0);
+        for ten in contents.chunks(10 * SIZE) {
+            under.send(ten, 2);
+        }
+        // It waits, being accepted; what would come behind it is not.
+        assert!(is_blocked(&under.gatherer.try_send(&transmit(&contents, SIZE, 2))));
+        under.run_while_woken();
+        assert!(under.sends().is_empty());
+        under.below.make_room(1);
+        under.run();
+        assert_eq!(under.sends(), [40]);
+        assert!(under.below.datagrams(2) == chunks(&contents, SIZE));
+    }
+
+    proptest! {
+        #[test]
+        fn whatever_comes_what_is_taken_arrives_once_and_in_order(
+            steps in proptest::collection::vec(
+                (2u16..9, 1usize..13, 1usize..=SIZE, 0usize..6, any::<bool>()),
+                1..60,
+            ),
+        ) {
+            let under = Under::test(0);
+            let mut taken = vec![Vec::new(); 9];
+            for (step, (port, count, last, room, is_run)) in steps.into_iter().enumerate() {
+                under.below.make_room(room);
+                // Most are of datagrams that are all as long.
+                let last = if last % 3 == 0 { last } else { SIZE };
+                let contents = bytes((count - 1) * SIZE + last, step as u64);
+                match under.gatherer.try_send(&transmit(&contents, SIZE, port)) {
+                    Ok(()) => taken[usize::from(port)].extend(chunks(&contents, SIZE)),
+                    Err(error) => prop_assert!(is_blocked(&Err(error))),
+                }
+                if is_run {
+                    under.run();
+                }
+            }
+            under.below.make_room(usize::MAX);
+            // The system would wake it for the room.
+            under.run();
+            under.run_while_woken();
+            for port in 2..9 {
+                prop_assert!(under.below.datagrams(port) == taken[usize::from(port)]);
+            }
+            prop_assert!(under.sends().into_iter().all(|count| count <= Narrow::MAX_SEGMENTS));
+            prop_assert!(under.gatherer.state().waiting.is_empty());
+        }
+    }
+}

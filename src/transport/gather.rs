@@ -1,10 +1,15 @@
-//! A UDP socket that sends what follows itself closely in one go.
+//! A UDP socket that hands down as many datagrams in one send as the system takes, and no more.
 //!
-//! Most of what a small datagram costs is the system call it goes out with. Linux takes 64 of them at
-//! once (GSO), quinn makes ten at most: of 1,452 bytes that is a quarter of what one send can carry.
-//! So a transmit of whole datagrams, behind which there is mostly another one, waits until as many have
-//! come as fit, or one that ends with a shorter datagram, which is the last there was to say. If
-//! none comes, it goes once everything has run that was ready to run: the task that receives is woken,
+//! quinn puts up to ten datagrams of one size into one transmit, and Linux cuts it up (GSO). But what
+//! is cut up is one UDP datagram, which has room for 65,507 bytes: ten of more than 6,550 bytes are
+//! refused with EMSGSIZE, which quinn-udp takes for the answer to a probe of the MTU and reports as
+//! sent. Everything would seem lost. So quinn is told that the socket takes seven, which are never too
+//! much.
+//!
+//! Most of what a small datagram costs is the system call it goes out with, and of 1,452 bytes the system
+//! takes 44. So a transmit of seven, behind which there is mostly another one, waits until as many
+//! have come as fit, or fewer than seven, which are the last there was to say. If none
+//! comes, it goes once everything has run that was ready to run: the task that receives is woken,
 //! lets the others go first, and sends what it then finds. So nothing waits for a timer, and no task is
 //! needed that somebody would have to end.
 //!
@@ -20,10 +25,10 @@ use std::task::{Context, Poll, Waker};
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
-use crate::limits::MAX_SEND_LEN;
+use crate::limits::{MAX_MTU, MAX_SEND_LEN};
 
-/// Datagrams that quinn makes at once (its `MAX_TRANSMIT_SEGMENTS`). Fewer are all there was to send.
-const AT_ONCE: usize = 10;
+/// Datagrams that quinn shall make at once. Fewer are all there was to send.
+const AT_ONCE: usize = MAX_SEND_LEN / MAX_MTU as usize;
 
 /// Addresses that something may wait for at once, each with a buffer of `MAX_SEND_LEN`.
 const MAX_WAITING: usize = 4;
@@ -203,7 +208,7 @@ impl AsyncUdpSocket for Gatherer {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.inner.max_transmit_segments()
+        self.inner.max_transmit_segments().min(AT_ONCE)
     }
 
     fn max_receive_segments(&self) -> usize {
@@ -247,7 +252,10 @@ mod tests {
     impl Under {
         /// With room for so many sends; the task has run once.
         fn test(room: usize) -> Self {
-            let below = Narrow::with_room(room);
+            Self::above(Narrow::with_room(room))
+        }
+
+        fn above(below: Arc<Narrow>) -> Self {
             let gatherer = Gatherer::new(below.clone());
             let under = Self { gatherer, below, task: Arc::default() };
             under.run();
@@ -280,37 +288,57 @@ mod tests {
     }
 
     #[test]
+    fn quinn_makes_no_more_than_one_send_carries() {
+        let gatherer = Under::test(0).gatherer;
+        assert_eq!(gatherer.max_transmit_segments(), 7);
+        assert!(7 * usize::from(MAX_MTU) <= MAX_SEND_LEN);
+        let without = Gatherer::new(Narrow::without_gso());
+        assert_eq!(without.max_transmit_segments(), 1);
+    }
+
+    #[test]
+    fn a_system_that_cuts_nothing_up_is_asked_for_nothing() {
+        // quinn-udp finds that out by a send that failed; another may be on its way.
+        let contents = bytes(AT_ONCE * SIZE, 1);
+        let below = Narrow::without_gso();
+        let under = Under::above(below);
+        under.send(&contents, 2);
+        under.send(&contents, 2);
+        assert_eq!(under.sends(), [AT_ONCE; 2]);
+    }
+
+    #[test]
     fn what_follows_closely_goes_out_in_one_send() {
-        let bytes = bytes(80 * SIZE, 1);
+        let bytes = bytes(84 * SIZE, 1);
         let under = Under::test(usize::MAX);
-        for ten in bytes.chunks(10 * SIZE) {
-            under.send(ten, 2);
+        for some in bytes.chunks(AT_ONCE * SIZE) {
+            under.send(some, 2);
         }
-        // A fifth ten do not fit in 65,000 bytes.
-        assert_eq!(under.sends(), [40, 40]);
+        // Another seven do not fit in 65,000 bytes.
+        assert_eq!(under.sends(), [42, 42]);
         assert!(under.below.datagrams(2) == chunks(&bytes, SIZE));
         assert!(under.below.sends().iter().all(|send| send.ecn.is_some()));
         under.run_while_woken();
-        assert_eq!(under.sends(), [40, 40], "nothing is left");
+        assert_eq!(under.sends(), [42, 42], "nothing is left");
     }
 
     #[test]
     fn the_last_there_is_to_say_goes_at_once_with_what_waits() {
-        // Fewer than ten, ten of which one is short, one alone.
-        for len in [3 * SIZE, 9 * SIZE + 1, SIZE, 40] {
-            let contents = bytes(10 * SIZE + len, 1);
+        // Fewer than seven, seven of which one is short, one alone.
+        for len in [3 * SIZE, 6 * SIZE + 1, SIZE, 40] {
+            let contents = bytes(AT_ONCE * SIZE + len, 1);
             let under = Under::test(usize::MAX);
-            under.send(&contents[..10 * SIZE], 2);
+            under.send(&contents[..AT_ONCE * SIZE], 2);
             assert!(under.sends().is_empty());
-            under.send(&contents[10 * SIZE..], 2);
-            assert_eq!(under.sends(), [10 + len.div_ceil(SIZE)]);
+            under.send(&contents[AT_ONCE * SIZE..], 2);
+            assert_eq!(under.sends(), [AT_ONCE + len.div_ceil(SIZE)]);
             assert!(under.below.datagrams(2) == chunks(&contents, SIZE));
         }
     }
 
     #[test]
     fn what_nothing_follows_goes_once_the_others_had_their_turn() {
-        let contents = bytes(10 * SIZE, 1);
+        let contents = bytes(AT_ONCE * SIZE, 1);
         let under = Under::test(usize::MAX);
         under.send(&contents, 2);
         assert_eq!(under.task.0.swap(0, Ordering::Relaxed), 1, "woken");
@@ -318,58 +346,58 @@ mod tests {
         assert!(under.sends().is_empty(), "others go first");
         assert_eq!(under.task.0.swap(0, Ordering::Relaxed), 1, "it comes back");
         under.run();
-        assert_eq!(under.sends(), [10]);
+        assert_eq!(under.sends(), [AT_ONCE]);
         assert_eq!(under.task.0.swap(0, Ordering::Relaxed), 0, "and sleeps");
     }
 
     #[test]
     fn what_waits_is_not_held_up_by_what_comes_later() {
-        let contents = bytes(10 * SIZE, 1);
+        let contents = bytes(AT_ONCE * SIZE, 1);
         let under = Under::test(usize::MAX);
         under.send(&contents, 2);
         under.run();
         under.send(&contents, 3);
         under.run();
-        assert_eq!(under.below.datagrams(2).len(), 10);
+        assert_eq!(under.below.datagrams(2).len(), AT_ONCE);
         assert_eq!(under.below.datagrams(3).len(), 0);
         under.run_while_woken();
-        assert_eq!(under.below.datagrams(3).len(), 10);
+        assert_eq!(under.below.datagrams(3).len(), AT_ONCE);
     }
 
     #[test]
     fn what_does_not_join_passes_behind_what_waits() {
         let contents = bytes(20 * 9000, 1);
-        let (ten, rest) = contents.split_at(10 * SIZE);
+        let (first, rest) = contents.split_at(AT_ONCE * SIZE);
         let other = [
             Transmit { ecn: None, ..transmit(&rest[..40], SIZE, 2) },
             Transmit { src_ip: Some(address(9).ip()), ..transmit(&rest[..40], SIZE, 2) },
             // A probe of the MTU.
             Transmit { segment_size: None, ..transmit(&rest[..SIZE + 1], SIZE, 2) },
-            transmit(&rest[..10 * 8952], 8952, 2),
+            transmit(&rest[..AT_ONCE * 8952], 8952, 2),
             transmit(&rest[..1300 * 3], 1300, 2),
         ];
         for other in &other {
             let under = Under::test(usize::MAX);
-            under.send(ten, 2);
+            under.send(first, 2);
             under.gatherer.try_send(other).expect("taken");
-            let [first, second] = &under.below.sends()[..] else { panic!("two sends") };
-            assert!(first.contents == ten);
-            assert!(second.contents == other.contents);
-            assert_eq!(second.segment_size, other.segment_size);
-            assert_eq!(second.ecn, other.ecn);
+            let [one, two] = &under.below.sends()[..] else { panic!("two sends") };
+            assert!(one.contents == first);
+            assert!(two.contents == other.contents);
+            assert_eq!(two.segment_size, other.segment_size);
+            assert_eq!(two.ecn, other.ecn);
         }
     }
 
     #[test]
     fn what_is_not_followed_or_too_large_passes_as_it_is() {
-        let contents = bytes(10 * 8952, 1);
+        let contents = bytes(AT_ONCE * 8952, 1);
         let pass = [
             transmit(&contents[..40], SIZE, 2),
-            transmit(&contents[..9 * SIZE], SIZE, 2),
-            transmit(&contents[..9 * SIZE + 1], SIZE, 2),
+            transmit(&contents[..6 * SIZE], SIZE, 2),
+            transmit(&contents[..6 * SIZE + 1], SIZE, 2),
             transmit(&contents, 8952, 2),
             // Twice as many are more than one send takes.
-            transmit(&contents[..10 * 3251], 3251, 2),
+            transmit(&contents[..AT_ONCE * 4643], 4643, 2),
             transmit(&contents[..33 * 1000], 1000, 2),
             // Never made, and no reason to fail.
             Transmit { segment_size: Some(0), ..transmit(&contents[..40], SIZE, 2) },
@@ -386,36 +414,36 @@ mod tests {
 
     #[test]
     fn nothing_waits_when_nobody_would_send_it() {
-        let contents = bytes(10 * SIZE, 1);
+        let contents = bytes(AT_ONCE * SIZE, 1);
         let below = Narrow::with_room(1);
         let gatherer = Gatherer::new(below.clone());
         gatherer.try_send(&transmit(&contents, SIZE, 2)).expect("sent");
-        assert_eq!(below.datagrams(2).len(), 10);
+        assert_eq!(below.datagrams(2).len(), AT_ONCE);
     }
 
     #[test]
     fn many_addresses_make_the_oldest_go() {
-        let contents = bytes(10 * SIZE, 1);
+        let contents = bytes(AT_ONCE * SIZE, 1);
         let under = Under::test(usize::MAX);
         let ports = 2..u16::try_from(MAX_WAITING).expect("few") + 3;
         for port in ports.clone() {
             under.send(&contents, port);
         }
-        assert_eq!(under.below.datagrams(2).len(), 10);
-        assert_eq!(under.sends(), [10], "the others wait");
+        assert_eq!(under.below.datagrams(2).len(), AT_ONCE);
+        assert_eq!(under.sends(), [AT_ONCE], "the others wait");
         under.run_while_woken();
-        assert_eq!(under.sends(), [10; MAX_WAITING + 1]);
-        assert!(ports.clone().all(|port| under.below.datagrams(port).len() == 10));
+        assert_eq!(under.sends(), [AT_ONCE; MAX_WAITING + 1]);
+        assert!(ports.clone().all(|port| under.below.datagrams(port).len() == AT_ONCE));
         let state = under.gatherer.state();
         assert_eq!(state.spare.len(), MAX_WAITING, "buffers are used again");
     }
 
     #[test]
     fn a_full_socket_takes_what_waits_once_it_has_room() {
-        let contents = bytes(40 * SIZE, 1);
+        let contents = bytes(42 * SIZE, 1);
         let under = Under::test(0);
-        for ten in contents.chunks(10 * SIZE) {
-            under.send(ten, 2);
+        for some in contents.chunks(AT_ONCE * SIZE) {
+            under.send(some, 2);
         }
         // It waits, being accepted; what would come behind it is not.
         assert!(is_blocked(&under.gatherer.try_send(&transmit(&contents, SIZE, 2))));
@@ -423,7 +451,7 @@ mod tests {
         assert!(under.sends().is_empty());
         under.below.make_room(1);
         under.run();
-        assert_eq!(under.sends(), [40]);
+        assert_eq!(under.sends(), [42]);
         assert!(under.below.datagrams(2) == chunks(&contents, SIZE));
     }
 

@@ -9,7 +9,6 @@ pub mod frame;
 pub mod hello;
 pub mod connection;
 mod gather;
-mod gso;
 #[cfg(test)]
 mod narrow;
 pub mod endpoint;

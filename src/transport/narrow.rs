@@ -12,6 +12,7 @@ use quinn::{AsyncUdpSocket, UdpPoller};
 /// The socket.
 #[derive(Debug)]
 pub(super) struct Narrow {
+    segments: usize,
     room: Mutex<usize>,
     sends: Mutex<Vec<Send>>,
 }
@@ -37,7 +38,14 @@ impl Narrow {
     pub(super) const MAX_SEGMENTS: usize = 64;
 
     pub(super) fn with_room(sends: usize) -> Arc<Self> {
-        Arc::new(Self { room: Mutex::new(sends), sends: Mutex::default() })
+        let segments = Self::MAX_SEGMENTS;
+        Arc::new(Self { segments, room: Mutex::new(sends), sends: Mutex::default() })
+    }
+
+    /// With room for all, and one datagram in a send.
+    pub(super) fn without_gso() -> Arc<Self> {
+        let room = Mutex::new(usize::MAX);
+        Arc::new(Self { segments: 1, room, sends: Mutex::default() })
     }
 
     pub(super) fn make_room(&self, sends: usize) {
@@ -46,10 +54,6 @@ impl Narrow {
 
     pub(super) fn sends(&self) -> Vec<Send> {
         self.sends.lock().expect("a lock").clone()
-    }
-
-    pub(super) fn forget(&self) {
-        self.sends.lock().expect("a lock").clear();
     }
 
     /// All datagrams that went to `port`, each as long as the system takes.
@@ -95,7 +99,7 @@ impl AsyncUdpSocket for Narrow {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        Self::MAX_SEGMENTS
+        self.segments
     }
 }
 

@@ -5,13 +5,13 @@
 
 use std::fmt;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, IoSlice, Read as _};
+use std::io::{self, IoSlice, IoSliceMut, Read as _};
 use std::ops::Range;
 use std::os::unix::fs::{FileExt, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use rustix::fs::{CWD, FallocateFlags, OFlags, RenameFlags};
-use rustix::io::{Errno, pwritev};
+use rustix::io::{Errno, ReadWriteFlags, pwritev};
 
 use super::chunks::Chunks;
 use super::stamp::Stamp;
@@ -134,6 +134,12 @@ pub trait DiskFile: fmt::Debug + Send + Sync {
     /// # Errors
     /// `UnexpectedEof` when it ends before.
     fn read_exact_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
+
+    /// The same, if that needs no waiting for the disk.
+    ///
+    /// # Errors
+    /// Also when it does, or when that cannot be known.
+    fn read_ready_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()>;
 
     /// Writes all of `bytes`.
     ///
@@ -315,6 +321,28 @@ impl DiskFile for File {
         FileExt::read_exact_at(self, bytes, offset)
     }
 
+    #[cfg(target_os = "linux")]
+    fn read_ready_at(&self, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+        while !bytes.is_empty() {
+            let into = &mut [IoSliceMut::new(bytes)];
+            match rustix::io::preadv2(self, into, offset, ReadWriteFlags::NOWAIT) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(len) => {
+                    bytes = &mut bytes[len..];
+                    offset += len as u64;
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn read_ready_at(&self, _: &mut [u8], _: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
         FileExt::write_all_at(self, bytes, offset)
     }
@@ -375,6 +403,25 @@ mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
+
+    #[test]
+    fn what_was_just_written_is_ready_where_the_filesystem_says_so() {
+        let file = tempfile::tempfile().expect("made");
+        let bytes: Vec<u8> = (0..100_000u32).map(|i| (i % 251) as u8).collect();
+        DiskFile::write_all_at(&file, &bytes, 0).expect("written");
+        let mut read = vec![0; 70_000];
+        match file.read_ready_at(&mut read, 7) {
+            Ok(()) => {
+                assert!(read == bytes[7..70_007]);
+                let end = file.read_ready_at(&mut read, 50_000).expect_err("too short");
+                assert_eq!(end.kind(), io::ErrorKind::UnexpectedEof);
+            }
+            Err(error) => {
+                let kinds = [io::ErrorKind::WouldBlock, io::ErrorKind::Unsupported];
+                assert!(kinds.contains(&error.kind()), "{error}");
+            }
+        }
+    }
 
     #[test]
     fn what_was_never_written_is_skipped_where_the_system_can_tell() {

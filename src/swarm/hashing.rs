@@ -14,7 +14,6 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use super::disk::Disk;
 use super::midstates::{Midstates, PART_LEN, PARTS};
 use super::sidecars::{NewSidecar, PieceRecord};
 pub use super::stamp::Stamp;
@@ -350,27 +349,6 @@ pub fn sha1_of(mut file: &File, go_on: &dyn Fn() -> bool) -> io::Result<Sha1Hash
             len => sha1.update(&buffer[..len]),
         }
     }
-}
-
-/// Reads bytes of a whole file; whether the file is still what it was, and they are right.
-///
-/// # Errors
-/// As the system says.
-pub fn read_whole(
-    disk: &dyn Disk,
-    (path, stamp): (&Path, Stamp),
-    offset: u64,
-    bytes: &mut [u8],
-    is_right: &dyn Fn(&[u8]) -> bool,
-) -> io::Result<bool> {
-    // Opened for each piece: thousands of shares hold no descriptors, and a file put in place of
-    // ours is noticed.
-    let file = disk.open_read(path)?;
-    if file.stamp()? != stamp {
-        return Ok(false);
-    }
-    file.read_exact_at(bytes, offset)?;
-    Ok(is_right(bytes) && file.stamp()? == stamp)
 }
 
 #[cfg(test)]

@@ -112,6 +112,8 @@ pub(super) struct Image {
     pub(super) finished_as: Option<PathBuf>,
     /// Whether the clock stands still.
     pub(super) frozen: bool,
+    /// Nothing is in memory: whoever reads waits for it.
+    pub(super) cold: bool,
     /// Bytes read from files.
     pub(super) bytes_read: u64,
 }
@@ -571,6 +573,14 @@ impl DiskFile for Handle {
         }
         bytes.copy_from_slice(content.get(range).ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
+    }
+
+    fn read_ready_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        let is_cold = self.disk.plain()?.cold;
+        if is_cold {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
+        self.read_exact_at(bytes, offset)
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {

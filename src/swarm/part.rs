@@ -287,6 +287,11 @@ impl Part {
         Ok(is_there && manifest.is_piece(piece, buffer))
     }
 
+    /// Its bytes, those of each piece in their place.
+    pub fn file(&self) -> &dyn DiskFile {
+        &*self.file
+    }
+
     /// Reads the bytes in the place of a piece into `buffer`, which is as long; whether there are as many.
     ///
     /// # Errors

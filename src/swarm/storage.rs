@@ -9,21 +9,18 @@
 //! retry, and knows no peers: when to try again is for who owns it. Everything here blocks.
 
 use std::collections::BTreeSet;
-use std::io;
 use std::iter::once;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use std::time::Duration;
 
-use super::buffers::{Buffer, Buffers};
+use super::buffers::Buffers;
 use super::chunks::Chunks;
 use super::claims::{Claims, Settling};
 use super::disk::{Disk, RealDisk};
 pub use super::filling::Recovered;
 use super::filling::{Filling, Replacement, verify};
-use super::hashing;
 use super::midstates::{Link, Midstates};
+use super::pace::Pace;
 use super::part::{Left, Part};
 pub use super::part::{MAX_NUMBERED, PART_DIR, part_path, remove_part};
 use super::running_sha1::{FalsePiece, Linked, RunningSha1, Source};
@@ -31,17 +28,12 @@ use super::stamp::Stamp;
 use super::storage_error::is_gone;
 pub use super::storage_error::{ReadError, StorageError, WriteError};
 use crate::bitfield::Bitfield;
-use crate::clock;
-use crate::hash;
 use crate::manifest::Manifest;
 use crate::piece::PieceIndex;
 
 /// Pieces that are read back at once for the whole file's SHA-1: about a millisecond's work. More
 /// than one, so that the SHA-1 gains on the pieces that wait for it.
 const CATCH_UP: usize = 4;
-
-/// A piece that was not in memory takes so long to be read, where the disk is not a quick one.
-const SLOW_READ: Duration = Duration::from_millis(5);
 
 /// Where the bytes of one content are.
 #[derive(Clone, Debug)]
@@ -99,8 +91,8 @@ pub struct PieceStore {
     /// What the SHA-1 is to be told by who has it next.
     links: Mutex<Vec<(PieceIndex, Link)>>,
     state: Mutex<State>,
-    /// Whether the last piece that was read for a peer took long.
-    is_slow: AtomicBool,
+    /// How long it took to read the last piece for a peer.
+    pub(super) pace: Pace,
 }
 
 impl PieceStore {
@@ -157,7 +149,7 @@ impl PieceStore {
             unsynced_name: None,
         });
         let (gate, links) = (RwLock::new(()), Mutex::default());
-        Self { manifest, disk, gate, sha1, links, state, is_slow: AtomicBool::new(false) }
+        Self { manifest, disk, gate, sha1, links, state, pace: Pace::default() }
     }
 
     /// What the content is.
@@ -344,75 +336,6 @@ impl PieceStore {
         }
     }
 
-    /// Whether reading takes long: more should be begun at once then.
-    pub fn is_slow(&self) -> bool {
-        self.is_slow.load(Ordering::Relaxed)
-    }
-
-    /// The bytes of `piece`, which are right.
-    ///
-    /// They are looked at each time, although a whole file is also held against its stamp: a
-    /// write in the same tick of the filesystem's clock, or through a mapping, changes bytes under
-    /// an unchanged stamp, and disks rot; a peer that was sent bad bytes would ban our user for a day. Where
-    /// the `crc` is known that they had when their BLAKE3 was right, that is enough to see; else,
-    /// and where it is another, their BLAKE3 is taken.
-    ///
-    /// # Errors
-    /// [`ReadError`]; a whole file that is no longer what it was is never served again, and a bad
-    /// piece of a part file is one of [`Self::take_lost`].
-    pub fn read_piece(
-        &self,
-        piece: PieceIndex,
-        crc: Option<u64>,
-        buffers: &Buffers,
-    ) -> Result<Buffer, ReadError> {
-        let (have, place) = {
-            let state = self.lock();
-            (state.have.contains(piece), state.place.clone())
-        };
-        if !have {
-            return Err(ReadError::Missing);
-        }
-        let layout = self.manifest.layout();
-        let mut bytes = buffers.take(layout.len(piece));
-        let began = clock::monotonic();
-        let is_right = |bytes: &[u8]| {
-            // By now they were read.
-            self.is_slow.store(began.elapsed() >= SLOW_READ, Ordering::Relaxed);
-            crc == Some(hash::crc64(bytes)) || self.manifest.is_piece(piece, bytes)
-        };
-        match place {
-            Place::Part(filling) => {
-                match filling.part().read_bytes(layout, piece, bytes.as_mut()) {
-                    Ok(true) if is_right(bytes.as_ref()) => Ok(bytes),
-                    Ok(_) => {
-                        self.lose(&filling, piece);
-                        Err(ReadError::Missing)
-                    }
-                    Err(error) => {
-                        self.lock().unreadable.insert(piece);
-                        Err(error.into())
-                    }
-                }
-            }
-            Place::Released(_) => Err(ReadError::Missing),
-            Place::Changed { .. } => Err(ReadError::Changed),
-            Place::Whole { path, stamp } => {
-                let (place, offset) = ((&*path, stamp), layout.offset(piece));
-                match hashing::read_whole(&*self.disk, place, offset, bytes.as_mut(), &is_right) {
-                    Ok(true) => Ok(bytes),
-                    Ok(false) => Err(self.mark_changed(path)),
-                    Err(error)
-                        if is_gone(&error) || error.kind() == io::ErrorKind::UnexpectedEof =>
-                    {
-                        Err(self.mark_changed(path))
-                    }
-                    Err(error) => Err(error.into()),
-                }
-            }
-        }
-    }
-
     /// Brings what was written to the disk, then a record that claims it: from here on a power cut
     /// takes none of it back. For every few seconds, not for every piece.
     ///
@@ -574,7 +497,7 @@ impl PieceStore {
         }
     }
 
-    fn mark_changed(&self, path: PathBuf) -> ReadError {
+    pub(super) fn mark_changed(&self, path: PathBuf) -> ReadError {
         self.lock().place = Place::Changed { path };
         ReadError::Changed
     }

@@ -11,8 +11,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::io::Errno;
+use tokio::task::JoinError;
 
+use super::buffers::Buffer;
 use super::message::{Encoding, Nack, PieceHeader, PieceRequest};
+use super::midstates::Midstates;
 use super::registry::Registry;
 use super::serving::Turn;
 use super::session::{Session, SwarmKey};
@@ -208,18 +211,11 @@ async fn send_piece<'a>(
             return Ok(None);
         }
     };
-    let (reader, piece) = (admitted.store.clone(), admitted.piece);
-    let buffers = registry.buffers().clone();
-    let sidecars = registry.sidecars().clone();
-    let read = tokio::task::spawn_blocking(move || {
-        let known = sidecars.get(reader.manifest().content_id(), piece);
-        let buffer = reader.read_piece(piece, known.map(|known| known.crc), &buffers)?;
-        Ok::<_, ReadError>((buffer, known.map(|known| Box::new(known.midstates))))
-    });
-    let (bytes, midstates) = match read.await {
+    let (bytes, midstates) = match read(registry, admitted).await {
         Ok(Ok((buffer, midstates))) => (Bytes::from_owner(buffer), midstates),
         Ok(Err(error)) => {
-            tracing::warn!(path = %admitted.store.path().display(), %piece, %error, "cannot serve");
+            let (path, piece) = (admitted.store.path(), admitted.piece);
+            tracing::warn!(path = %path.display(), %piece, %error, "cannot serve");
             let nack =
                 unreadable(&error, || session.bits_for_refusal(admitted.key, &admitted.store));
             drop(turn);
@@ -243,6 +239,29 @@ async fn send_piece<'a>(
     let _ = send.finish();
     let slow_after = turn.is_sent();
     Ok(Some((turn, slow_after)))
+}
+
+/// The bytes of the piece, and its midstates where they are known: at once where the system is likely to
+/// have both in memory, else by a thread that may wait for the disk.
+async fn read(
+    registry: &Registry,
+    Admitted { store, piece, .. }: &Admitted,
+) -> Result<Result<(Buffer, Option<Box<Midstates>>), ReadError>, JoinError> {
+    let (content, piece) = (store.manifest().content_id(), *piece);
+    let (buffers, sidecars) = (registry.buffers().clone(), registry.sidecars().clone());
+    if store.is_quick()
+        && let Some(known) = sidecars.get(content, piece)
+        && let Some(buffer) = store.read_at_once(piece, known.crc, &buffers)
+    {
+        return Ok(Ok((buffer, Some(Box::new(known.midstates)))));
+    }
+    let store = store.clone();
+    let read = tokio::task::spawn_blocking(move || {
+        let known = sidecars.get(content, piece);
+        let buffer = store.read_piece(piece, known.map(|known| known.crc), &buffers)?;
+        Ok((buffer, known.map(|known| Box::new(known.midstates))))
+    });
+    read.await
 }
 
 /// The request's turn once it has come, or the answer to give instead.

@@ -129,6 +129,44 @@ impl Gatherer {
         Ok(())
     }
 
+    /// Takes a transmit if it joins what waits, or is to wait; whether it did. Else it is to be sent as it is,
+    /// and nothing waits before it.
+    ///
+    /// # Errors
+    /// `WouldBlock` when it has to stay behind what waits and cannot go.
+    fn takes(&self, transmit: &Transmit<'_>) -> io::Result<bool> {
+        let max_segments = self.inner.max_transmit_segments();
+        let full = size_of_full(transmit);
+        let state = &mut *self.state();
+        let to_it = |waiting: &Waiting| waiting.destination == transmit.destination;
+        if let Some(at) = state.waiting.iter().position(to_it) {
+            let waiting = &mut state.waiting[at];
+            if waiting.joins(transmit, max_segments) {
+                waiting.contents.extend_from_slice(transmit.contents);
+                let next = waiting.contents.len() + transmit.contents.len();
+                if full.is_none() || !fits(next, waiting.size, max_segments) {
+                    // If it cannot go now, it goes on waiting.
+                    let _ = self.send(state, at);
+                }
+                return Ok(true);
+            }
+            self.send(state, at)?;
+        }
+        let two_fit = |size: &usize| fits(2 * transmit.contents.len(), *size, max_segments);
+        let (Some(size), Some(sender)) = (full.filter(two_fit), &state.sender) else {
+            return Ok(false);
+        };
+        sender.wake_by_ref();
+        if state.waiting.len() == MAX_WAITING {
+            self.send(state, 0)?;
+        }
+        let mut contents = state.spare.pop().unwrap_or_default();
+        contents.extend_from_slice(transmit.contents);
+        let Transmit { destination, src_ip, ecn, .. } = *transmit;
+        state.waiting.push(Waiting { destination, src_ip, ecn, size, contents, is_seen: false });
+        Ok(true)
+    }
+
     /// Sends what waits, each once the others had their turn since it was first seen here.
     fn poll_waiting(&self, context: &mut Context<'_>) {
         let state = &mut *self.state();
@@ -159,38 +197,10 @@ impl AsyncUdpSocket for Gatherer {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let max_segments = self.inner.max_transmit_segments();
-        let full = size_of_full(transmit);
-        let state = &mut *self.state();
-        let to_it = |waiting: &Waiting| waiting.destination == transmit.destination;
-        if let Some(at) = state.waiting.iter().position(to_it) {
-            let waiting = &mut state.waiting[at];
-            if waiting.joins(transmit, max_segments) {
-                waiting.contents.extend_from_slice(transmit.contents);
-                let next = waiting.contents.len() + transmit.contents.len();
-                if full.is_none() || !fits(next, waiting.size, max_segments) {
-                    // If it cannot go now, it goes on waiting.
-                    let _ = self.send(state, at);
-                }
-                return Ok(());
-            }
-            self.send(state, at)?;
+        if self.takes(transmit)? {
+            return Ok(());
         }
-        let (Some(size), Some(sender)) = (full, &state.sender) else {
-            return self.inner.try_send(transmit);
-        };
-        if !fits(2 * transmit.contents.len(), size, max_segments) {
-            return self.inner.try_send(transmit);
-        }
-        sender.wake_by_ref();
-        if state.waiting.len() == MAX_WAITING {
-            self.send(state, 0)?;
-        }
-        let mut contents = state.spare.pop().unwrap_or_default();
-        contents.extend_from_slice(transmit.contents);
-        let Transmit { destination, src_ip, ecn, .. } = *transmit;
-        state.waiting.push(Waiting { destination, src_ip, ecn, size, contents, is_seen: false });
-        Ok(())
+        self.inner.try_send(transmit)
     }
 
     fn poll_recv(

@@ -3,7 +3,8 @@
 //! The SHA-1 of the whole file sees the pieces in order. The piece that it needs is hashed for both in
 //! one go; one that is verified apart is gone through a second time. So the pieces wait for their turn,
 //! and while one is written the next is hashed; only of many do others help from the far end. Only what came
-//! with midstates, as most pieces do, waits for nobody.
+//! with midstates, as most pieces do, waits for nobody. Of these the newest is next: it is still in the
+//! processor's caches, and those that are not have nothing to lose.
 
 use super::ahead::Ahead;
 use super::chunks::Chunks;
@@ -22,8 +23,8 @@ const WAITING_PART: u64 = 4;
 /// as there are when no more is asked for.
 const BACKLOG: usize = 8;
 
-/// So many may wait as they came.
-const UNGATHERED: usize = 8;
+/// So many may wait as they came: as many as may wait before no more is asked for.
+const UNGATHERED: usize = 16;
 
 /// So many pieces may be on their way to the disk while others are hashed.
 const WRITERS: usize = 1;
@@ -121,14 +122,16 @@ impl Intake {
         }
         let is_hashing = self.in_order.is_some() || self.ahead.is_running();
         let waits = is_hashing && self.pending.len() < BACKLOG;
-        let places = self.pending.iter().enumerate();
-        // What came with midstates needs no order.
-        let places = places.filter(|(_, parcel)| !waits || parcel.midstates.is_some());
-        let (place, _) = match is_hashing {
-            true => places.max_by_key(|(_, parcel)| parcel.piece)?,
-            false => places.min_by_key(|(_, parcel)| parcel.piece)?,
+        let proven = self.pending.iter().rposition(|parcel| parcel.midstates.is_some());
+        let others = self.pending.iter().enumerate();
+        let others = others.filter(|(_, parcel)| parcel.midstates.is_none());
+        let others = others.map(|(place, parcel)| (parcel.piece, place));
+        let place_of = |(_, place)| place;
+        let place = match is_hashing {
+            true => proven.or_else(|| others.filter(|_| !waits).max().map(place_of))?,
+            false => others.min().map(place_of).or(proven)?,
         };
-        let parcel = self.pending.swap_remove(place);
+        let parcel = self.pending.remove(place);
         let is_next = !is_hashing && self.ahead.next() == Some(parcel.piece);
         if is_next && parcel.midstates.is_none() {
             self.in_order = Some(parcel.piece);
@@ -293,6 +296,21 @@ mod tests {
         assert_eq!(intake.in_order, None);
         intake.verified(piece(2), Written::Proven(Some(Some(piece(3)))));
         assert_eq!(intake.ahead.next(), Some(piece(3)));
+    }
+
+    #[test]
+    fn of_those_that_need_no_order_the_newest_is_next() {
+        let mut intake = intake(2, []);
+        for index in [5, 9, 3, 8] {
+            let midstates = Some(Box::new(Midstates([0; Midstates::LEN])));
+            intake.add(Parcel { midstates, ..parcel(index) });
+        }
+        intake.add(parcel(7));
+        for expected in [7, 8, 3, 9, 5] {
+            assert_eq!(next(&mut intake), Some(expected));
+            intake.verified(piece(expected), Written::Apart);
+            intake.stored(piece(expected), None);
+        }
     }
 
     #[test]

@@ -1,10 +1,12 @@
 //! Pieces on their way into the store: which is verified next, and what goes on beside it.
 //!
+//! Whoever verifies a piece also writes it, before the next: so it is still in the caches of that core.
+//!
 //! The SHA-1 of the whole file sees the pieces in order. The piece that it needs is hashed for both in
-//! one go; one that is verified apart is gone through a second time. So the pieces wait for their turn,
-//! and while one is written the next is hashed; only of many do others help from the far end. Only what came
-//! with midstates, as most pieces do, waits for nobody. Of these the newest is next: it is still in the
-//! processor's caches, and those that are not have nothing to lose.
+//! one go; one that is verified apart is gone through a second time. So the pieces wait for their turn;
+//! only of many do others help from the far end. Only what came with midstates, as most pieces do, waits for
+//! nobody. Of these the newest is next: it is still in the processor's caches, and those that are not
+//! have nothing to lose.
 
 use super::ahead::Ahead;
 use super::chunks::Chunks;
@@ -25,9 +27,6 @@ const BACKLOG: usize = 8;
 
 /// So many may wait as they came: as many as may wait before no more is asked for.
 const UNGATHERED: usize = 16;
-
-/// So many pieces may be on their way to the disk while others are hashed.
-const WRITERS: usize = 1;
 
 /// A piece on its way into the store.
 #[derive(Debug)]
@@ -59,11 +58,9 @@ pub enum Task {
 #[derive(Debug)]
 pub struct Intake {
     pending: Vec<Parcel>,
-    /// Pieces being verified or written, and those of them that are not verified yet; of these there
-    /// may be so many.
+    /// Pieces being verified or written, and how many there may be.
     under_way: usize,
-    verifying: usize,
-    verifiers: usize,
+    at_once: usize,
     /// The one of them that takes the whole file's SHA-1 further as well.
     in_order: Option<PieceIndex>,
     /// Those that wait for the whole file's SHA-1.
@@ -80,8 +77,7 @@ impl Intake {
         Self {
             pending: Vec::new(),
             under_way: 0,
-            verifying: 0,
-            verifiers: cores.saturating_sub(1).max(1),
+            at_once: cores.saturating_sub(1).max(1),
             in_order: None,
             ahead: Ahead::new(next),
             may_read_back: false,
@@ -115,9 +111,7 @@ impl Intake {
             self.may_read_back = false;
             return Some(Task::Hash(self.ahead.begin()));
         }
-        let is_full =
-            self.verifying >= self.verifiers || self.under_way >= self.verifiers + WRITERS;
-        if is_full {
+        if self.under_way >= self.at_once {
             return None;
         }
         let is_hashing = self.in_order.is_some() || self.ahead.is_running();
@@ -136,7 +130,7 @@ impl Intake {
         if is_next && parcel.midstates.is_none() {
             self.in_order = Some(parcel.piece);
         }
-        (self.under_way, self.verifying) = (self.under_way + 1, self.verifying + 1);
+        self.under_way += 1;
         Some(Task::Write(parcel))
     }
 
@@ -197,7 +191,6 @@ impl Intake {
     }
 
     fn judged(&mut self, piece: PieceIndex) {
-        self.verifying -= 1;
         self.in_order = self.in_order.filter(|in_order| *in_order != piece);
     }
 }
@@ -240,19 +233,29 @@ mod tests {
 
     #[test]
     fn one_is_hashed_in_order_while_the_one_before_is_written() {
-        let mut intake = intake(2, [2, 1, 0]);
+        let mut intake = intake(3, [2, 1, 0]);
         assert_eq!(next(&mut intake), Some(0));
-        assert_eq!(next(&mut intake), None, "one core is left to the network");
+        assert_eq!(next(&mut intake), None, "the next is hashed after it");
         intake.verified(piece(0), Written::Hashed(Some(piece(1))));
         assert_eq!(next(&mut intake), Some(1));
         intake.verified(piece(1), Written::Hashed(Some(piece(2))));
-        assert_eq!(next(&mut intake), None, "two are on their way to the disk");
+        assert_eq!(next(&mut intake), None, "one core is left to the network");
         intake.stored(piece(0), None);
         assert_eq!(next(&mut intake), Some(2));
         intake.wrong(piece(2));
         assert!(!intake.is_idle());
         intake.stored(piece(1), None);
         assert!(intake.is_idle());
+    }
+
+    #[test]
+    fn a_core_that_verified_a_piece_writes_it_before_the_next() {
+        let mut intake = intake(2, [0, 1]);
+        assert_eq!(next(&mut intake), Some(0));
+        intake.verified(piece(0), Written::Hashed(Some(piece(1))));
+        assert_eq!(next(&mut intake), None);
+        intake.stored(piece(0), None);
+        assert_eq!(next(&mut intake), Some(1));
     }
 
     #[test]
@@ -323,6 +326,7 @@ mod tests {
         intake.go_on();
         assert_eq!(next(&mut intake), Some(0));
         intake.verified(piece(0), Written::Apart);
+        intake.stored(piece(0), None);
         assert_eq!(next(&mut intake), Some(1));
     }
 

@@ -12,6 +12,7 @@ use super::ahead::Ahead;
 use super::chunks::Chunks;
 use super::event::PeerKey;
 use super::midstates::Midstates;
+use super::room::MAX_VERIFYING;
 use super::storage::Written;
 use crate::name::UserName;
 use crate::peer_id::PeerId;
@@ -23,10 +24,7 @@ const WAITING_PART: u64 = 4;
 
 /// With so many pieces waiting for the one that is being hashed in order, other cores help: half as many
 /// as there are when no more is asked for.
-const BACKLOG: usize = 8;
-
-/// So many may wait as they came: as many as may wait before no more is asked for.
-const UNGATHERED: usize = 16;
+const BACKLOG: usize = MAX_VERIFYING / 2;
 
 /// A piece on its way into the store.
 #[derive(Debug)]
@@ -85,9 +83,10 @@ impl Intake {
         }
     }
 
-    /// Whether a piece that comes now waits for so long that it should keep no datagrams.
+    /// Whether a piece that comes now waits for so long that it should keep no datagrams: as many wait as they
+    /// came as wait before no more is asked for.
     pub fn is_crowded(&self) -> bool {
-        self.pending.len() >= UNGATHERED
+        self.pending.len() >= MAX_VERIFYING
     }
 
     /// A piece came.
@@ -332,7 +331,7 @@ mod tests {
 
     #[test]
     fn only_a_few_wait_as_they_came() {
-        let mut intake = intake(2, 1..UNGATHERED as u32);
+        let mut intake = intake(2, 1..MAX_VERIFYING as u32);
         assert!(!intake.is_crowded());
         intake.add(parcel(50));
         assert!(intake.is_crowded());

@@ -2,9 +2,9 @@
 
 use crate::limits::PIECE_LEN;
 
-/// No more is asked for while so many bytes wait to be verified: what is slow then is this machine, and
-/// asking would only fill its memory.
-const VERIFYING: u64 = 16 * PIECE_LEN as u64;
+/// No more is asked for while more pieces than these wait to be verified: what is slow then is this machine,
+/// and asking would only fill its memory.
+pub const MAX_VERIFYING: usize = 16;
 
 /// Bytes asked for, bytes being verified, and the bounds on them.
 #[derive(Debug)]
@@ -36,7 +36,7 @@ impl Room {
 
     /// Whether what comes is verified about as fast.
     pub fn keeps_up(&self) -> bool {
-        self.verifying <= VERIFYING
+        self.verifying <= MAX_VERIFYING as u64 * u64::from(PIECE_LEN)
     }
 
     /// `len` are asked for.

@@ -321,26 +321,8 @@ impl DiskFile for File {
         FileExt::read_exact_at(self, bytes, offset)
     }
 
-    #[cfg(target_os = "linux")]
-    fn read_ready_at(&self, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
-        while !bytes.is_empty() {
-            let into = &mut [IoSliceMut::new(bytes)];
-            match rustix::io::preadv2(self, into, offset, ReadWriteFlags::NOWAIT) {
-                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(len) => {
-                    bytes = &mut bytes[len..];
-                    offset += len as u64;
-                }
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
-    }
-
-    #[cfg(not(target_os = "linux"))]
-    fn read_ready_at(&self, _: &mut [u8], _: u64) -> io::Result<()> {
-        Err(io::ErrorKind::Unsupported.into())
+    fn read_ready_at(&self, bytes: &mut [u8], offset: u64) -> io::Result<()> {
+        read_ready(self, bytes, offset)
     }
 
     fn write_all_at(&self, bytes: &[u8], offset: u64) -> io::Result<()> {
@@ -390,6 +372,36 @@ impl DiskFile for File {
     fn next_data(&self, offset: u64) -> io::Result<Option<Range<u64>>> {
         Ok(rest(offset, self.metadata()?.len()))
     }
+}
+
+/// Reads exactly `bytes.len()` bytes, if that needs no waiting for the disk.
+///
+/// # Errors
+/// Also when it does, or when that cannot be known.
+#[cfg(target_os = "linux")]
+pub fn read_ready(file: &File, mut bytes: &mut [u8], mut offset: u64) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let into = &mut [IoSliceMut::new(bytes)];
+        match rustix::io::preadv2(file, into, offset, ReadWriteFlags::NOWAIT) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(len) => {
+                bytes = &mut bytes[len..];
+                offset += len as u64;
+            }
+            Err(Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}
+
+/// Only Linux says.
+///
+/// # Errors
+/// Always.
+#[cfg(not(target_os = "linux"))]
+pub fn read_ready(_: &File, _: &mut [u8], _: u64) -> io::Result<()> {
+    Err(io::ErrorKind::Unsupported.into())
 }
 
 /// All of a file of `len` bytes from `offset` on.

@@ -7,10 +7,13 @@
 //! BLAKE3 is taken.
 //!
 //! What the system has in memory is read by whoever asks, if the last piece was there too: to have
-//! another thread do it takes longer than to do it, and leaves the bytes in the caches of another core.
+//! another thread do it takes longer than to do it, and leaves the bytes in the caches of another core. Only
+//! where the filesystem says what is in memory: those over a network do not, and even to open a file there may
+//! take for ever.
 
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use super::buffers::{Buffer, Buffers};
 use super::disk::{Disk, DiskFile};
@@ -47,15 +50,16 @@ impl PieceStore {
         let layout = self.manifest().layout();
         let mut bytes = buffers.take(layout.len(piece));
         let began = clock::monotonic();
-        let is_right = |bytes: &[u8]| {
+        let is_right = |file: &dyn DiskFile, bytes: &[u8]| {
             // By now they were read.
-            self.pace.note(began.elapsed());
+            self.note_read(began.elapsed(), file, layout.offset(piece));
             crc == Some(hash::crc64(bytes)) || self.manifest().is_piece(piece, bytes)
         };
         match place {
             Place::Part(filling) => {
-                match filling.part().read_bytes(layout, piece, bytes.as_mut()) {
-                    Ok(true) if is_right(bytes.as_ref()) => Ok(bytes),
+                let part = filling.part();
+                match part.read_bytes(layout, piece, bytes.as_mut()) {
+                    Ok(true) if is_right(part.file(), bytes.as_ref()) => Ok(bytes),
                     Ok(_) => {
                         self.lose(&filling, piece);
                         Err(ReadError::Missing)
@@ -71,7 +75,7 @@ impl PieceStore {
             Place::Whole { path, stamp } => {
                 let read = |file: &dyn DiskFile| {
                     file.read_exact_at(bytes.as_mut(), layout.offset(piece))?;
-                    Ok(is_right(bytes.as_ref()))
+                    Ok(is_right(file, bytes.as_ref()))
                 };
                 match read_whole(&*self.disk, (&path, stamp), read) {
                     Ok(true) => Ok(bytes),
@@ -115,6 +119,15 @@ impl PieceStore {
         }
     }
 
+    /// The bytes at `offset` were read within `took`. If that was quick, the next are likely to be read at once,
+    /// where the filesystem says of these, which are in memory now, that they are.
+    fn note_read(&self, took: Duration, file: &dyn DiskFile, offset: u64) {
+        self.pace.note(took);
+        if self.is_quick() && file.read_ready_at(&mut [0], offset).is_err() {
+            self.pace.note_wait();
+        }
+    }
+
     /// Where the bytes of `piece` are, if it is here.
     fn place_of(&self, piece: PieceIndex) -> Option<Place> {
         let state = self.lock();
@@ -143,7 +156,6 @@ fn read_whole(
 #[cfg(test)]
 mod tests {
     use std::fs;
-    use std::time::Duration;
 
     use super::*;
     use crate::swarm::disk::RealDisk;
@@ -185,6 +197,19 @@ mod tests {
         assert!(!store.is_quick(), "not tried again at once");
         assert_eq!(indices(&store.bitfield()), [0, 1]);
         assert!(read(&store, piece(1)).expect("read") == bytes_of(piece(1)));
+    }
+
+    #[test]
+    fn only_a_filesystem_that_says_what_is_in_memory_is_read_at_once() {
+        let disk = MemoryDisk::with(dest());
+        let store = filled(&disk, 0..1);
+        let Some(Place::Part(filling)) = store.place_of(piece(0)) else { panic!("a part file") };
+        let quickly = || store.note_read(Duration::ZERO, filling.part().file(), 0);
+        quickly();
+        assert!(store.is_quick());
+        disk.image().cold = true;
+        quickly();
+        assert_eq!((store.is_quick(), store.is_slow()), (false, false));
     }
 
     #[test]

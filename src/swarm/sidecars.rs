@@ -2,14 +2,18 @@
 //!
 //! Sidecars save work, peers' and ours, and are worth nothing else: whatever fails with them is as if there
 //! were none, and a record that was not written, or only in part, is found out by its check.
+//!
+//! All of this may wait for the disk but [`Sidecars::get_at_once`].
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::os::unix::fs::{DirBuilderExt as _, FileExt as _};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::{io, process};
 
+use super::disk::read_ready;
 use super::midstates::Midstates;
 use crate::bitfield::Bitfield;
 use crate::hash;
@@ -39,6 +43,8 @@ pub struct PieceRecord {
 #[derive(Clone, Debug, Default)]
 pub struct Sidecars {
     directory: Option<PathBuf>,
+    /// Whether the filesystem says what is in memory, and what was read last was.
+    is_quick: Arc<AtomicBool>,
 }
 
 /// That of a file that is being hashed; gone again unless it [gets](Self::keep) its place.
@@ -57,7 +63,7 @@ impl Sidecars {
             tracing::warn!(path = %directory.display(), %error, "keeps no sidecars");
             return Self::default();
         }
-        Self { directory: Some(directory) }
+        Self { directory: Some(directory), ..Self::default() }
     }
 
     /// What is kept of a piece, if anything.
@@ -65,7 +71,25 @@ impl Sidecars {
         let file = File::open(self.path(content)?).ok()?;
         let mut bytes = [0; RECORD_LEN];
         file.read_exact_at(&mut bytes, offset(piece)).ok()?;
+        // It is in memory now: where the filesystem cannot say so, it never can.
+        let is_quick = read_ready(&file, &mut [0], offset(piece)).is_ok();
+        self.is_quick.store(is_quick, Ordering::Relaxed);
         PieceRecord::decode(piece, &bytes)
+    }
+
+    /// The same if it need not be waited for, which is known of the last that was looked for; nothing where it
+    /// must be.
+    pub fn get_at_once(&self, content: ContentId, piece: PieceIndex) -> Option<PieceRecord> {
+        let path = self.path(content).filter(|_| self.is_quick.load(Ordering::Relaxed))?;
+        let mut bytes = [0; RECORD_LEN];
+        match read_ready(&File::open(path).ok()?, &mut bytes, offset(piece)) {
+            Ok(()) => PieceRecord::decode(piece, &bytes),
+            Err(error) => {
+                let is_short = error.kind() == io::ErrorKind::UnexpectedEof;
+                self.is_quick.fetch_and(is_short, Ordering::Relaxed);
+                None
+            }
+        }
     }
 
     /// Keeps what is so of a piece.
@@ -233,6 +257,22 @@ mod tests {
         sidecars.remove(CONTENT);
         assert_eq!(sidecars.get(CONTENT, piece(5)), None);
         assert_eq!(fs::read_dir(dir.path().join("a/b")).expect("read").count(), 0);
+    }
+
+    #[test]
+    fn what_is_in_memory_is_there_at_once_where_the_filesystem_says_so() {
+        let dir = tempfile::tempdir().expect("temp dir");
+        let sidecars = Sidecars::new(dir.path().to_owned());
+        let at_once = |index| sidecars.get_at_once(CONTENT, piece(index));
+        sidecars.put(CONTENT, piece(1), &of(1));
+        assert_eq!(at_once(1), None, "nothing is known of the filesystem");
+        assert_eq!(sidecars.get(CONTENT, piece(1)), Some(of(1)));
+        let says_so = sidecars.is_quick.load(Ordering::Relaxed);
+        for index in [0, 1, 2, 1] {
+            assert_eq!(at_once(index), (says_so && index == 1).then(|| of(1)), "{index}");
+        }
+        assert_eq!(sidecars.get_at_once(ContentId([8; 32]), piece(1)), None);
+        assert_eq!(sidecars.is_quick.load(Ordering::Relaxed), says_so, "nothing was waited for");
     }
 
     #[test]

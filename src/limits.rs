@@ -585,6 +585,8 @@ pub const CHOICES: usize = 200;
 
 /// News that wait while they cannot be shown, each with its lines; of more, the oldest go.
 pub const SCREEN_LINES: usize = 1_000;
+/// Bytes printed that nobody takes; of more, news are left out.
+pub const UNREAD_OUTPUT: usize = 16 * 1024 * 1024;
 
 /// Bytes of one request on a tracker's control socket: a path of 4,096 bytes, every one escaped.
 pub const MAX_CONTROL_LINE: usize = 32 * 1024;

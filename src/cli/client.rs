@@ -10,6 +10,7 @@ use super::exit::{Failure, status};
 use super::front::Reply;
 use super::operator_args::LogFormat;
 use super::plan::Plan;
+use super::printer::Printer;
 use super::screen::{News, Screen};
 use super::seat::Seat;
 use super::signals::Signals;
@@ -79,7 +80,8 @@ async fn session(plan: Plan, manner: Manner, work: Work, is_prompt: bool) -> Res
         _ if stays => News::Others,
         _ => News::Grave,
     };
-    let screen = Arc::new(Screen::new(news));
+    let printer = Printer::start().map_err(|error| Failure::new("internal", error.to_string()))?;
+    let screen = Arc::new(Screen::new(printer.clone(), news));
     let shown = screen.clone();
     logging::hand_to(move |lines| shown.say(lines));
     let mut seat = Seat::new(plan, screen.clone(), stays);
@@ -118,12 +120,17 @@ async fn session(plan: Plan, manner: Manner, work: Work, is_prompt: bool) -> Res
     if let Some(words) = words.filter(|_| seat.host().is_some()) {
         screen.say(words);
     }
+    let end = async {
+        seat.end().await;
+        let last = printer.clone();
+        let _ = tokio::task::spawn_blocking(move || last.finish()).await;
+    };
     tokio::select! {
-        () = seat.end() => {}
+        () = end => {}
         // Once more means now.
         () = signals.next() => {}
     }
-    match screen.take_lost() {
+    match printer.take_lost() {
         Some(error) => Err(Failure::new("disk", format!("standard output: {error}"))),
         None => result,
     }

@@ -5,6 +5,7 @@ pub mod text;
 pub mod exit;
 pub mod rate;
 pub mod time;
+pub mod printer;
 pub mod client_args;
 pub mod config_file;
 pub mod settings;

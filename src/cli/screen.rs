@@ -7,7 +7,7 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::io::{self, IsTerminal as _, Write};
+use std::io::{self, IsTerminal as _};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use serde_json::Value;
@@ -16,6 +16,7 @@ use unicode_width::UnicodeWidthChar as _;
 use tokio_util::sync::CancellationToken;
 
 use super::bars::Bars;
+use super::printer::{Kind, Printer, Stream};
 use super::{colour, terminal, text};
 use crate::limits;
 
@@ -41,7 +42,7 @@ pub type Which = fn(&Value) -> bool;
 /// A terminal, or whatever stands in its place.
 pub struct Screen {
     state: Mutex<State>,
-    unread: CancellationToken,
+    printer: Printer,
 }
 
 struct State {
@@ -54,11 +55,8 @@ struct State {
     bars: Bars,
     /// Whether there are bars below the cursor.
     drawn: bool,
-    /// Why a result could not be printed.
-    lost: Option<io::Error>,
-    /// Where everything is drawn.
-    out: Box<dyn Write + Send>,
-    /// Columns and rows of that.
+    printer: Printer,
+    /// Columns and rows of the terminal.
     size: fn() -> (usize, usize),
 }
 
@@ -129,26 +127,22 @@ impl fmt::Debug for Screen {
 
 impl Screen {
     /// Standard output and standard error.
-    pub fn new(news: News) -> Self {
+    pub fn new(printer: Printer, news: News) -> Self {
         let has_bars = io::stderr().is_terminal();
-        let out: Box<dyn Write + Send> = match has_bars {
-            true => Box::new(io::stderr()),
-            false => Box::new(io::stdout()),
-        };
-        Self::over(out, news, has_bars, colour::is_on(&io::stderr()), terminal::size)
+        Self::over(printer, news, has_bars, colour::is_on(&io::stderr()), terminal::size)
     }
 
     fn over(
-        out: Box<dyn Write + Send>,
+        printer: Printer,
         news: News,
         has_bars: bool,
         colours: bool,
         size: fn() -> (usize, usize),
     ) -> Self {
         let (mode, bars) = (Mode::Free, Bars::default());
-        let (which, drawn, lost) = (None, false, None);
-        let state = State { news, which, mode, has_bars, colours, bars, drawn, lost, out, size };
-        Self { state: Mutex::new(state), unread: CancellationToken::new() }
+        let (which, drawn, shared) = (None, false, printer.clone());
+        let state = State { news, which, mode, has_bars, colours, bars, drawn, printer, size };
+        Self { state: Mutex::new(state), printer: shared }
     }
 
     /// From now on these news are told.
@@ -192,40 +186,18 @@ impl Screen {
                 let words = if state.colours { colour::marked(words) } else { words.to_owned() };
                 state.paint(&format!("{words}\n"));
             }
-            // A reader that went away is nobody's fault.
-            false => drop(writeln!(io::stderr(), "{words}")),
+            false => state.printer.put(Stream::Error, Kind::News, format!("{words}\n")),
         }
     }
 
-    /// Prints a result on standard output; a reader that went away is nobody's fault.
+    /// Prints a result on standard output.
     pub fn print(&self, result: &str) {
-        if result.is_empty() {
-            return;
-        }
-        let mut state = self.lock();
-        if !matches!(state.mode, Mode::Free) && io::stdout().is_terminal() {
-            return state.paint(&format!("{result}\n"));
-        }
-        state.erase();
-        let mut out = io::stdout().lock();
-        let written = writeln!(out, "{result}").and_then(|()| out.flush());
-        match written {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => self.unread.cancel(),
-            Err(error) => {
-                state.lost.get_or_insert(error);
-            }
-        }
+        self.lock().print(Kind::Result, result);
     }
 
     /// Cancelled when nobody reads results any more.
     pub fn unread(&self) -> CancellationToken {
-        self.unread.clone()
-    }
-
-    /// Why results could not be printed, if they could not.
-    pub fn take_lost(&self) -> Option<io::Error> {
-        self.lock().lost.take()
+        self.printer.unread()
     }
 
     /// Empties the terminal.
@@ -240,13 +212,13 @@ impl Screen {
         let news = self.lock().news;
         if event["event"] == "progress" {
             return match news {
-                News::Json => self.print(&event.to_string()),
+                News::Json => self.lock().print(Kind::News, &event.to_string()),
                 _ => self.lock().progress(&event["items"]),
             };
         }
         let message = event["message"].as_str().map(text::printable);
         match (news, message) {
-            (News::Json, Some(_)) => self.print(&event.to_string()),
+            (News::Json, Some(_)) => self.lock().print(Kind::News, &event.to_string()),
             (News::All, Some(message)) => self.say(&format!("* {message}")),
             (News::Others, Some(message)) if !is_ones_own(event) => {
                 self.say(&format!("* {message}"));
@@ -328,7 +300,22 @@ impl State {
     fn progress(&mut self, items: &Value) {
         let Some(which) = self.which.filter(|_| self.has_bars) else { return };
         self.bars.set(items.as_array().into_iter().flatten().filter(|item| which(item)));
-        self.paint("");
+        // Nobody wants to see all that they did not see.
+        if !self.printer.stands_still() {
+            self.paint("");
+        }
+    }
+
+    fn print(&mut self, kind: Kind, result: &str) {
+        if result.is_empty() {
+            return;
+        }
+        let lines = format!("{result}\n");
+        if !matches!(self.mode, Mode::Free) && io::stdout().is_terminal() {
+            return self.paint(&lines);
+        }
+        self.erase();
+        self.printer.put(Stream::Output, kind, lines);
     }
 
     /// Puts whole lines where the cursor is, and the bars below them.
@@ -410,10 +397,11 @@ impl State {
         self.mode = Mode::Free;
     }
 
-    /// Writes at once; a terminal that went away is nobody's fault.
+    /// Writes where everything is drawn.
     fn write(&mut self, text: &str) {
+        let to = if self.has_bars { Stream::Error } else { Stream::Output };
         if !text.is_empty() {
-            let _ = self.out.write_all(text.as_bytes()).and_then(|()| self.out.flush());
+            self.printer.put(to, Kind::News, text.to_owned());
         }
     }
 }
@@ -494,7 +482,9 @@ fn is_ones_own(event: &Value) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::sync::Arc;
+    use std::time::Duration;
 
     use serde_json::json;
 
@@ -529,7 +519,10 @@ mod tests {
         fn new() -> (Self, Screen) {
             let parser = Arc::new(Mutex::new(vt100::Parser::new(size(12), size(40), 0)));
             let glass = Self { parser, drawn: (0, 0) };
-            let screen = Screen::over(Box::new(glass.clone()), News::All, true, false, || (40, 12));
+            let drawn = || Box::new(glass.clone());
+            let printer = Printer::over(drawn(), drawn(), Duration::from_secs(60));
+            let printer = printer.expect("started");
+            let screen = Screen::over(printer, News::All, true, false, || (40, 12));
             screen.show(|item| item["state"] != "hashing");
             (glass, screen)
         }

@@ -8,6 +8,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::exit::{Failure, status};
 use super::files::read_text;
 use super::operator_args::{RegistrationMode, RunArgs};
+use super::printer::{Kind, Printer, Stream};
 use super::{logging, text};
 use crate::client::data_dir;
 use crate::limits::MAX_TRACKER_INFO_LEN;
@@ -25,6 +26,15 @@ use crate::transport::tuning::Tuning;
 /// [`Failure`].
 pub fn run(args: &RunArgs) -> Result<(), Failure> {
     logging::start(args.log_file.as_deref(), "info", args.log_format)?;
+    let printer = Printer::start().map_err(|error| Failure::new("internal", error.to_string()))?;
+    let printed = printer.clone();
+    logging::hand_to(move |lines| printed.put(Stream::Error, Kind::News, format!("{lines}\n")));
+    let result = run_logged(args);
+    printer.finish();
+    result
+}
+
+fn run_logged(args: &RunArgs) -> Result<(), Failure> {
     let _lock = data_dir::lock(&args.data_dir)?;
     let identity = match &args.identity {
         Some(path) => Identity::load(path),

@@ -1,7 +1,7 @@
 //! One command a process: with an agent that runs, with none, ten at once, and on the bare socket.
 
 use std::fs;
-use std::io::{BufRead as _, BufReader, Write as _};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -70,6 +70,12 @@ impl Running {
         Self(child)
     }
 
+    /// Starts what says far more than a pipe holds, which nobody reads before its end.
+    fn unread(mut command: Command) -> Self {
+        command.env("MTQ_LOG", "trace").stdin(Stdio::null()).stderr(Stdio::piped());
+        Self(command.stdout(Stdio::null()).spawn().expect("mtq runs"))
+    }
+
     fn daemon(world: &World, user: &str) -> Self {
         Self::start(command(world, user, &["daemon"]), "the agent is up")
     }
@@ -77,6 +83,38 @@ impl Running {
     fn end(mut self) -> i32 {
         terminate(&self.0);
         ended(&mut self.0).code().expect("no signal killed it")
+    }
+}
+
+/// Bytes that a full pipe holds at least.
+const PIPE: usize = 60 * 1024;
+
+#[test]
+fn whoever_does_not_read_what_is_said_holds_up_nobody() {
+    let world = World::without_tracker();
+    let mut tracker = mtq();
+    tracker.args(["tracker", "--identity"]).arg(world.path("net/tracker1.pem"));
+    tracker.arg("--trackers").arg(world.trackers());
+    tracker.arg("--data-dir").arg(world.path(&world.tracker_dir));
+    let tracker = Running::unread(tracker);
+    wait_for("the tracker", || world.operate("status").status.success().then_some(()));
+    let agent = Running::unread(command(&world, "alice", &["daemon"]));
+    let socket = world.path("alice.data/control.sock");
+    wait_for("the agent", || UnixStream::connect(&socket).ok());
+    ok(&world, "alice", &["create-user", "alice"]);
+    ok(&world, "alice", &["login", "alice"]);
+    for index in 0..20 {
+        let name = format!("file{index}");
+        world.write(&name, &content(100, index));
+        ok(&world, "alice", &["share", &name, "public"]);
+    }
+    for (mut process, expected) in [(agent, 130), (tracker, 0)] {
+        terminate(&process.0);
+        assert_eq!(ended(&mut process.0).code(), Some(expected));
+        let mut said = Vec::new();
+        let unread = process.0.stderr.as_mut().expect("piped");
+        unread.read_to_end(&mut said).expect("read");
+        assert!(said.len() >= PIPE, "only {} bytes", said.len());
     }
 }
 

@@ -72,7 +72,8 @@ pub fn run(args: &ClientArgs, matches: &ArgMatches) -> Result<u8, Failure> {
 
 async fn session(plan: Plan, manner: Manner, work: Work, is_prompt: bool) -> Result<u8, Failure> {
     let mut signals = Signals::new(is_prompt)?;
-    let terminal = Terminal::keep();
+    let printer = Printer::start().map_err(|error| Failure::new("internal", error.to_string()))?;
+    let terminal = Terminal::keep(printer.clone());
     let stays = manner.stay || is_prompt || matches!(work, Work::Daemon);
     let news = match (&work, manner.json) {
         (Work::Daemon | Work::Command(ClientCommand::Events { .. }, _), true) => News::Json,
@@ -80,7 +81,6 @@ async fn session(plan: Plan, manner: Manner, work: Work, is_prompt: bool) -> Res
         _ if stays => News::Others,
         _ => News::Grave,
     };
-    let printer = Printer::start().map_err(|error| Failure::new("internal", error.to_string()))?;
     let screen = Arc::new(Screen::new(printer.clone(), news));
     let shown = screen.clone();
     logging::hand_to(move |lines| shown.say(lines));
@@ -120,19 +120,26 @@ async fn session(plan: Plan, manner: Manner, work: Work, is_prompt: bool) -> Res
     if let Some(words) = words.filter(|_| seat.host().is_some()) {
         screen.say(words);
     }
-    let end = async {
-        seat.end().await;
-        let last = printer.clone();
-        let _ = tokio::task::spawn_blocking(move || last.finish()).await;
+    let status = result.unwrap_or_else(|failure| {
+        screen.insist(&failure.words("error: "));
+        failure.status
+    });
+    // Once more means now.
+    let is_cut = tokio::select! {
+        () = seat.end() => false,
+        () = signals.next() => true,
     };
-    tokio::select! {
-        () = end => {}
-        // Once more means now.
-        () = signals.next() => {}
-    }
+    // Whoever waits for the data directory need not wait for a reader.
+    drop(seat);
+    let is_cut = is_cut
+        || tokio::select! {
+            () = printer.finish() => false,
+            () = signals.next() => true,
+        };
     match printer.take_lost() {
         Some(error) => Err(Failure::new("disk", format!("standard output: {error}"))),
-        None => result,
+        None if is_cut && printer.has_results() => Ok(status::INTERRUPTED),
+        None => Ok(status),
     }
 }
 

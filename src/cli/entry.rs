@@ -33,7 +33,7 @@ pub fn main() -> ExitCode {
         Verb::Certs(args) => certs::run(&args).map(|()| 0),
         Verb::Tracker(args) => match (args.verb, args.run) {
             (Some(verb), _) => operate::run(verb).map(|()| 0),
-            (None, Some(args)) => tracker::run(&args).map(|()| 0),
+            (None, Some(args)) => tracker::run(&args),
             (None, None) => Err(Failure::usage("a tracker needs --data-dir DIR")
                 .hint("mtq tracker --help lists options and commands")),
         },

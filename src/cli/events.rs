@@ -21,12 +21,6 @@ pub fn json(notice: &Notice) -> Value {
     event
 }
 
-/// Events were lost on the way to somebody who reads too slowly.
-pub fn lagged(missed: u64) -> Value {
-    let message = format!("{missed} events were missed: they came faster than they were read");
-    json!({"event": "lagged", "missed": missed, "message": message, "grave": true})
-}
-
 /// How far everything under way is.
 pub fn under_way(agent: &Agent) -> Value {
     let looking = agent.looking().into_iter().map(|looking| {

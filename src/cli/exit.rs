@@ -87,9 +87,13 @@ impl Failure {
 
     /// Says it on standard error.
     pub fn print(&self) {
+        let _ = writeln!(io::stderr(), "{}", self.shown());
+    }
+
+    /// What is said of it on standard error.
+    pub fn shown(&self) -> String {
         let words = self.words("error: ");
-        let words = if colour::is_on(&io::stderr()) { colour::marked(&words) } else { words };
-        let _ = writeln!(io::stderr(), "{words}");
+        if colour::is_on(&io::stderr()) { colour::marked(&words) } else { words }
     }
 
     /// It and its hint, as a person reads them.

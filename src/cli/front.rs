@@ -62,7 +62,7 @@ impl Reply {
     /// Says it, an error behind `place`; returns the command's exit status.
     pub fn tell(&self, screen: &Screen, as_json: bool, place: &str) -> u8 {
         for warning in &self.warnings {
-            screen.say(&format!("warning: {warning}"));
+            screen.insist(&format!("warning: {warning}"));
         }
         match (&self.result, as_json) {
             (_, true) => screen.print(&self.json.to_string()),
@@ -73,7 +73,7 @@ impl Reply {
         match &self.result {
             Ok(_) => 0,
             Err(failure) => {
-                screen.say(&failure.words(&format!("error: {place}")));
+                screen.insist(&failure.words(&format!("error: {place}")));
                 failure.status
             }
         }

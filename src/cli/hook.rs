@@ -47,7 +47,7 @@ async fn obey(command: &str, notices: &mut Receiver<Notice>, quiet: &Cancellatio
         };
         let event = match next {
             Ok(notice) => events::json(&notice),
-            Err(RecvError::Lagged(missed)) => events::lagged(missed),
+            Err(RecvError::Lagged(missed)) => request::lagged(missed),
             Err(RecvError::Closed) => return,
         };
         let name = event["event"].as_str().unwrap_or("").to_owned();

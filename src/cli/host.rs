@@ -388,7 +388,7 @@ impl Talk {
         loop {
             let event = match notices.recv().await {
                 Ok(notice) => events::json(&notice),
-                Err(broadcast::error::RecvError::Lagged(missed)) => events::lagged(missed),
+                Err(broadcast::error::RecvError::Lagged(missed)) => request::lagged(missed),
                 Err(broadcast::error::RecvError::Closed) => return,
             };
             self.tell(request::event(event, clock::now())).await;

@@ -36,7 +36,11 @@ pub fn start(file: Option<&Path>, level: &str, format: LogFormat) -> Result<(), 
             (BoxMakeWriter::new(log), false)
         }
     };
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
+    // A log that cannot be written is not said on the terminal, event by event.
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer)
+        .log_internal_errors(false);
     match format {
         LogFormat::Human => builder.with_target(false).with_ansi(colours).init(),
         LogFormat::Json => builder.json().flatten_event(true).init(),

@@ -1,23 +1,29 @@
 //! Standard output and standard error, written by a thread of their own.
 //!
 //! A terminal that stands still, after Ctrl-S or behind a connection that went down, and a reader that does
-//! not read hold up nobody for longer than a moment: what is said meanwhile waits, and goes on in order.
+//! not read hold up nobody: what is printed meanwhile waits, and goes on in order.
 
 use std::collections::VecDeque;
 use std::fmt;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::text;
+use crate::clock;
 use crate::limits::UNREAD_OUTPUT;
 
-/// Whoever prints something waits so long for it to be written: as long as all goes well nothing else is
-/// written before.
+/// What is not written within this stands still.
 const MOMENT: Duration = Duration::from_millis(200);
+
+/// At the end news have so many moments.
+const LAST: u32 = 10;
+
+/// Whoever waited in vain does not wait again for so long.
+const WEARY: Duration = Duration::from_secs(5);
 
 /// Where something goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,9 +37,9 @@ pub enum Stream {
 /// What becomes of it where nobody reads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// When too much waits it is left out, and counted.
+    /// Where too much waits it is left out, and at the end it is waited for only shortly.
     News,
-    /// It is waited for, and so is room for it.
+    /// It waits for its reader.
     Result,
 }
 
@@ -51,6 +57,7 @@ struct Owner(Arc<Shared>);
 struct Shared {
     queue: Mutex<Queue>,
     changed: Condvar,
+    written: Notify,
     unread: CancellationToken,
 }
 
@@ -64,11 +71,11 @@ struct Queue {
     /// How many there ever were, and how many were written.
     put: u64,
     written: u64,
-    /// Lines that were left out, of which nothing was said yet.
-    left_out: usize,
-    /// Whether something was not written within a moment, and not all is since.
-    stands_still: bool,
-    /// Why a result could not be written.
+    /// Since when one is being written.
+    begun: Option<Instant>,
+    /// When somebody last waited in vain.
+    in_vain: Option<Instant>,
+    /// Why something could not be written to standard output.
     lost: Option<io::Error>,
     is_over: bool,
 }
@@ -88,7 +95,7 @@ impl Printer {
         Self::over(Box::new(io::stdout()), Box::new(io::stderr()), MOMENT)
     }
 
-    /// On these, waiting so long.
+    /// On these, of which what is not written within `moment` stands still.
     ///
     /// # Errors
     /// As [`Self::start`].
@@ -104,44 +111,65 @@ impl Printer {
         Ok(Self { owner, moment })
     }
 
-    /// Prints something, as it is.
-    pub fn put(&self, stream: Stream, kind: Kind, text: String) {
+    /// Prints something, as it is, and waits for nothing; false where it is left out.
+    pub fn put(&self, stream: Stream, kind: Kind, text: String) -> bool {
         let shared = self.shared();
         let mut queue = shared.lock();
-        if kind == Kind::News && queue.is_full(text.len()) {
-            queue.left_out += text.lines().count();
+        // Something there is room for, however long it is.
+        let is_full = queue.bytes > 0 && queue.bytes + text.len() > UNREAD_OUTPUT;
+        if kind == Kind::News && is_full {
+            return false;
+        }
+        queue.bytes += text.len();
+        queue.results += usize::from(kind == Kind::Result);
+        queue.put += 1;
+        queue.waiting.push_back((stream, kind, text));
+        shared.changed.notify_all();
+        true
+    }
+
+    /// Waits until all is written, but only for a moment, and not again soon after that was in vain: for whoever
+    /// writes to the terminal next.
+    pub fn settle(&self) {
+        let shared = self.shared();
+        let queue = shared.lock();
+        if queue.in_vain.is_some_and(|when| when.elapsed() < WEARY) {
             return;
         }
-        queue = shared.wait_while(queue, |queue| queue.is_full(text.len()));
-        queue.say_left_out();
-        queue.push(stream, kind, text);
-        shared.changed.notify_all();
-        let mine = queue.put;
-        let unwritten = |queue: &mut Queue| queue.written < mine && !queue.stands_still;
+        let unwritten = |queue: &mut Queue| queue.written < queue.put;
         let waited = shared.changed.wait_timeout_while(queue, self.moment, unwritten);
         let (mut queue, waited) = waited.unwrap_or_else(PoisonError::into_inner);
-        queue.stands_still |= waited.timed_out();
+        queue.in_vain = waited.timed_out().then(clock::monotonic);
     }
 
-    /// Whether something is not written that should be by now.
+    /// Whether something is being written for longer than it should take.
     pub fn stands_still(&self) -> bool {
-        self.shared().lock().stands_still
+        self.shared().lock().begun.is_some_and(|begun| begun.elapsed() > self.moment)
     }
 
-    /// Waits until all results are written, and all else that goes within a moment.
-    pub fn finish(&self) {
-        let shared = self.shared();
-        let queue = shared.wait_while(shared.lock(), |queue| queue.results > 0);
-        let unwritten = |queue: &mut Queue| queue.written < queue.put && !queue.stands_still;
-        drop(shared.changed.wait_timeout_while(queue, self.moment, unwritten));
+    /// Whether results wait for their reader.
+    pub fn has_results(&self) -> bool {
+        self.shared().lock().results > 0
     }
 
-    /// Cancelled when nobody reads results any more, which is nobody's fault.
+    /// Returns when all results are written.
+    pub async fn until_taken(&self) {
+        self.shared().until(|queue| queue.results == 0).await;
+    }
+
+    /// Returns when all results are written, and all else that goes soon.
+    pub async fn finish(&self) {
+        self.until_taken().await;
+        let all = self.shared().until(|queue| queue.written == queue.put);
+        let _ = tokio::time::timeout(self.moment * LAST, all).await;
+    }
+
+    /// Cancelled when nobody reads standard output any more, which is nobody's fault.
     pub fn unread(&self) -> CancellationToken {
         self.shared().unread.clone()
     }
 
-    /// Why else results could not be written, if they could not.
+    /// Why else something could not be written there, if it could not.
     pub fn take_lost(&self) -> Option<io::Error> {
         self.shared().lock().lost.take()
     }
@@ -162,9 +190,6 @@ impl Shared {
     fn work(&self, mut output: Box<dyn Write + Send>, mut error: Box<dyn Write + Send>) {
         let mut queue = self.lock();
         loop {
-            if queue.waiting.is_empty() {
-                queue.say_left_out();
-            }
             let Some((stream, kind, text)) = queue.waiting.pop_front() else {
                 if queue.is_over {
                     return;
@@ -172,6 +197,7 @@ impl Shared {
                 queue = self.changed.wait(queue).unwrap_or_else(PoisonError::into_inner);
                 continue;
             };
+            queue.begun = Some(clock::monotonic());
             drop(queue);
             let to = match stream {
                 Stream::Output => &mut output,
@@ -179,57 +205,38 @@ impl Shared {
             };
             let written = to.write_all(text.as_bytes()).and_then(|()| to.flush());
             queue = self.lock();
+            queue.begun = None;
             queue.bytes -= text.len();
-            queue.written += 1;
             queue.results -= usize::from(kind == Kind::Result);
-            queue.stands_still &= queue.written < queue.put;
+            queue.written += 1;
             match written {
-                Err(error) if kind == Kind::Result => {
+                Err(error) if stream == Stream::Output => {
                     if error.kind() == io::ErrorKind::BrokenPipe {
                         self.unread.cancel();
                     } else {
                         queue.lost.get_or_insert(error);
                     }
                 }
-                // Whoever does not want to know is not told.
+                // There is nowhere left to say so.
                 _ => {}
             }
             self.changed.notify_all();
+            self.written.notify_waiters();
+        }
+    }
+
+    async fn until(&self, condition: impl Fn(&Queue) -> bool) {
+        loop {
+            let written = self.written.notified();
+            if condition(&self.lock()) {
+                return;
+            }
+            written.await;
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, Queue> {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn wait_while<'a>(
-        &self,
-        queue: MutexGuard<'a, Queue>,
-        mut condition: impl FnMut(&Queue) -> bool,
-    ) -> MutexGuard<'a, Queue> {
-        let waited = self.changed.wait_while(queue, |queue| condition(queue));
-        waited.unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Queue {
-    /// Whether there is no room for so many bytes more; for something there is, however long it is.
-    fn is_full(&self, len: usize) -> bool {
-        self.bytes > 0 && self.bytes + len > UNREAD_OUTPUT
-    }
-
-    fn push(&mut self, stream: Stream, kind: Kind, text: String) {
-        self.bytes += text.len();
-        self.results += usize::from(kind == Kind::Result);
-        self.put += 1;
-        self.waiting.push_back((stream, kind, text));
-    }
-
-    fn say_left_out(&mut self) {
-        if self.left_out > 0 {
-            let lines = text::count(std::mem::take(&mut self.left_out), "line");
-            self.push(Stream::Error, Kind::News, format!("... {lines} left out\n"));
-        }
     }
 }
 
@@ -288,8 +295,8 @@ mod tests {
         (printer.expect("started"), let_go, took)
     }
 
-    fn output(printer: &Printer, kind: Kind, text: &str) {
-        printer.put(Stream::Output, kind, text.to_owned());
+    fn output(printer: &Printer, kind: Kind, text: &str) -> bool {
+        printer.put(Stream::Output, kind, text.to_owned())
     }
 
     fn texts(taken: &Taken) -> Vec<String> {
@@ -297,51 +304,55 @@ mod tests {
     }
 
     #[test]
-    fn what_was_printed_is_there_as_long_as_all_goes_well() {
+    fn what_was_printed_is_there_for_whoever_waits() {
         let (printer, let_go, taken) = stuck(LONG);
         for text in ["a\n", "b\n"] {
             let_go.send(Ok(())).expect("waits for it");
-            output(&printer, Kind::News, text);
+            assert!(output(&printer, Kind::News, text));
+            printer.settle();
             assert_eq!(taken.try_recv().expect("written").1, text);
             assert!(!printer.stands_still());
         }
     }
 
-    #[test]
-    fn a_terminal_that_stands_still_holds_up_nobody_and_gets_everything_in_the_end() {
+    #[tokio::test]
+    async fn a_terminal_that_stands_still_holds_up_nobody_and_gets_everything_in_the_end() {
         let (printer, let_go, taken) = stuck(Duration::ZERO);
-        output(&printer, Kind::News, "a\n");
-        output(&printer, Kind::Result, "b\n");
-        printer.put(Stream::Error, Kind::News, "c\n".to_owned());
-        assert!(printer.stands_still() && taken.try_recv().is_err());
+        assert!(output(&printer, Kind::News, "a\n"));
+        assert!(output(&printer, Kind::Result, "b\n"));
+        assert!(printer.put(Stream::Error, Kind::News, "c\n".to_owned()));
+        while !printer.stands_still() {
+            thread::yield_now();
+        }
+        printer.settle();
+        assert!(taken.try_recv().is_err() && printer.has_results());
         drop(let_go);
-        printer.finish();
+        printer.finish().await;
+        assert!(!printer.stands_still() && !printer.has_results());
         drop(printer);
         assert_eq!(texts(&taken), ["a\n", "b\n", "c\n"]);
     }
 
-    #[test]
-    fn of_too_much_news_are_left_out_and_counted_and_results_wait_for_room() {
-        let (printer, let_go, taken) = stuck(Duration::ZERO);
+    #[tokio::test]
+    async fn of_too_much_news_are_left_out_and_results_are_not() {
+        let (printer, let_go, taken) = stuck(LONG);
         let long = "x".repeat(UNREAD_OUTPUT);
-        output(&printer, Kind::News, &long);
-        output(&printer, Kind::News, "a\nb\n");
-        output(&printer, Kind::News, "c\n");
-        let waits = printer.clone();
-        let waiting = thread::spawn(move || output(&waits, Kind::Result, "d\n"));
-        assert!(taken.try_recv().is_err());
+        assert!(output(&printer, Kind::News, &long));
+        assert!(!output(&printer, Kind::News, "a\n"));
+        assert!(output(&printer, Kind::Result, "b\n"));
         drop(let_go);
-        waiting.join().expect("it has room");
-        printer.finish();
+        printer.until_taken().await;
+        assert!(output(&printer, Kind::News, "c\n"));
+        printer.finish().await;
         drop(printer);
-        assert_eq!(texts(&taken), [long.as_str(), "... 3 lines left out\n", "d\n"]);
+        assert_eq!(texts(&taken), [long.as_str(), "b\n", "c\n"]);
     }
 
-    #[test]
-    fn news_that_nobody_reads_are_not_waited_for_at_the_end() {
+    #[tokio::test]
+    async fn news_that_nobody_reads_are_not_waited_for_at_the_end() {
         let (printer, let_go, taken) = stuck(Duration::ZERO);
-        output(&printer, Kind::News, "a\n");
-        printer.finish();
+        assert!(output(&printer, Kind::News, "a\n"));
+        printer.finish().await;
         assert!(taken.try_recv().is_err());
         drop(let_go);
     }
@@ -352,12 +363,13 @@ mod tests {
         let fail = |kind: Kind, error: io::ErrorKind| {
             let_go.send(Err(error.into())).expect("waits for it");
             output(&printer, kind, "a\n");
+            printer.settle();
             let lost = printer.take_lost().map(|error| error.kind());
             (printer.unread().is_cancelled(), lost)
         };
-        assert_eq!(fail(Kind::News, io::ErrorKind::StorageFull), (false, None));
         let full = io::ErrorKind::StorageFull;
         assert_eq!(fail(Kind::Result, full), (false, Some(full)));
-        assert_eq!(fail(Kind::Result, io::ErrorKind::BrokenPipe), (true, None));
+        assert_eq!(fail(Kind::News, full), (false, Some(full)));
+        assert_eq!(fail(Kind::News, io::ErrorKind::BrokenPipe), (true, None));
     }
 }

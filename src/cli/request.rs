@@ -145,6 +145,12 @@ pub fn answer(
     line.to_string()
 }
 
+/// Events were lost on the way to somebody who reads too slowly.
+pub fn lagged(missed: u64) -> Value {
+    let message = format!("{missed} events were missed: they came faster than they were read");
+    json!({"event": "lagged", "missed": missed, "message": message, "grave": true})
+}
+
 /// The line that tells of an event: an object with `event` in it.
 pub fn event(mut event: Value, at: UnixMillis) -> String {
     event["v"] = json!(VERSION);

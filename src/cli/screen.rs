@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::bars::Bars;
 use super::printer::{Kind, Printer, Stream};
-use super::{colour, terminal, text};
-use crate::limits;
+use super::{colour, request, terminal, text};
+use crate::{clock, limits};
 
 /// The distance between the stops of a tabulator, as the editor has it.
 const TAB: usize = 8;
@@ -42,7 +42,6 @@ pub type Which = fn(&Value) -> bool;
 /// A terminal, or whatever stands in its place.
 pub struct Screen {
     state: Mutex<State>,
-    printer: Printer,
 }
 
 struct State {
@@ -56,6 +55,11 @@ struct State {
     /// Whether there are bars below the cursor.
     drawn: bool,
     printer: Printer,
+    /// Lines or events that were left out, of which nothing was said yet.
+    missed: usize,
+    /// What was said while the terminal stood still, and somebody typed: it would be drawn over what they see
+    /// by then.
+    behind: Waiting,
     /// Columns and rows of the terminal.
     size: fn() -> (usize, usize),
 }
@@ -104,10 +108,15 @@ impl Waiting {
     fn take(self) -> String {
         let lost = match self.lost {
             0 => String::new(),
-            lost => format!("... {} left out\n", text::count(lost, "line")),
+            lost => left_out(lost) + "\n",
         };
         self.lines.into_iter().fold(lost, |all, lines| all + &lines)
     }
+}
+
+/// What is said of lines that are not shown.
+pub fn left_out(lines: usize) -> String {
+    format!("... {} left out", text::count(lines, "line"))
 }
 
 /// A terminal that is left alone as long as this is kept.
@@ -139,10 +148,20 @@ impl Screen {
         colours: bool,
         size: fn() -> (usize, usize),
     ) -> Self {
-        let (mode, bars) = (Mode::Free, Bars::default());
-        let (which, drawn, shared) = (None, false, printer.clone());
-        let state = State { news, which, mode, has_bars, colours, bars, drawn, printer, size };
-        Self { state: Mutex::new(state), printer: shared }
+        let state = State {
+            news,
+            which: None,
+            mode: Mode::Free,
+            has_bars,
+            colours,
+            bars: Bars::default(),
+            drawn: false,
+            printer,
+            missed: 0,
+            behind: Waiting::default(),
+            size,
+        };
+        Self { state: Mutex::new(state) }
     }
 
     /// From now on these news are told.
@@ -167,27 +186,26 @@ impl Screen {
         (state.which, state.bars) = (None, Bars::default());
         state.release();
         state.end_typing();
-        state.paint("");
+        state.paint(Kind::News, "");
     }
 
     /// Leaves the terminal alone: what is said meanwhile is said afterwards.
     pub fn hold(&self) -> Hold<'_> {
         let mut state = self.lock();
         state.erase();
+        state.printer.settle();
         state.mode = Mode::Held(Waiting::default());
         Hold(self)
     }
 
     /// Says something on standard error.
     pub fn say(&self, words: &str) {
-        let mut state = self.lock();
-        match state.has_bars {
-            true => {
-                let words = if state.colours { colour::marked(words) } else { words.to_owned() };
-                state.paint(&format!("{words}\n"));
-            }
-            false => state.printer.put(Stream::Error, Kind::News, format!("{words}\n")),
-        }
+        self.lock().say(Kind::News, words);
+    }
+
+    /// The same, of what is a part of a result.
+    pub fn insist(&self, words: &str) {
+        self.lock().say(Kind::Result, words);
     }
 
     /// Prints a result on standard output.
@@ -197,14 +215,20 @@ impl Screen {
 
     /// Cancelled when nobody reads results any more.
     pub fn unread(&self) -> CancellationToken {
-        self.printer.unread()
+        self.lock().printer.unread()
+    }
+
+    /// Returns when somebody has read all results.
+    pub async fn until_taken(&self) {
+        let printer = self.lock().printer.clone();
+        printer.until_taken().await;
     }
 
     /// Empties the terminal.
     pub fn clear(&self) {
         let mut state = self.lock();
         state.drawn = false;
-        state.write("\x1b[H\x1b[2J");
+        state.write(Kind::News, "\x1b[H\x1b[2J", 0);
     }
 
     /// Hears an event of an agent.
@@ -234,6 +258,7 @@ impl Screen {
     pub fn begin_typing(&self) {
         let mut state = self.lock();
         state.erase();
+        state.printer.settle();
         state.mode = Mode::Typing(Typing::default());
     }
 
@@ -286,7 +311,7 @@ impl Screen {
         let mut state = self.lock();
         if let Mode::Typing(typing) = std::mem::replace(&mut state.mode, Mode::Free) {
             state.erase();
-            state.paint(&typing.listing.unwrap_or_default().take());
+            state.paint(Kind::News, &typing.listing.unwrap_or_default().take());
         }
     }
 
@@ -301,8 +326,17 @@ impl State {
         let Some(which) = self.which.filter(|_| self.has_bars) else { return };
         self.bars.set(items.as_array().into_iter().flatten().filter(|item| which(item)));
         // Nobody wants to see all that they did not see.
-        if !self.printer.stands_still() {
-            self.paint("");
+        if self.bars.is_empty() || !self.printer.stands_still() {
+            self.paint(Kind::News, "");
+        }
+    }
+
+    fn say(&mut self, kind: Kind, words: &str) {
+        if self.has_bars {
+            let words = if self.colours { colour::marked(words) } else { words.to_owned() };
+            self.paint(kind, &format!("{words}\n"));
+        } else {
+            self.put((Stream::Error, kind), format!("{words}\n"), words.lines().count());
         }
     }
 
@@ -312,14 +346,21 @@ impl State {
         }
         let lines = format!("{result}\n");
         if !matches!(self.mode, Mode::Free) && io::stdout().is_terminal() {
-            return self.paint(&lines);
+            return self.paint(kind, &lines);
         }
         self.erase();
-        self.printer.put(Stream::Output, kind, lines);
+        self.put((Stream::Output, kind), lines, result.lines().count());
     }
 
     /// Puts whole lines where the cursor is, and the bars below them.
-    fn paint(&mut self, lines: &str) {
+    fn paint(&mut self, kind: Kind, lines: &str) {
+        if matches!(self.mode, Mode::Typing(_)) && self.printer.stands_still() {
+            if !lines.is_empty() {
+                self.behind.push(lines);
+            }
+            return;
+        }
+        let lines = &(std::mem::take(&mut self.behind).take() + lines);
         let has_news = !lines.is_empty() || !self.bars.is_empty() || self.drawn;
         let (columns, rows) = (self.size)();
         let mut out = String::new();
@@ -357,7 +398,11 @@ impl State {
             }
             Mode::Typing(_) | Mode::Free => out += lines,
         }
-        self.write(&out);
+        self.write(kind, &out, lines.lines().count());
+        if matches!(self.mode, Mode::Typing(_)) {
+            // The editor writes next, and by itself.
+            self.printer.settle();
+        }
     }
 
     /// What puts the bars below the cursor and leaves it in its row.
@@ -371,7 +416,7 @@ impl State {
     /// Takes away the bars below the cursor.
     fn erase(&mut self) {
         if std::mem::take(&mut self.drawn) {
-            self.write("\r\x1b[J");
+            self.write(Kind::News, "\r\x1b[J", 0);
         }
     }
 
@@ -380,7 +425,7 @@ impl State {
         if matches!(self.mode, Mode::Held(_))
             && let Mode::Held(waiting) = std::mem::replace(&mut self.mode, Mode::Free)
         {
-            self.paint(&waiting.take());
+            self.paint(Kind::News, &waiting.take());
         }
     }
 
@@ -392,16 +437,35 @@ impl State {
             let (end, cursor) = (typing.line.len(), typing.position);
             let down = typing.place(end, columns).row - typing.place(cursor, columns).row;
             self.drawn = false;
-            self.write(&format!("{}\r\x1b[J", "\n".repeat(down + 1)));
+            self.write(Kind::News, &format!("{}\r\x1b[J", "\n".repeat(down + 1)), 0);
         }
         self.mode = Mode::Free;
     }
 
-    /// Writes where everything is drawn.
-    fn write(&mut self, text: &str) {
+    /// Writes where everything is drawn; so many of the lines are news.
+    fn write(&mut self, kind: Kind, text: &str, lines: usize) {
         let to = if self.has_bars { Stream::Error } else { Stream::Output };
         if !text.is_empty() {
-            self.printer.put(to, Kind::News, text.to_owned());
+            self.put((to, kind), text.to_owned(), lines);
+        }
+    }
+
+    /// Prints something in which there are so many lines, behind how many were left out before.
+    fn put(&mut self, (to, kind): (Stream, Kind), text: String, lines: usize) {
+        if self.missed > 0 {
+            let (to, words) = match self.news {
+                News::Json => {
+                    let lagged = request::lagged(self.missed as u64);
+                    (Stream::Output, request::event(lagged, clock::now()))
+                }
+                _ => (Stream::Error, left_out(self.missed)),
+            };
+            if self.printer.put(to, Kind::News, words + "\n") {
+                self.missed = 0;
+            }
+        }
+        if !self.printer.put(to, kind, text) {
+            self.missed += lines;
         }
     }
 }
@@ -496,6 +560,8 @@ mod tests {
         parser: Arc<Mutex<vt100::Parser>>,
         /// What the editor has drawn: rows above the cursor, and below it.
         drawn: (usize, usize),
+        /// What writes to it, of whoever looks at it.
+        printer: Option<Printer>,
     }
 
     impl Write for Glass {
@@ -518,16 +584,18 @@ mod tests {
     impl Glass {
         fn new() -> (Self, Screen) {
             let parser = Arc::new(Mutex::new(vt100::Parser::new(size(12), size(40), 0)));
-            let glass = Self { parser, drawn: (0, 0) };
+            let mut glass = Self { parser, drawn: (0, 0), printer: None };
             let drawn = || Box::new(glass.clone());
             let printer = Printer::over(drawn(), drawn(), Duration::from_secs(60));
             let printer = printer.expect("started");
-            let screen = Screen::over(printer, News::All, true, false, || (40, 12));
+            let screen = Screen::over(printer.clone(), News::All, true, false, || (40, 12));
+            glass.printer = Some(printer);
             screen.show(|item| item["state"] != "hashing");
             (glass, screen)
         }
 
         fn rows(&self) -> Vec<String> {
+            self.printer.as_ref().expect("ours").settle();
             let parser = self.parser.lock().expect("whole");
             let rows = parser.screen().rows(0, 40).map(|row| row.trim_end().to_owned());
             let mut rows: Vec<_> = rows.collect();
@@ -538,6 +606,7 @@ mod tests {
         }
 
         fn cursor(&self) -> (u16, u16) {
+            self.printer.as_ref().expect("ours").settle();
             self.parser.lock().expect("whole").screen().cursor_position()
         }
 

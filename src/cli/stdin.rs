@@ -70,6 +70,7 @@ pub async fn run(seat: &mut Seat, manner: Manner) -> Result<u8, Failure> {
             Parsed::Wrong(name, failure) => Reply::here(&text::printable(&name), Err(failure)),
         };
         let status = reply.tell(seat.screen(), manner.json, &format!("line {line_number}: "));
+        seat.screen().until_taken().await;
         if first_failure == 0 {
             first_failure = status;
         }

@@ -2,26 +2,29 @@
 //!
 //! It is left as it was found, whoever had it last.
 
-use std::io::{self, IsTerminal as _, Write as _};
+use std::io::{self, IsTerminal as _};
 
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+
+use super::printer::{Kind, Printer, Stream};
 
 /// Columns and rows of a terminal that does not say.
 const SIZE: (usize, usize) = (80, 24);
 
 /// Switches off what marks pasted text, which whoever edited a line may have switched on.
-const NO_MARKED_PASTE: &[u8] = b"\x1b[?2004l";
+const NO_MARKED_PASTE: &str = "\x1b[?2004l";
 
 /// The state in which the terminal was found; it is restored when this goes.
 pub struct Terminal {
     found: Option<Termios>,
+    printer: Printer,
 }
 
 impl Terminal {
     /// Remembers how the terminal is, if there is one.
-    pub fn keep() -> Self {
+    pub fn keep(printer: Printer) -> Self {
         let input = io::stdin();
-        Self { found: input.is_terminal().then(|| tcgetattr(input).ok()).flatten() }
+        Self { found: input.is_terminal().then(|| tcgetattr(input).ok()).flatten(), printer }
     }
 
     /// From now on what is typed is not shown by the terminal itself, and kept as it is until somebody
@@ -41,8 +44,8 @@ impl Drop for Terminal {
         let was_edited = !now.local_modes.contains(LocalModes::ICANON)
             && found.local_modes.contains(LocalModes::ICANON);
         if was_edited && io::stdout().is_terminal() {
-            let mut out = io::stdout().lock();
-            let _ = out.write_all(NO_MARKED_PASTE).and_then(|()| out.flush());
+            self.printer.put(Stream::Output, Kind::News, NO_MARKED_PASTE.to_owned());
+            self.printer.settle();
         }
         if (now.local_modes, now.input_modes) != (found.local_modes, found.input_modes) {
             let _ = tcsetattr(io::stdin(), OptionalActions::Now, found);

@@ -2,14 +2,16 @@
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
+use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::exit::{Failure, status};
 use super::files::read_text;
-use super::operator_args::{RegistrationMode, RunArgs};
+use super::operator_args::{LogFormat, RegistrationMode, RunArgs};
 use super::printer::{Kind, Printer, Stream};
-use super::{logging, text};
+use super::{logging, screen, text};
 use crate::client::data_dir;
 use crate::limits::MAX_TRACKER_INFO_LEN;
 use crate::tracker::disk::DiskError;
@@ -20,21 +22,53 @@ use crate::transport::endpoint::{BindError, any_address};
 use crate::transport::identity::{FILE_NAME, Identity, IdentityError};
 use crate::transport::tuning::Tuning;
 
-/// Runs the tracker.
+/// Runs the tracker; returns the exit status.
 ///
 /// # Errors
-/// [`Failure`].
-pub fn run(args: &RunArgs) -> Result<(), Failure> {
+/// [`Failure`] when it cannot even say what went wrong in order.
+pub fn run(args: &RunArgs) -> Result<u8, Failure> {
+    let failed = |error: io::Error| Failure::new("internal", error.to_string());
     logging::start(args.log_file.as_deref(), "info", args.log_format)?;
-    let printer = Printer::start().map_err(|error| Failure::new("internal", error.to_string()))?;
-    let printed = printer.clone();
-    logging::hand_to(move |lines| printed.put(Stream::Error, Kind::News, format!("{lines}\n")));
-    let result = run_logged(args);
-    printer.finish();
-    result
+    let printer = Printer::start().map_err(failed)?;
+    logging::hand_to(log_to(printer.clone(), args.log_format));
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
+    runtime.block_on(async {
+        let status = run_here(args).await.map_or_else(
+            |failure| {
+                printer.put(Stream::Error, Kind::Result, failure.shown() + "\n");
+                failure.status
+            },
+            |()| 0,
+        );
+        printer.finish().await;
+        Ok(status)
+    })
 }
 
-fn run_logged(args: &RunArgs) -> Result<(), Failure> {
+/// Prints lines of the log, and how many were left out before.
+fn log_to(printer: Printer, format: LogFormat) -> impl Fn(&str) {
+    let missed = AtomicUsize::new(0);
+    move |lines| {
+        let put = |lines: &str| printer.put(Stream::Error, Kind::News, format!("{lines}\n"));
+        let before = missed.swap(0, Ordering::Relaxed);
+        if before > 0 {
+            let words = screen::left_out(before);
+            let is_put = put(&match format {
+                LogFormat::Human => words,
+                LogFormat::Json => json!({"level": "WARN", "message": words}).to_string(),
+            });
+            if !is_put {
+                missed.fetch_add(before, Ordering::Relaxed);
+            }
+        }
+        if !put(lines) {
+            missed.fetch_add(lines.lines().count(), Ordering::Relaxed);
+        }
+    }
+}
+
+async fn run_here(args: &RunArgs) -> Result<(), Failure> {
     let _lock = data_dir::lock(&args.data_dir)?;
     let identity = match &args.identity {
         Some(path) => Identity::load(path),
@@ -43,10 +77,6 @@ fn run_logged(args: &RunArgs) -> Result<(), Failure> {
     let identity = Arc::new(identity.map_err(identity_failure)?);
     let info = args.trackers.as_deref().map(load_trackers).transpose()?;
     let link = info.as_ref().and_then(|info| info.find(identity.peer_id())).cloned();
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| Failure::new("internal", error.to_string()))?;
     let mut config = TrackerConfig::new(identity, any_address(0));
     config.trackers = info;
     config.rules = rules(args);
@@ -55,10 +85,8 @@ fn run_logged(args: &RunArgs) -> Result<(), Failure> {
     if let Some(most) = args.max_connections_per_address {
         config.connections_per_address = most as usize;
     }
-    runtime.block_on(async {
-        let tracker = start(args, link.as_ref(), config).await?;
-        serve(&tracker).await
-    })
+    let tracker = start(args, link.as_ref(), config).await?;
+    serve(&tracker).await
 }
 
 fn rules(args: &RunArgs) -> Rules {

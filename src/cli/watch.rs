@@ -30,6 +30,7 @@ pub async fn run(
             seat.screen().clear();
         }
         let status = reply.tell(seat.screen(), as_json, "");
+        seat.screen().until_taken().await;
         if status != 0 {
             return Ok(status);
         }

@@ -52,7 +52,7 @@ impl Agent {
                     entry.kept_bytes = entry.stored_bytes();
                     entry.state = EntryState::Paused;
                 }
-                self.core.registry.remove_swarm(*key, ErrorCode::GoingAway);
+                self.core.registry.rest_swarm(*key, ErrorCode::GoingAway);
             }
             // What is being checked is let go as soon as that is done.
             let transfer = transfer.filter(|_| !is_checking);

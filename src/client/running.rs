@@ -461,7 +461,7 @@ impl Core {
         let keys = which();
         let mut notices = Vec::new();
         for key in &keys {
-            self.registry.remove_swarm(*key, ErrorCode::Done);
+            self.registry.rest_swarm(*key, ErrorCode::Done);
             let Some(entry) = library.find_mut(*key) else { continue };
             let failure = match (failure.code.as_str(), &entry.publisher) {
                 ("false-manifest", Some(user)) => DownloadFailure::false_manifest(failure, user),

@@ -8,7 +8,7 @@
 //!
 //! What the system has in memory is read by whoever asks, if the last piece was there too: to have
 //! another thread do it takes longer than to do it, and leaves the bytes in the caches of another core. Only
-//! where the filesystem says what is in memory: those over a network do not, and even to open a file there may
+//! where the filesystem says what is in memory: most over a network do not, and even to open a file there may
 //! take for ever.
 
 use std::io;

@@ -246,8 +246,14 @@ impl Registry {
         self.lock().swarms.get(&key).cloned()
     }
 
-    /// Leaves a swarm; its peers are told why.
+    /// Leaves a swarm; its peers are told why. Its rate limits go.
     pub fn remove_swarm(&self, key: SwarmKey, code: ErrorCode) {
+        self.rest_swarm(key, code);
+        self.rates.forget(key);
+    }
+
+    /// Leaves a swarm for a while; its peers are told why. Its rate limits stay.
+    pub fn rest_swarm(&self, key: SwarmKey, code: ErrorCode) {
         let mut maps = self.lock();
         maps.swarms.remove(&key);
         maps.uploads.forget(key);
@@ -255,7 +261,6 @@ impl Registry {
         maps.sessions.values().for_each(|session| session.close(key, code));
         drop(maps);
         self.serving.forget(key);
-        self.rates.forget(key);
     }
 
     /// Wants a swarm opened with a peer that is at `addresses`: now if there is a session, else

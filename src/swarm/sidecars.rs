@@ -77,16 +77,20 @@ impl Sidecars {
         PieceRecord::decode(piece, &bytes)
     }
 
-    /// The same if it need not be waited for, which is known of the last that was looked for; nothing where it
-    /// must be.
-    pub fn get_at_once(&self, content: ContentId, piece: PieceIndex) -> Option<PieceRecord> {
+    /// The same, if it need not be waited for, which is known of the last that was looked for.
+    pub fn get_at_once(
+        &self,
+        content: ContentId,
+        piece: PieceIndex,
+    ) -> Option<Option<PieceRecord>> {
         let path = self.path(content).filter(|_| self.is_quick.load(Ordering::Relaxed))?;
+        let Ok(file) = File::open(path) else { return Some(None) };
         let mut bytes = [0; RECORD_LEN];
-        match read_ready(&File::open(path).ok()?, &mut bytes, offset(piece)) {
-            Ok(()) => PieceRecord::decode(piece, &bytes),
-            Err(error) => {
-                let is_short = error.kind() == io::ErrorKind::UnexpectedEof;
-                self.is_quick.fetch_and(is_short, Ordering::Relaxed);
+        match read_ready(&file, &mut bytes, offset(piece)) {
+            Ok(()) => Some(PieceRecord::decode(piece, &bytes)),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Some(None),
+            Err(_) => {
+                self.is_quick.store(false, Ordering::Relaxed);
                 None
             }
         }
@@ -269,9 +273,11 @@ mod tests {
         assert_eq!(sidecars.get(CONTENT, piece(1)), Some(of(1)));
         let says_so = sidecars.is_quick.load(Ordering::Relaxed);
         for index in [0, 1, 2, 1] {
-            assert_eq!(at_once(index), (says_so && index == 1).then(|| of(1)), "{index}");
+            let expected = says_so.then(|| (index == 1).then(|| of(1)));
+            assert_eq!(at_once(index), expected, "{index}");
         }
-        assert_eq!(sidecars.get_at_once(ContentId([8; 32]), piece(1)), None);
+        let other = sidecars.get_at_once(ContentId([8; 32]), piece(1));
+        assert_eq!(other, says_so.then_some(None));
         assert_eq!(sidecars.is_quick.load(Ordering::Relaxed), says_so, "nothing was waited for");
     }
 

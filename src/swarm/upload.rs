@@ -249,15 +249,15 @@ async fn read(
 ) -> Result<Result<(Buffer, Option<Box<Midstates>>), ReadError>, JoinError> {
     let (content, piece) = (store.manifest().content_id(), *piece);
     let (buffers, sidecars) = (registry.buffers().clone(), registry.sidecars().clone());
-    let known = store.is_quick().then(|| sidecars.get_at_once(content, piece)).flatten();
-    if let Some(known) = known
+    let looked_up = store.is_quick().then(|| sidecars.get_at_once(content, piece)).flatten();
+    if let Some(Some(known)) = looked_up
         && let Some(buffer) = store.read_at_once(piece, known.crc, &buffers)
     {
         return Ok(Ok((buffer, Some(Box::new(known.midstates)))));
     }
     let store = store.clone();
     let read = tokio::task::spawn_blocking(move || {
-        let known = known.or_else(|| sidecars.get(content, piece));
+        let known = looked_up.unwrap_or_else(|| sidecars.get(content, piece));
         let buffer = store.read_piece(piece, known.map(|known| known.crc), &buffers)?;
         Ok((buffer, known.map(|known| Box::new(known.midstates))))
     });

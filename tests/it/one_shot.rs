@@ -86,8 +86,8 @@ impl Running {
     }
 }
 
-/// Bytes that a full pipe holds at least.
-const PIPE: usize = 60 * 1024;
+/// Bytes that a full pipe holds at least, where lines leave room at the ends of its pages.
+const PIPE: usize = 32 * 1024;
 
 #[test]
 fn whoever_does_not_read_what_is_said_holds_up_nobody() {
@@ -116,6 +116,27 @@ fn whoever_does_not_read_what_is_said_holds_up_nobody() {
         unread.read_to_end(&mut said).expect("read");
         assert!(said.len() >= PIPE, "only {} bytes", said.len());
     }
+}
+
+#[test]
+fn events_end_with_their_reader() {
+    let world = World::new();
+    let daemon = Running::daemon(&world, "alice");
+    ok(&world, "alice", &["create-user", "alice"]);
+    ok(&world, "alice", &["login", "alice"]);
+    let mut events = command(&world, "alice", &["events", "--json"]);
+    let mut events = Running(events.stdout(Stdio::piped()).spawn().expect("mtq runs"));
+    drop(events.0.stdout.take());
+    let mut count = 0;
+    let status = wait_for("the end", || {
+        // It may not have listened to the first yet.
+        count += 1;
+        let name = world.write(&format!("file{count}"), &content(100, count));
+        ok(&world, "alice", &["share", name.to_str().expect("text"), "public"]);
+        events.0.try_wait().expect("reaped")
+    });
+    assert_eq!(status.code(), Some(0));
+    assert_eq!(daemon.end(), 130);
 }
 
 impl Drop for Running {

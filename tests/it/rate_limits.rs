@@ -46,6 +46,29 @@ fn a_limit_holds_and_lifting_it_acts_at_once() {
     alice.quit();
 }
 
+#[test]
+fn a_limit_outlasts_a_pause_and_ends_with_the_download() {
+    let world = World::new();
+    let [mut alice, mut bob] = world.lab(["alice", "bob"]);
+    let path = world.write("file.bin", &content(mib(8), 82));
+    alice.ok(&format!("share {} lab", quoted(&path)));
+    alice.ok("limit --up 64KiB");
+    let get = format!("get lab file.bin {}", quoted(&world.make_dir("dest")));
+    bob.ok(&get);
+    let limits = bob.ok("limit lab file.bin --down 1MiB");
+    assert_eq!(limits["down_bytes_per_sec"], MIB);
+    for change in ["pause", "resume"] {
+        bob.ok(&format!("{change} lab file.bin"));
+        assert_eq!(bob.ok("limit lab file.bin"), limits, "{change}");
+    }
+    bob.ok("cancel lab file.bin");
+    bob.ok(&get);
+    assert!(bob.ok("limit lab file.bin")["down_bytes_per_sec"].is_null());
+    bob.ok("cancel lab file.bin");
+    bob.quit();
+    alice.quit();
+}
+
 #[tokio::test]
 async fn downloads_at_once_share_what_may_come() {
     let net = Net::new();

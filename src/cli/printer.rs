@@ -50,6 +50,10 @@ pub struct Printer {
     moment: Duration,
 }
 
+/// How many lines of somebody's were left out, of which nothing was said yet.
+#[derive(Debug, Default)]
+pub struct LeftOut(usize);
+
 /// The thread ends with the last of those that own it, when all is written.
 struct Owner(Arc<Shared>);
 
@@ -68,9 +72,6 @@ struct Queue {
     bytes: usize,
     /// Results among them.
     results: usize,
-    /// How many there ever were, and how many were written.
-    put: u64,
-    written: u64,
     /// Since when one is being written.
     begun: Option<Instant>,
     /// When somebody last waited in vain.
@@ -122,7 +123,6 @@ impl Printer {
         }
         queue.bytes += text.len();
         queue.results += usize::from(kind == Kind::Result);
-        queue.put += 1;
         queue.waiting.push_back((stream, kind, text));
         shared.changed.notify_all();
         true
@@ -136,8 +136,8 @@ impl Printer {
         if queue.in_vain.is_some_and(|when| when.elapsed() < WEARY) {
             return;
         }
-        let unwritten = |queue: &mut Queue| queue.written < queue.put;
-        let waited = shared.changed.wait_timeout_while(queue, self.moment, unwritten);
+        let waited =
+            shared.changed.wait_timeout_while(queue, self.moment, |queue| !queue.is_written());
         let (mut queue, waited) = waited.unwrap_or_else(PoisonError::into_inner);
         queue.in_vain = waited.timed_out().then(clock::monotonic);
     }
@@ -160,7 +160,7 @@ impl Printer {
     /// Returns when all results are written, and all else that goes soon.
     pub async fn finish(&self) {
         self.until_taken().await;
-        let all = self.shared().until(|queue| queue.written == queue.put);
+        let all = self.shared().until(Queue::is_written);
         let _ = tokio::time::timeout(self.moment * LAST, all).await;
     }
 
@@ -176,6 +176,35 @@ impl Printer {
 
     fn shared(&self) -> &Shared {
         &self.owner.0
+    }
+}
+
+impl Queue {
+    /// Whether all is written.
+    fn is_written(&self) -> bool {
+        self.waiting.is_empty() && self.begun.is_none()
+    }
+}
+
+impl LeftOut {
+    /// Prints something in which there are so many lines, behind what is to be said, and where, of those that
+    /// were left out before.
+    pub fn put(
+        &mut self,
+        printer: &Printer,
+        (stream, kind): (Stream, Kind),
+        (text, lines): (String, usize),
+        say: impl FnOnce(usize) -> (Stream, String),
+    ) {
+        if self.0 > 0 {
+            let (stream, words) = say(self.0);
+            if printer.put(stream, Kind::News, words + "\n") {
+                self.0 = 0;
+            }
+        }
+        if !printer.put(stream, kind, text) {
+            self.0 += lines;
+        }
     }
 }
 
@@ -208,7 +237,6 @@ impl Shared {
             queue.begun = None;
             queue.bytes -= text.len();
             queue.results -= usize::from(kind == Kind::Result);
-            queue.written += 1;
             match written {
                 Err(error) if stream == Stream::Output => {
                     if error.kind() == io::ErrorKind::BrokenPipe {

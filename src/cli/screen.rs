@@ -16,7 +16,7 @@ use unicode_width::UnicodeWidthChar as _;
 use tokio_util::sync::CancellationToken;
 
 use super::bars::Bars;
-use super::printer::{Kind, Printer, Stream};
+use super::printer::{Kind, LeftOut, Printer, Stream};
 use super::{colour, request, terminal, text};
 use crate::{clock, limits};
 
@@ -55,8 +55,7 @@ struct State {
     /// Whether there are bars below the cursor.
     drawn: bool,
     printer: Printer,
-    /// Lines or events that were left out, of which nothing was said yet.
-    missed: usize,
+    left_out: LeftOut,
     /// What was said while the terminal stood still, and somebody typed: it would be drawn over what they see
     /// by then.
     behind: Waiting,
@@ -157,7 +156,7 @@ impl Screen {
             bars: Bars::default(),
             drawn: false,
             printer,
-            missed: 0,
+            left_out: LeftOut::default(),
             behind: Waiting::default(),
             size,
         };
@@ -450,23 +449,16 @@ impl State {
         }
     }
 
-    /// Prints something in which there are so many lines, behind how many were left out before.
-    fn put(&mut self, (to, kind): (Stream, Kind), text: String, lines: usize) {
-        if self.missed > 0 {
-            let (to, words) = match self.news {
-                News::Json => {
-                    let lagged = request::lagged(self.missed as u64);
-                    (Stream::Output, request::event(lagged, clock::now()))
-                }
-                _ => (Stream::Error, left_out(self.missed)),
-            };
-            if self.printer.put(to, Kind::News, words + "\n") {
-                self.missed = 0;
+    /// Prints something in which there are so many lines.
+    fn put(&mut self, to: (Stream, Kind), text: String, lines: usize) {
+        let news = self.news;
+        self.left_out.put(&self.printer, to, (text, lines), |missed| match news {
+            News::Json => {
+                let lagged = request::lagged(missed as u64);
+                (Stream::Output, request::event(lagged, clock::now()))
             }
-        }
-        if !self.printer.put(to, kind, text) {
-            self.missed += lines;
-        }
+            _ => (Stream::Error, left_out(missed)),
+        });
     }
 }
 

@@ -1,8 +1,7 @@
 //! `mtq tracker`: runs a tracker until a signal.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::json;
 use tokio::signal::unix::{SignalKind, signal};
@@ -10,7 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::exit::{Failure, status};
 use super::files::read_text;
 use super::operator_args::{LogFormat, RegistrationMode, RunArgs};
-use super::printer::{Kind, Printer, Stream};
+use super::printer::{Kind, LeftOut, Printer, Stream};
 use super::{logging, screen, text};
 use crate::client::data_dir;
 use crate::limits::MAX_TRACKER_INFO_LEN;
@@ -27,12 +26,11 @@ use crate::transport::tuning::Tuning;
 /// # Errors
 /// [`Failure`] when it cannot even say what went wrong in order.
 pub fn run(args: &RunArgs) -> Result<u8, Failure> {
-    let failed = |error: io::Error| Failure::new("internal", error.to_string());
     logging::start(args.log_file.as_deref(), "info", args.log_format)?;
-    let printer = Printer::start().map_err(failed)?;
+    let printer = Printer::start().map_err(refused)?;
     logging::hand_to(log_to(printer.clone(), args.log_format));
     let runtime =
-        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
+        tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(refused)?;
     runtime.block_on(async {
         let status = run_here(args).await.map_or_else(
             |failure| {
@@ -46,26 +44,26 @@ pub fn run(args: &RunArgs) -> Result<u8, Failure> {
     })
 }
 
-/// Prints lines of the log, and how many were left out before.
+/// Prints lines of the log.
 fn log_to(printer: Printer, format: LogFormat) -> impl Fn(&str) {
-    let missed = AtomicUsize::new(0);
+    let left_out = Mutex::new(LeftOut::default());
     move |lines| {
-        let put = |lines: &str| printer.put(Stream::Error, Kind::News, format!("{lines}\n"));
-        let before = missed.swap(0, Ordering::Relaxed);
-        if before > 0 {
-            let words = screen::left_out(before);
-            let is_put = put(&match format {
+        let mut left_out = left_out.lock().unwrap_or_else(PoisonError::into_inner);
+        let (to, text) = ((Stream::Error, Kind::News), format!("{lines}\n"));
+        left_out.put(&printer, to, (text, lines.lines().count()), |missed| {
+            let words = screen::left_out(missed);
+            let words = match format {
                 LogFormat::Human => words,
                 LogFormat::Json => json!({"level": "WARN", "message": words}).to_string(),
-            });
-            if !is_put {
-                missed.fetch_add(before, Ordering::Relaxed);
-            }
-        }
-        if !put(lines) {
-            missed.fetch_add(lines.lines().count(), Ordering::Relaxed);
-        }
+            };
+            (Stream::Error, words)
+        });
     }
+}
+
+/// What the system does not give.
+fn refused(error: io::Error) -> Failure {
+    Failure::new("internal", error.to_string())
 }
 
 async fn run_here(args: &RunArgs) -> Result<(), Failure> {
@@ -176,10 +174,9 @@ pub fn disk_failure(error: &DiskError) -> Failure {
 }
 
 async fn serve(tracker: &Tracker) -> Result<(), Failure> {
-    let failed = |error: io::Error| Failure::new("internal", error.to_string());
-    let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-    let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-    let link = tracker.link().map_err(failed)?;
+    let mut interrupt = signal(SignalKind::interrupt()).map_err(refused)?;
+    let mut terminate = signal(SignalKind::terminate()).map_err(refused)?;
+    let link = tracker.link().map_err(refused)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), %link, "tracker is up");
     tokio::select! {
         _ = interrupt.recv() => {}

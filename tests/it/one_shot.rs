@@ -92,11 +92,7 @@ const PIPE: usize = 32 * 1024;
 #[test]
 fn whoever_does_not_read_what_is_said_holds_up_nobody() {
     let world = World::without_tracker();
-    let mut tracker = mtq();
-    tracker.args(["tracker", "--identity"]).arg(world.path("net/tracker1.pem"));
-    tracker.arg("--trackers").arg(world.trackers());
-    tracker.arg("--data-dir").arg(world.path(&world.tracker_dir));
-    let tracker = Running::unread(tracker);
+    let tracker = Running::unread(world.tracker_command());
     wait_for("the tracker", || world.operate("status").status.success().then_some(()));
     let agent = Running::unread(command(&world, "alice", &["daemon"]));
     let socket = world.path("alice.data/control.sock");

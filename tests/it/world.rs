@@ -175,17 +175,25 @@ impl World {
         wait_until_up(self.tracker.as_mut().expect("launched"), &log);
     }
 
-    /// Starts the tracker and does not wait for it.
-    pub fn launch_tracker(&mut self) {
-        let log = self.path("tracker.log");
-        let _ = fs::remove_file(&log);
-        let child = mtq()
+    /// The command line of the tracker.
+    pub fn tracker_command(&self) -> Command {
+        let mut command = mtq();
+        command
             .args(["tracker", "--identity"])
             .arg(self.path("net/tracker1.pem"))
             .arg("--trackers")
             .arg(self.trackers())
             .arg("--data-dir")
-            .arg(self.path(&self.tracker_dir))
+            .arg(self.path(&self.tracker_dir));
+        command
+    }
+
+    /// Starts the tracker and does not wait for it.
+    pub fn launch_tracker(&mut self) {
+        let log = self.path("tracker.log");
+        let _ = fs::remove_file(&log);
+        let child = self
+            .tracker_command()
             .arg("--log-file")
             .arg(&log)
             .args(&self.tracker_options)

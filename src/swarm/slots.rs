@@ -30,6 +30,9 @@ use crate::name::UserName;
 /// Busy time over which the pace is measured.
 const SAMPLE: Duration = UPLOADS_SPAN;
 
+/// No connection carries more, in bytes a second: it is what quinn comes to through loopback, from memory to memory.
+const FASTEST: u128 = 4_000_000_000;
+
 /// Unread bodies with which a session gets no more.
 const MAX_SLOW: usize = 2;
 
@@ -63,19 +66,21 @@ impl Default for Depth {
 
 impl Depth {
     /// Of a path on which `window` bytes may be under way: what fills it, half of it more so that it can grow,
-    /// less what would only wait in its queues, as its smoothed and its shortest round trip tell. A path
-    /// that holds no more than half of what any session may take is no long one; a disk that `is_slow` is
-    /// kept as busy as that.
+    /// less what would only wait in its queues, as its smoothed and its shortest round trip tell. A window that
+    /// no loss ever bounded says nothing, and grows without end. A path that holds no more than half of
+    /// what any session may take is no long one. On a short one another body is written while the end of
+    /// those before it is acknowledged; a disk that `is_slow` is kept as busy as any session may.
     pub fn of(window: u64, (smoothed, shortest): (Duration, Duration), is_slow: bool) -> Self {
         let (micros, least) = (smoothed.as_micros().max(1), shortest.as_micros());
         let capacity = u128::from(window) * least.min(micros) / micros;
+        let capacity = capacity.min(FASTEST * least / 1_000_000);
         let bodies = (capacity + capacity / 2).div_ceil(u128::from(PIECE_LEN));
         let bodies = usize::try_from(bodies).unwrap_or(usize::MAX);
         let usual = Self::default();
         // Such a path is full with what any session may take: 8 MiB in that time are 6.7 Gbit/s.
         if shortest < SHORT {
-            let least = if is_slow { usual.near } else { UPLOADS_AT_ONCE_MIN };
-            return Self { near: bodies.clamp(least, usual.near), ..usual };
+            let near = if is_slow { usual.near } else { bodies.max(1).saturating_add(1) };
+            return Self { near: near.min(usual.near), ..usual };
         }
         let is_long = bodies > UPLOAD_SLOTS_PER_SESSION / 2;
         Self { far: if is_long { bodies } else { 0 }, ..usual }
@@ -623,10 +628,13 @@ mod tests {
     fn on_a_near_path_no_more_go_out_at_once_than_fill_it() {
         let us = Duration::from_micros;
         let near = |bytes, times| Depth::of(bytes, times, false).near;
-        // Loopback, whose window holds what waits for the other process; 10 Gbit/s at 1 ms, and at 5 ms.
-        assert_eq!(near(4_000_000, (us(2_000), us(100))), 3);
-        assert_eq!(near(36_000, (us(100), us(100))), 3);
-        assert_eq!(near(1_250_000, (us(1_000), us(1_000))), 4);
+        // Loopback, whose window holds what waits for the other process, or grows without end.
+        assert_eq!(near(4_000_000, (us(2_000), us(100))), 2);
+        assert_eq!(near(900_000_000, (us(900), us(40))), 2);
+        assert_eq!(near(u64::MAX, (us(0), us(0))), 2);
+        // A first datagram; 10 Gbit/s at 1 ms, and at 5 ms.
+        assert_eq!(near(36_000, (us(100), us(100))), 2);
+        assert_eq!(near(1_250_000, (us(1_000), us(1_000))), 5);
         assert_eq!(near(6_250_000, (us(5_000), us(5_000))), 16);
         assert_eq!(Depth::of(36_000, (us(100), us(100)), true), Depth::default());
         let depth = Depth { near: 3, far: 0 };

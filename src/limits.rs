@@ -412,10 +412,11 @@ pub const CONTROL_WINDOW: u64 = 2 * WINDOW_HEADROOM;
 
 /// Bytes of a UDP datagram that every path of QUIC carries (RFC 9000, 14): where each connection begins.
 pub const MIN_MTU: u16 = 1_200;
-/// Bytes of the largest datagram, sent or received: a jumbo frame of 9,000 less the headers of IPv6 and
-/// UDP. Larger ones (loopback) gain little more, and every endpoint has buffers for 2,048 of them: 18 MiB,
-/// of which the system backs only what is used.
-pub const MAX_MTU: u16 = 8_952;
+/// Bytes of the largest datagram to another machine: a jumbo frame of 9,000 less the headers of IPv6 and UDP.
+pub const JUMBO_MTU: u16 = 8_952;
+/// Bytes of the largest datagram, sent or received: two fill a send within this machine, where larger ones gain
+/// nothing more. Every endpoint has buffers for 2,048: 64 MiB, of which the system backs what is used.
+pub const MAX_MTU: u16 = 32_500;
 
 /// Bytes of the largest datagram a tracker sends, unless its operator says otherwise: Ethernet's 1,500 less
 /// the headers of IPv6 and UDP. Each connection keeps room for ten: 20,000 of them 280 MiB, which would

@@ -110,6 +110,7 @@ def chosen_systems(options: argparse.Namespace) -> list[System]:
     """The systems to run, those left out that are not installed."""
     every: list[System] = [
         Mtq("mtq", options.mtq),
+        Mtq("mtq-8952", options.mtq, "--max-mtu", "8952"),
         Mtq("mtq-1452", options.mtq, "--max-mtu", "1452"),
         Libtorrent("libtorrent", options.python, over_tls=False),
         Libtorrent("libtorrent-ssl", options.python, over_tls=True),
@@ -267,7 +268,7 @@ def print_table(case: Case, systems: Sequence[System], runs: Runs) -> None:
     }
     if not rates:
         return
-    bases = [name for name in ("mtq", "mtq-1452") if name in rates]
+    bases = [name for name in ("mtq", "mtq-8952", "mtq-1452") if name in rates]
     head = ["system", "wire", "verified", "MB/s", "range", *(f"{base} is" for base in bases)]
     head += ["CPU s/GiB: giver", "taker", "all", "peak MiB: giver", "taker"]
     rows = [head]

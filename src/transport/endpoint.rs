@@ -78,6 +78,8 @@ pub struct Endpoint {
     quic: quinn::Endpoint,
     identity: Arc<Identity>,
     tuning: Tuning,
+    /// For whoever dials us from this machine.
+    within: Arc<quinn::ServerConfig>,
     /// Handshakes of others that are not finished.
     handshakes: Arc<AtomicUsize>,
 }
@@ -131,21 +133,26 @@ impl Endpoint {
             .expect("invariant: the provider has the initial cipher suite");
         let mut server_config = quinn::ServerConfig::with_crypto(Arc::new(crypto));
         server_config
-            .transport_config(config::transport(alpns[0], true, tuning))
             .max_incoming(limits::MAX_INCOMING)
             .incoming_buffer_size(limits::INCOMING_BUFFER)
             .incoming_buffer_size_total(limits::INCOMING_BUFFER_TOTAL);
+        let mut from = |address: IpAddr| {
+            let transport = config::transport(alpns[0], true, tuning.towards(address));
+            server_config.transport_config(transport).clone()
+        };
+        let within = from(Ipv4Addr::LOCALHOST.into());
+        let from_elsewhere = from(Ipv4Addr::UNSPECIFIED.into());
 
         let runtime = quinn::TokioRuntime;
         let socket = runtime.wrap_udp_socket(socket).map_err(socket_error)?;
         let quic = quinn::Endpoint::new_with_abstract_socket(
             endpoint_config,
-            Some(server_config),
+            Some(from_elsewhere),
             Arc::new(Gatherer::new(socket)),
             Arc::new(runtime),
         )
         .map_err(socket_error)?;
-        Ok(Self { quic, identity, tuning, handshakes: Arc::default() })
+        Ok(Self { quic, identity, tuning, within: Arc::new(within), handshakes: Arc::default() })
     }
 
     /// The identity others see.
@@ -184,7 +191,8 @@ impl Endpoint {
         let crypto = QuicClientConfig::try_from(tls)
             .expect("invariant: the provider has the initial cipher suite");
         let mut client_config = quinn::ClientConfig::new(Arc::new(crypto));
-        client_config.transport_config(config::transport(alpn, false, self.tuning));
+        let tuning = self.tuning.towards(address.ip());
+        client_config.transport_config(config::transport(alpn, false, tuning));
         let failed = |reason: String| DialError::Failed { address, reason };
 
         // The name is never sent (SNI is off) and never checked: the peer id is.
@@ -238,6 +246,7 @@ impl Endpoint {
                 self.handshakes.fetch_add(1, Ordering::Relaxed);
                 return Some(Incoming {
                     quic: Some(incoming),
+                    within: self.within.clone(),
                     handshakes: self.handshakes.clone(),
                 });
             }
@@ -256,6 +265,8 @@ impl Endpoint {
 pub struct Incoming {
     /// Taken when it is finished or refused.
     quic: Option<quinn::Incoming>,
+    /// Instead of the endpoint's own, for whoever is on this machine.
+    within: Arc<quinn::ServerConfig>,
     handshakes: Arc<AtomicUsize>,
 }
 
@@ -292,7 +303,10 @@ impl Incoming {
 
     /// Finishes the handshake within its deadline; nothing when it fails.
     pub async fn finish(mut self) -> Option<Connection> {
-        let connecting = self.quic.take()?.accept().ok()?;
+        let is_within = self.remote_address().ip().is_loopback();
+        let quic = self.quic.take()?;
+        let connecting =
+            if is_within { quic.accept_with(self.within.clone()) } else { quic.accept() }.ok()?;
         let quic = tokio::time::timeout(limits::HANDSHAKE_DEADLINE, connecting).await.ok()?.ok()?;
         Connection::new(quic, false)
     }
@@ -397,13 +411,13 @@ mod tests {
 
     #[tokio::test]
     async fn datagrams_grow_to_the_largest_both_allow() {
-        found_out([Tuning::default(); 2], [8952; 2]).await;
+        found_out([Tuning::default(); 2], [32_500; 2]).await;
     }
 
     #[tokio::test]
     async fn each_side_bounds_what_it_sends() {
         let small = Tuning { max_mtu: "1452".parse().expect("an MTU"), ..Tuning::default() };
-        found_out([small, Tuning::default()], [1452, 8952]).await;
+        found_out([small, Tuning::default()], [1452, 32_500]).await;
     }
 
     #[tokio::test]
@@ -426,6 +440,6 @@ mod tests {
     #[tokio::test]
     async fn bbr_carries_as_well() {
         let bbr = Tuning { congestion: Congestion::Bbr, ..Tuning::default() };
-        found_out([bbr; 2], [8952; 2]).await;
+        found_out([bbr; 2], [32_500; 2]).await;
     }
 }

@@ -3,12 +3,13 @@
 //! quinn puts up to ten datagrams of one size into one transmit, and Linux cuts it up (GSO). But what
 //! is cut up is one UDP datagram, which has room for 65,507 bytes: ten of more than 6,550 bytes are
 //! refused with EMSGSIZE, which quinn-udp takes for the answer to a probe of the MTU and reports as
-//! sent. Everything would seem lost. So quinn is told that the socket takes seven, which are never too
-//! much.
+//! sent. Everything would seem lost. So quinn is told that the socket takes as many as fit of the largest
+//! datagram that it has seen, and no more than seven, as many as fit of the largest between machines. quinn makes
+//! none of a size that it has not tried with a single one before, here.
 //!
 //! Most of what a small datagram costs is the system call it goes out with, and of 1,452 bytes the system
-//! takes 44. So a transmit of seven, behind which there is mostly another one, waits until as many
-//! have come as fit, or fewer than seven, which are the last there was to say. If none
+//! takes 44. So a transmit of as many, behind which there is mostly another one, waits until as many
+//! have come as fit in a send, or a smaller one, which is the last there was to say. If none
 //! comes, it goes once everything has run that was ready to run: the task that receives is woken,
 //! lets the others go first, and sends what it then finds. So nothing waits for a timer, and no task is
 //! needed that somebody would have to end.
@@ -19,16 +20,17 @@
 use std::io::{self, IoSliceMut};
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 
 use quinn::udp::{EcnCodepoint, RecvMeta, Transmit};
 use quinn::{AsyncUdpSocket, UdpPoller};
 
-use crate::limits::{MAX_MTU, MAX_SEND_LEN};
+use crate::limits::{JUMBO_MTU, MAX_SEND_LEN};
 
-/// Datagrams that quinn shall make at once. Fewer are all there was to send.
-const AT_ONCE: usize = MAX_SEND_LEN / MAX_MTU as usize;
+/// Datagrams that quinn shall make at once at most. Fewer are all there was to send.
+const AT_ONCE: usize = MAX_SEND_LEN / JUMBO_MTU as usize;
 
 /// Addresses that something may wait for at once, each with a buffer of `MAX_SEND_LEN`.
 const MAX_WAITING: usize = 4;
@@ -37,6 +39,8 @@ const MAX_WAITING: usize = 4;
 #[derive(Debug)]
 pub(super) struct Gatherer {
     inner: Arc<dyn AsyncUdpSocket>,
+    /// Bytes of the largest datagram so far.
+    largest: AtomicUsize,
     state: Mutex<State>,
 }
 
@@ -92,11 +96,11 @@ fn fits(len: usize, size: usize, max_segments: usize) -> bool {
     len <= MAX_SEND_LEN && len.div_ceil(size) <= max_segments
 }
 
-/// The size of its datagrams, if it is as many as quinn makes: mostly more follow.
-fn size_of_full(transmit: &Transmit<'_>) -> Option<usize> {
+/// The size of its datagrams, if it is as many as quinn makes, `at_once`: mostly more follow.
+fn size_of_full(transmit: &Transmit<'_>, at_once: usize) -> Option<usize> {
     let size = transmit.segment_size.filter(|size| *size > 0)?;
     let len = transmit.contents.len();
-    (len.is_multiple_of(size) && len / size >= AT_ONCE).then_some(size)
+    (len.is_multiple_of(size) && len / size >= at_once).then_some(size)
 }
 
 impl Gatherer {
@@ -108,7 +112,12 @@ impl Gatherer {
             sender: None,
             writable: inner.clone().create_io_poller(),
         };
-        Self { inner, state: Mutex::new(state) }
+        Self { inner, largest: AtomicUsize::new(0), state: Mutex::new(state) }
+    }
+
+    /// Datagrams that quinn shall make at once.
+    fn at_once(&self) -> usize {
+        (MAX_SEND_LEN / self.largest.load(Ordering::Relaxed).max(1)).clamp(1, AT_ONCE)
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -136,7 +145,7 @@ impl Gatherer {
     /// `WouldBlock` when it has to stay behind what waits and cannot go.
     fn takes(&self, transmit: &Transmit<'_>) -> io::Result<bool> {
         let max_segments = self.inner.max_transmit_segments();
-        let full = size_of_full(transmit);
+        let full = size_of_full(transmit, self.at_once());
         let state = &mut *self.state();
         let to_it = |waiting: &Waiting| waiting.destination == transmit.destination;
         if let Some(at) = state.waiting.iter().position(to_it) {
@@ -197,6 +206,8 @@ impl AsyncUdpSocket for Gatherer {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let size = transmit.segment_size.unwrap_or(transmit.contents.len());
+        self.largest.fetch_max(size, Ordering::Relaxed);
         if self.takes(transmit)? {
             return Ok(());
         }
@@ -218,7 +229,7 @@ impl AsyncUdpSocket for Gatherer {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.inner.max_transmit_segments().min(AT_ONCE)
+        self.inner.max_transmit_segments().min(self.at_once())
     }
 
     fn max_receive_segments(&self) -> usize {
@@ -232,12 +243,12 @@ impl AsyncUdpSocket for Gatherer {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::Wake;
 
     use proptest::prelude::*;
 
     use super::*;
+    use crate::limits::MAX_MTU;
     use crate::transport::narrow::{Narrow, address, bytes, chunks, is_blocked, transmit};
 
     const SIZE: usize = 1452;
@@ -299,9 +310,17 @@ mod tests {
 
     #[test]
     fn quinn_makes_no_more_than_one_send_carries() {
-        let gatherer = Under::test(0).gatherer;
-        assert_eq!(gatherer.max_transmit_segments(), 7);
-        assert!(7 * usize::from(MAX_MTU) <= MAX_SEND_LEN);
+        let under = Under::test(usize::MAX);
+        let contents = bytes(usize::from(MAX_MTU), 1);
+        // The largest so far, be it only tried, decides for all.
+        for (size, at_once) in
+            [(0, 7), (SIZE, 7), (JUMBO_MTU.into(), 7), (MAX_MTU.into(), 2), (SIZE, 2)]
+        {
+            let alone = Transmit { segment_size: None, ..transmit(&contents[..size], SIZE, 2) };
+            under.gatherer.try_send(&alone).expect("sent");
+            assert_eq!(under.gatherer.max_transmit_segments(), at_once);
+            assert!(at_once * size <= MAX_SEND_LEN);
+        }
         let without = Gatherer::new(Narrow::without_gso());
         assert_eq!(without.max_transmit_segments(), 1);
     }

@@ -3,9 +3,10 @@
 //! Both matter to this side alone; the other end need not choose the same.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
-use crate::limits::{MAX_MTU, MIN_MTU, TRACKER_MTU};
+use crate::limits::{JUMBO_MTU, MAX_MTU, MIN_MTU, TRACKER_MTU};
 
 /// How this side of every connection sends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,6 +15,17 @@ pub struct Tuning {
     pub max_mtu: Mtu,
     /// What decides how much may be under way.
     pub congestion: Congestion,
+}
+
+impl Tuning {
+    /// The same for a connection with `address`: no link between machines carries more than `JUMBO_MTU`, and to
+    /// try it takes round trips.
+    pub fn towards(self, address: IpAddr) -> Self {
+        if address.to_canonical().is_loopback() {
+            return self;
+        }
+        Self { max_mtu: Mtu(self.max_mtu.get().min(JUMBO_MTU)), ..self }
+    }
 }
 
 /// Bytes of UDP payload, from `MIN_MTU` to `MAX_MTU`.
@@ -91,14 +103,32 @@ mod tests {
 
     #[test]
     fn an_mtu_is_within_its_bounds() {
-        assert_eq!((Mtu::default().get(), Mtu::TRACKER.get()), (8952, 1452));
-        for (text, bytes) in [("1200", 1200), ("1452", 1452), ("8952", 8952)] {
+        assert_eq!((Mtu::default().get(), Mtu::TRACKER.get()), (32_500, 1452));
+        for (text, bytes) in [("1200", 1200), ("1452", 1452), ("32500", 32_500)] {
             let mtu: Mtu = text.parse().expect(text);
             assert_eq!((mtu.get(), mtu.to_string().as_str()), (bytes, text));
         }
-        for wrong in ["", "0", "1199", "8953", "65536", "-1", "1.5", "1452B", "many"] {
+        for wrong in ["", "0", "1199", "32501", "65536", "-1", "1.5", "1452B", "many"] {
             let error = wrong.parse::<Mtu>().expect_err(wrong);
-            assert_eq!(error, "an MTU is 1200 to 8952 bytes");
+            assert_eq!(error, "an MTU is 1200 to 32500 bytes");
+        }
+    }
+
+    #[test]
+    fn only_within_this_machine_datagrams_are_larger_than_jumbo_frames() {
+        let tuned = |mtu| Tuning { max_mtu: Mtu(mtu), congestion: Congestion::Bbr };
+        for (address, mtus) in [
+            ("127.0.0.1", [1452, 8952, 32_500]),
+            ("127.8.0.9", [1452, 8952, 32_500]),
+            ("::1", [1452, 8952, 32_500]),
+            ("::ffff:127.0.0.1", [1452, 8952, 32_500]),
+            ("192.0.2.1", [1452, 8952, 8952]),
+            ("::ffff:192.0.2.1", [1452, 8952, 8952]),
+            ("2001:db8::1", [1452, 8952, 8952]),
+        ] {
+            let address = address.parse().expect(address);
+            let towards = [1452, 8952, 32_500].map(|mtu| tuned(mtu).towards(address));
+            assert_eq!(towards, mtus.map(tuned), "{address}");
         }
     }
 

@@ -414,9 +414,11 @@ pub const CONTROL_WINDOW: u64 = 2 * WINDOW_HEADROOM;
 pub const MIN_MTU: u16 = 1_200;
 /// Bytes of the largest datagram to another machine: a jumbo frame of 9,000 less the headers of IPv6 and UDP.
 pub const JUMBO_MTU: u16 = 8_952;
-/// Bytes of the largest datagram, sent or received: two fill a send within this machine, where larger ones gain
-/// nothing more. Every endpoint has buffers for 2,048: 64 MiB, of which the system backs what is used.
-pub const MAX_MTU: u16 = 32_500;
+/// Bytes of the largest datagram, sent or received: four fill a send within this machine; of larger ones each agent
+/// would make fewer at once. Every endpoint has buffers for 2,048: 32 MiB, of which the system backs what is used.
+pub const MAX_MTU: u16 = 16_250;
+/// Connections with which it is tried: to find it out takes 150 KB, which fifty peers would send to each other.
+pub const LARGE_MTUS: usize = 8;
 
 /// Bytes of the largest datagram a tracker sends, unless its operator says otherwise: Ethernet's 1,500 less
 /// the headers of IPv6 and UDP. Each connection keeps room for ten: 20,000 of them 280 MiB, which would

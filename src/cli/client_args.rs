@@ -71,8 +71,8 @@ pub struct ClientOptions {
     /// Receive at most so much a second [env: MTQ_DOWN].
     #[arg(long, value_name = "RATE")]
     pub down: Option<Rate>,
-    /// Send datagrams of at most so many bytes, 1200 to 32500; over 8952 only within this machine
-    /// [env: MTQ_MAX_MTU; default: 32500].
+    /// Send datagrams of at most so many bytes, 1200 to 16250; over 8952 only within this machine
+    /// [env: MTQ_MAX_MTU; default: 16250].
     #[arg(long, value_name = "BYTES")]
     pub max_mtu: Option<Mtu>,
     /// Congestion control of what is sent: cubic, or bbr for links that lose packets without being
@@ -106,7 +106,7 @@ pub struct AgentOptions {
     /// Receive at most so much a second.
     #[arg(long, value_name = "RATE")]
     pub down: Option<Rate>,
-    /// Send datagrams of at most so many bytes, 1200 to 32500; over 8952 only within this machine.
+    /// Send datagrams of at most so many bytes, 1200 to 16250; over 8952 only within this machine.
     #[arg(long, value_name = "BYTES")]
     pub max_mtu: Option<Mtu>,
     /// Congestion control of what is sent: cubic, or bbr for links that lose packets without being

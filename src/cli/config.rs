@@ -289,7 +289,7 @@ mod tests {
         assert_eq!(names, keys);
         assert_eq!(answer.text.lines().count(), 1 + keys.len());
         assert!(answer.text.contains("50000 B/s"), "{}", answer.text);
-        assert!(answer.text.contains("32500 bytes"), "{}", answer.text);
+        assert!(answer.text.contains("16250 bytes"), "{}", answer.text);
         assert!(answer.text.contains("c.toml: line 1"), "{}", answer.text);
     }
 }

@@ -52,7 +52,7 @@ pub struct RunArgs {
     /// Connections taken from one address [default: 512].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub max_connections_per_address: Option<u32>,
-    /// Send datagrams of at most so many bytes, 1200 to 32500; every connection keeps room for ten.
+    /// Send datagrams of at most so many bytes, 1200 to 16250; every connection keeps room for ten.
     #[arg(long, value_name = "BYTES", default_value_t = Mtu::TRACKER)]
     pub max_mtu: Mtu,
     /// Congestion control of what is sent: cubic, or bbr for links that lose packets without being

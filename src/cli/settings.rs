@@ -497,7 +497,7 @@ mod tests {
                 "max-mtu",
                 ["1200", "1452", "8000"],
                 ["Mtu(1200)", "Mtu(1452)", "Mtu(8000)"].map(str::to_owned),
-                "Mtu(32500)",
+                "Mtu(16250)",
             ),
             (
                 "congestion",
@@ -676,16 +676,16 @@ mod tests {
             ),
             (
                 &[],
-                &[("MTQ_MAX_MTU", "33000")],
+                &[("MTQ_MAX_MTU", "17000")],
                 "",
-                "MTQ_MAX_MTU=33000: an MTU is 1200 to 32500 bytes",
+                "MTQ_MAX_MTU=17000: an MTU is 1200 to 16250 bytes",
                 "MTQ_MAX_MTU=1452",
             ),
             (
                 &[],
                 &[],
                 "max-mtu = 576",
-                &format!("{file}max-mtu = 576: an MTU is 1200 to 32500 bytes"),
+                &format!("{file}max-mtu = 576: an MTU is 1200 to 16250 bytes"),
                 "max-mtu = 1452",
             ),
             (

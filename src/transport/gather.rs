@@ -314,7 +314,7 @@ mod tests {
         let contents = bytes(usize::from(MAX_MTU), 1);
         // The largest so far, be it only tried, decides for all.
         for (size, at_once) in
-            [(0, 7), (SIZE, 7), (JUMBO_MTU.into(), 7), (MAX_MTU.into(), 2), (SIZE, 2)]
+            [(0, 7), (SIZE, 7), (JUMBO_MTU.into(), 7), (MAX_MTU.into(), 4), (SIZE, 4)]
         {
             let alone = Transmit { segment_size: None, ..transmit(&contents[..size], SIZE, 2) };
             under.gatherer.try_send(&alone).expect("sent");

@@ -6,7 +6,7 @@ use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
 
-use crate::limits::{JUMBO_MTU, MAX_MTU, MIN_MTU, TRACKER_MTU};
+use crate::limits::{JUMBO_MTU, LARGE_MTUS, MAX_MTU, MIN_MTU, TRACKER_MTU};
 
 /// How this side of every connection sends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,12 +18,17 @@ pub struct Tuning {
 }
 
 impl Tuning {
-    /// The same for a connection with `address`: no link between machines carries more than `JUMBO_MTU`, and to
-    /// try it takes round trips.
-    pub fn towards(self, address: IpAddr) -> Self {
-        if address.to_canonical().is_loopback() {
+    /// The same for a connection with a peer at `address` beside so many others: no link between machines carries
+    /// more than `JUMBO_MTU`, and to find out what this machine does is only worth it for a few.
+    pub fn towards(self, address: IpAddr, others: usize) -> Self {
+        if address.to_canonical().is_loopback() && others < LARGE_MTUS {
             return self;
         }
+        self.between_machines()
+    }
+
+    /// The same for whatever is, or may as well be, on another machine.
+    pub fn between_machines(self) -> Self {
         Self { max_mtu: Mtu(self.max_mtu.get().min(JUMBO_MTU)), ..self }
     }
 }
@@ -103,14 +108,14 @@ mod tests {
 
     #[test]
     fn an_mtu_is_within_its_bounds() {
-        assert_eq!((Mtu::default().get(), Mtu::TRACKER.get()), (32_500, 1452));
-        for (text, bytes) in [("1200", 1200), ("1452", 1452), ("32500", 32_500)] {
+        assert_eq!((Mtu::default().get(), Mtu::TRACKER.get()), (16_250, 1452));
+        for (text, bytes) in [("1200", 1200), ("1452", 1452), ("16250", 16_250)] {
             let mtu: Mtu = text.parse().expect(text);
             assert_eq!((mtu.get(), mtu.to_string().as_str()), (bytes, text));
         }
-        for wrong in ["", "0", "1199", "32501", "65536", "-1", "1.5", "1452B", "many"] {
+        for wrong in ["", "0", "1199", "16251", "65536", "-1", "1.5", "1452B", "many"] {
             let error = wrong.parse::<Mtu>().expect_err(wrong);
-            assert_eq!(error, "an MTU is 1200 to 32500 bytes");
+            assert_eq!(error, "an MTU is 1200 to 16250 bytes");
         }
     }
 
@@ -118,18 +123,20 @@ mod tests {
     fn only_within_this_machine_datagrams_are_larger_than_jumbo_frames() {
         let tuned = |mtu| Tuning { max_mtu: Mtu(mtu), congestion: Congestion::Bbr };
         for (address, mtus) in [
-            ("127.0.0.1", [1452, 8952, 32_500]),
-            ("127.8.0.9", [1452, 8952, 32_500]),
-            ("::1", [1452, 8952, 32_500]),
-            ("::ffff:127.0.0.1", [1452, 8952, 32_500]),
+            ("127.0.0.1", [1452, 8952, 16_250]),
+            ("127.8.0.9", [1452, 8952, 16_250]),
+            ("::1", [1452, 8952, 16_250]),
+            ("::ffff:127.0.0.1", [1452, 8952, 16_250]),
             ("192.0.2.1", [1452, 8952, 8952]),
             ("::ffff:192.0.2.1", [1452, 8952, 8952]),
             ("2001:db8::1", [1452, 8952, 8952]),
         ] {
             let address = address.parse().expect(address);
-            let towards = [1452, 8952, 32_500].map(|mtu| tuned(mtu).towards(address));
+            let towards = [1452, 8952, 16_250].map(|mtu| tuned(mtu).towards(address, 7));
             assert_eq!(towards, mtus.map(tuned), "{address}");
         }
+        let many = tuned(16_250).towards(IpAddr::from([127, 0, 0, 1]), 8);
+        assert_eq!(many, tuned(8952));
     }
 
     #[test]
